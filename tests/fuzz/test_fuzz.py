@@ -97,7 +97,7 @@ def check_in_driver(plan: JobPlan, records: list[Input], between: list[str]) -> 
     suppress_health_check=list(HealthCheck),
 )
 @given(jobs, inputs, st.integers(1, 4))
-def test_odd_jobs_do_what_the_interpreter_says(
+def test_odd_jobs_do_what_the_interpreter_does(
     plan: JobPlan, records: list[Input], epoch_records: int
 ) -> None:
     check(plan, records, epoch_records)

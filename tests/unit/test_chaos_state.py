@@ -19,7 +19,7 @@ def judged(*claims: tuple[str, dict[bytes, bytes], int]) -> Verdict:
     return verdict
 
 
-def test_stores_that_hold_what_the_changelog_says_for_their_epochs_are_good() -> None:
+def test_stores_that_agree_with_the_changelog_at_their_epochs_are_accepted() -> None:
     verdict = judged(("old", {b"k": b"other"}, 2), ("base", {b"k": b"3"}, 3), ("newest", {b"k": b"6"}, 6))
     assert verdict.ok, verdict.report()
 
@@ -29,7 +29,7 @@ def test_store_with_another_value_is_found() -> None:
     assert judged(("base", {b"k": b"4"}, 3)).counts["state"] == 1
 
 
-def test_store_with_a_key_that_nobody_wrote_is_found() -> None:
+def test_store_with_an_unwritten_key_is_found() -> None:
     assert judged(("store", {b"k": b"5", b"l": b"1"}, 5)).counts["state"] == 1
 
 

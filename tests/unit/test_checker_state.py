@@ -30,7 +30,7 @@ def store_at(epoch: int, content: dict[bytes, bytes]) -> LocalStore:
     return LocalStore(Path("worker-0/source/0/db"), 0, epoch, content)
 
 
-def test_fold_ends_where_it_is_told_and_forgets_deleted_keys() -> None:
+def test_fold_ends_at_the_given_epoch_and_drops_deleted_keys() -> None:
     assert decoded(CHANGELOG.fold(3), "totals") == {"a": {"count": 1}, "b": {"count": 1}}
     assert decoded(CHANGELOG.fold(), "totals") == {"a": {"count": 2}}
     assert decoded(CHANGELOG.fold(), "another") == {}
@@ -38,7 +38,7 @@ def test_fold_ends_where_it_is_told_and_forgets_deleted_keys() -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 7])
-def test_store_behind_the_changelog_but_true_to_its_epoch_is_fine(epoch: int) -> None:
+def test_store_that_is_behind_but_correct_for_its_epoch_is_accepted(epoch: int) -> None:
     assert judge_local_stores([CHANGELOG], [store_at(epoch, CHANGELOG.fold(epoch))]).ok
 
 
@@ -54,6 +54,6 @@ def test_store_behind_the_changelog_but_true_to_its_epoch_is_fine(epoch: int) ->
     ],
     ids=["ahead", "behind", "empty", "key of an aborted epoch", "epoch never committed", "epoch of an abort"],
 )
-def test_store_off_its_epoch_is_found(epoch: int, content: dict[bytes, bytes]) -> None:
+def test_store_that_is_wrong_for_its_epoch_is_found(epoch: int, content: dict[bytes, bytes]) -> None:
     verdict = judge_local_stores([CHANGELOG], [store_at(epoch, content)])
     assert verdict.counts["state"] > 0

@@ -55,7 +55,7 @@ def judged(inputs: list[InputRecord], outputs: list[OutputRecord], group_count: 
 
 
 @pytest.mark.parametrize("group_count", [0, GROUPS])
-def test_faultless_run_is_found_exactly_once(group_count: int) -> None:
+def test_correct_run_is_accepted(group_count: int) -> None:
     inputs, outputs = made(group_count)
     verdict = judged(inputs, outputs, group_count)
     assert verdict.ok, verdict.report()
@@ -146,7 +146,7 @@ def test_record_that_the_producer_wrote_twice_has_two_outputs_and_not_three(grou
     assert judged(inputs, outputs[:60] + outputs[61:], group_count).counts["lost"] == 1
 
 
-def test_gap_in_the_input_is_the_tests_fault() -> None:
+def test_gap_in_the_input_is_reported_as_an_error_of_the_test() -> None:
     inputs, outputs = made(0)
     assert judged(inputs[1:], outputs[1:]).counts["input"] > 0
 
@@ -158,12 +158,12 @@ def blocks_of(values: list[bytes]) -> dict[int, Blocks]:
     return {0: blocks}
 
 
-def test_reader_that_saw_the_same_agrees() -> None:
+def test_reader_that_saw_the_same_records_agrees() -> None:
     values = [b"%d" % number for number in range(2500)]
     assert judge_blocks(blocks_of(values), blocks_of(values)).ok
 
 
-def test_record_that_changed_after_it_was_seen_is_found_and_placed() -> None:
+def test_record_that_changed_after_it_was_seen_is_found_with_its_place() -> None:
     values = [b"%d" % number for number in range(2500)]
     changed = [*values[:1700], b"x", *values[1701:]]
     verdict = judge_blocks(blocks_of(values), blocks_of(changed))
@@ -171,13 +171,13 @@ def test_record_that_changed_after_it_was_seen_is_found_and_placed() -> None:
     assert "near record 1000" in verdict.report()
 
 
-def test_record_that_was_passed_over_is_found() -> None:
+def test_skipped_record_is_found() -> None:
     values = [b"%d" % number for number in range(2500)]
     assert judge_blocks(blocks_of(values[:-1]), blocks_of(values)).counts["skipped"] == 1
     assert judge_blocks({}, blocks_of(values)).counts["skipped"] == 1
 
 
-def test_outputs_that_were_passed_over_by_the_committed_reader_are_aborted() -> None:
+def test_outputs_that_the_committed_reader_skipped_count_as_aborted() -> None:
     aborted = Aborted()
     for offset in range(10):
         aborted.saw(0, offset, 100 + offset)
@@ -189,7 +189,7 @@ def test_outputs_that_were_passed_over_by_the_committed_reader_are_aborted() -> 
     assert aborted.between(0, 1000) == 6
 
 
-def test_repartition_topic_with_each_input_once_and_in_order_is_good() -> None:
+def test_repartition_topic_with_each_input_once_and_in_order_is_accepted() -> None:
     inputs, _ = made(0)
     assert judge_between(inputs, {0: inputs}).ok
     assert judge_between(inputs, {0: inputs[100:]}).ok  # the reader started late

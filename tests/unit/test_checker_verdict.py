@@ -73,7 +73,7 @@ def kinds(verdict) -> set[str]:
     return {kind for kind, count in verdict.counts.items() if count}
 
 
-def test_faultless_output_is_exactly_once(inputs, outputs) -> None:
+def test_correct_output_is_exactly_once(inputs, outputs) -> None:
     verdict = judge_totals(inputs, outputs)
     assert verdict.ok, verdict.report()
     assert (verdict.inputs, verdict.outputs, verdict.keys) == (600, 600, 20)
@@ -81,7 +81,7 @@ def test_faultless_output_is_exactly_once(inputs, outputs) -> None:
     assert "NOT" not in verdict.report()
 
 
-def test_output_missing_is_lost_and_a_gap_in_its_key(inputs, outputs) -> None:
+def test_missing_output_is_lost_and_a_gap_in_its_key(inputs, outputs) -> None:
     gone = outputs.pop(100)
     verdict = judge_totals(inputs, outputs)
     assert kinds(verdict) == {"lost", "sequence"}
@@ -89,12 +89,12 @@ def test_output_missing_is_lost_and_a_gap_in_its_key(inputs, outputs) -> None:
     assert f"input {gone.id} " in verdict.report()
 
 
-def test_last_output_missing_is_lost(inputs, outputs) -> None:
+def test_missing_last_output_is_lost(inputs, outputs) -> None:
     outputs.pop()
     assert kinds(judge_totals(inputs, outputs)) == {"lost"}
 
 
-def test_all_output_missing_is_lost(inputs) -> None:
+def test_missing_outputs_are_lost(inputs) -> None:
     assert judge_totals(inputs, []).counts["lost"] == 600
 
 
@@ -105,7 +105,7 @@ def test_output_written_twice_is_repeated(inputs, outputs) -> None:
     assert verdict.counts["repeated"] == 1
 
 
-def test_outputs_of_a_key_swapped_are_reordered(inputs, outputs) -> None:
+def test_swapped_outputs_of_a_key_are_reordered(inputs, outputs) -> None:
     key = outputs[50].key
     first, second = [index for index, row in enumerate(outputs) if row.key == key][3:5]
     outputs[first], outputs[second] = outputs[second], outputs[first]
@@ -114,7 +114,7 @@ def test_outputs_of_a_key_swapped_are_reordered(inputs, outputs) -> None:
     assert verdict.counts["reordered"] == 1
 
 
-def test_other_order_between_keys_is_fine(inputs, outputs) -> None:
+def test_another_order_between_keys_is_accepted(inputs, outputs) -> None:
     outputs.sort(key=lambda row: row.key)
     assert judge_totals(inputs, outputs).ok
 
@@ -130,7 +130,7 @@ def test_other_order_between_keys_is_fine(inputs, outputs) -> None:
         {"partition": 9, "offset": -1},
     ],
 )
-def test_field_differs_from_the_fold_is_wrong(inputs, outputs, change) -> None:
+def test_field_that_differs_from_the_fold_is_wrong(inputs, outputs, change) -> None:
     index = next(index for index, row in enumerate(outputs) if row.partition == 0)
     outputs[index] = outputs[index]._replace(**change)
     verdict = judge_totals(inputs, outputs)
@@ -138,7 +138,7 @@ def test_field_differs_from_the_fold_is_wrong(inputs, outputs, change) -> None:
     assert kinds(verdict) <= {"wrong", "sequence"}
 
 
-def test_state_lost_in_the_middle_is_wrong_from_there_on(inputs, outputs) -> None:
+def test_output_is_wrong_from_where_state_was_lost(inputs, outputs) -> None:
     key = outputs[0].key
     mine = [row for row in outputs if row.key == key]
     base = mine[9]
@@ -159,24 +159,24 @@ def test_key_in_two_output_partitions_is_misplaced(inputs, outputs) -> None:
     assert kinds(judge_totals(inputs, outputs)) == {"misplaced"}
 
 
-def test_input_with_a_hole_is_blamed_on_the_input(inputs, outputs) -> None:
+def test_gap_in_the_input_is_blamed_on_the_input(inputs, outputs) -> None:
     verdict = judge_totals(inputs[:200] + inputs[201:], outputs)
     assert verdict.counts["input"] > 0
 
 
-def test_long_list_of_findings_is_cut_but_counted(inputs) -> None:
+def test_long_list_of_findings_is_truncated_but_counted(inputs) -> None:
     report = judge_totals(inputs, []).report()
     assert "lost: 600" in report
     assert "and 595 more" in report
     assert len(report.splitlines()) == 8
 
 
-def test_faultless_regrouped_output_is_exactly_once(inputs, regrouped) -> None:
+def test_correct_regrouped_output_is_exactly_once(inputs, regrouped) -> None:
     verdict = judge_regrouped(inputs, regrouped, GROUPS)
     assert verdict.ok, verdict.report()
 
 
-def test_regrouped_output_missing_is_lost(inputs, regrouped) -> None:
+def test_missing_regrouped_output_is_lost(inputs, regrouped) -> None:
     regrouped.pop(77)
     verdict = judge_regrouped(inputs, regrouped, GROUPS)
     assert verdict.counts["lost"] == 1
@@ -189,19 +189,19 @@ def test_regrouped_input_counted_twice_is_repeated(inputs, regrouped) -> None:
     assert verdict.counts["repeated"] == 1
 
 
-def test_regrouped_key_out_of_order_is_reordered(inputs, regrouped) -> None:
+def test_regrouped_outputs_out_of_order_are_reordered(inputs, regrouped) -> None:
     key = regrouped[0].key
     first, second = [index for index, row in enumerate(regrouped) if row.key == key][:2]
     regrouped[first], regrouped[second] = regrouped[second], regrouped[first]
     assert judge_regrouped(inputs, regrouped, GROUPS).counts["reordered"] == 1
 
 
-def test_regrouped_sum_off_is_wrong(inputs, regrouped) -> None:
+def test_wrong_regrouped_sum_is_wrong(inputs, regrouped) -> None:
     regrouped[5] = regrouped[5]._replace(sum=regrouped[5].sum + 1)
     assert kinds(judge_regrouped(inputs, regrouped, GROUPS)) == {"wrong"}
 
 
-def test_regrouped_into_the_wrong_group_is_wrong(inputs, regrouped) -> None:
+def test_output_in_the_wrong_group_is_wrong(inputs, regrouped) -> None:
     regrouped[5] = regrouped[5]._replace(group="g77")
     assert judge_regrouped(inputs, regrouped, GROUPS).counts["wrong"] > 0
 
@@ -212,23 +212,23 @@ def test_uncommitted_reader_may_see_repeats(inputs, outputs) -> None:
     assert "50 repeats" in verdict.report()
 
 
-def test_uncommitted_reader_sees_a_wrong_repeat_is_wrong(inputs, outputs) -> None:
+def test_wrong_repeat_seen_by_an_uncommitted_reader_is_wrong(inputs, outputs) -> None:
     repeat = outputs[-1]._replace(count=outputs[-1].count + 1)
     assert kinds(judge_uncommitted(inputs, [*outputs, repeat])) == {"wrong"}
 
 
-def test_uncommitted_reader_missing_a_record_is_lost(inputs, outputs) -> None:
+def test_record_missing_for_an_uncommitted_reader_is_lost(inputs, outputs) -> None:
     assert kinds(judge_uncommitted(inputs, outputs[1:])) == {"lost"}
 
 
-def test_state_equal_to_the_fold_is_fine(inputs) -> None:
+def test_state_equal_to_the_fold_is_accepted(inputs) -> None:
     assert judge_state(state_by_key(inputs), state_by_key(inputs)).ok
     groups = state_by_group(inputs, GROUPS)
     assert sum(row["count"] for row in groups.values()) == len(inputs)
 
 
 @pytest.mark.parametrize("fault", ["missing", "stale", "extra"])
-def test_state_off_the_fold_is_found(inputs, fault: str) -> None:
+def test_state_that_differs_from_the_fold_is_found(inputs, fault: str) -> None:
     expected, actual = state_by_key(inputs), state_by_key(inputs)
     if fault == "missing":
         del actual["k3"]
@@ -251,18 +251,18 @@ def test_live_reader_that_stopped_early_agrees(outputs) -> None:
     assert judge_live(by_partition(outputs[:200]), by_partition(outputs)).ok
 
 
-def test_live_reader_saw_an_aborted_record_is_vanished(outputs) -> None:
+def test_aborted_record_seen_by_a_live_reader_is_vanished(outputs) -> None:
     later = outputs[:100] + outputs[101:]
     assert kinds(judge_live(by_partition(outputs), by_partition(later))) == {"vanished"}
 
 
-def test_live_reader_passed_over_a_record_is_skipped(outputs) -> None:
+def test_record_that_a_live_reader_did_not_see_is_skipped(outputs) -> None:
     assert kinds(judge_live(by_partition(outputs[:100] + outputs[101:]), by_partition(outputs))) == {
         "skipped"
     }
 
 
-def test_live_reader_got_an_offset_twice_is_repeated(outputs) -> None:
+def test_offset_that_a_live_reader_got_twice_is_repeated(outputs) -> None:
     seen = by_partition(outputs)
     seen[0].append(seen[0][-1])
     assert kinds(judge_live(seen, by_partition(outputs))) == {"repeated"}
@@ -279,14 +279,14 @@ def test_generated_records_are_the_same_for_the_same_seed() -> None:
     assert list(generate_records(50, keys=5, seed=3)) != list(generate_records(50, keys=5, seed=4))
 
 
-def test_generated_in_two_parts_continues_each_keys_sequence() -> None:
+def test_second_generated_part_continues_each_keys_sequence() -> None:
     sequences: dict[str, int] = {}
     first = list(generate_records(100, keys=5, seed=3, sequences=sequences))
     second = list(generate_records(100, keys=5, seed=4, first_id=100, sequences=sequences))
     assert judge_totals(first + second, []).counts["input"] == 0
 
 
-def test_record_survives_its_encoding() -> None:
+def test_record_is_decoded_as_it_was_encoded() -> None:
     record = next(generate_records(1, keys=3))
     assert decode_input(encode_input(record, 42), 1, 9) == record._replace(
         partition=1, offset=9, produced_at_ns=42
@@ -313,7 +313,7 @@ def with_repeats(inputs: list[InputRecord], first: int, last: int) -> list[Input
     return [*others, *again]
 
 
-def test_record_that_stands_twice_in_the_source_has_two_outputs(inputs) -> None:
+def test_record_that_is_twice_in_the_source_has_two_outputs(inputs) -> None:
     again = with_repeats(inputs, 40, 70)
     for verdict in (
         judge_totals(again, totals_of(again)),
@@ -329,7 +329,7 @@ def test_record_that_stands_twice_in_the_source_has_two_outputs(inputs) -> None:
 
 
 @pytest.mark.parametrize("regroup", [False, True])
-def test_output_of_a_repeat_that_is_missing_is_lost(inputs, regroup) -> None:
+def test_missing_output_of_a_repeat_is_lost(inputs, regroup) -> None:
     again = with_repeats(inputs, 40, 70)
     outputs = totals_of(again, regroup=regroup)
     seen: set[int] = set()
@@ -340,7 +340,7 @@ def test_output_of_a_repeat_that_is_missing_is_lost(inputs, regroup) -> None:
 
 
 @pytest.mark.parametrize("regroup", [False, True])
-def test_third_output_of_a_record_that_stands_twice_is_repeated(inputs, regroup) -> None:
+def test_third_output_of_a_record_that_is_twice_in_the_source_is_repeated(inputs, regroup) -> None:
     again = with_repeats(inputs, 40, 41)
     outputs = totals_of(again, regroup=regroup)
     twice = next(row for row in reversed(outputs) if sum(row.id == other.id for other in outputs) == 2)
@@ -349,6 +349,6 @@ def test_third_output_of_a_record_that_stands_twice_is_repeated(inputs, regroup)
     assert verdict.counts["repeated"] == 1
 
 
-def test_same_id_with_another_content_is_no_repeat(inputs) -> None:
+def test_same_id_with_another_content_is_not_a_repeat(inputs) -> None:
     strange = inputs[50]._replace(value=inputs[50].value + 1, offset=10_000)
     assert "input" in kinds(judge_totals([*inputs, strange], totals_of([*inputs, strange])))

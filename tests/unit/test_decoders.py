@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "fcluster"
 
 
-def test_no_struct_is_decoded_for_the_first_time_by_a_thread() -> None:
+def test_no_struct_is_first_decoded_in_a_thread() -> None:
     """msgspec crashes the process if two threads are the first to decode a type. A `type=` at the call allows
     that, a decoder in the module doesn't."""
     lazy = re.compile(r"msgspec\.(json|msgpack)\.decode\([^#]*\btype=|msgspec\.convert\(")

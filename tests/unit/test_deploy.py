@@ -32,7 +32,7 @@ def test_compose_runs_the_same_kafka_as_the_embedded_broker() -> None:
     assert compose()["services"]["kafka"]["image"] == f"apache/kafka:{kafka_jars.kafka_version()}"
 
 
-def test_compose_broker_is_reachable_from_this_machine_only_and_checked() -> None:
+def test_compose_broker_is_reachable_only_from_this_machine_and_has_a_health_check() -> None:
     kafka = compose()["services"]["kafka"]
     assert kafka["ports"] == ["127.0.0.1:9092:9092"]
     healthcheck = kafka["healthcheck"]
@@ -40,7 +40,7 @@ def test_compose_broker_is_reachable_from_this_machine_only_and_checked() -> Non
     assert "127.0.0.1:9092" in healthcheck["test"]
 
 
-def test_compose_environment_holds_text_only() -> None:
+def test_compose_environment_contains_text_only() -> None:
     # Without quotes, YAML turns `false` and `1` into other types, which compose refuses or rewrites.
     environment = compose()["services"]["kafka"]["environment"]
     assert isinstance(environment, dict)
@@ -57,7 +57,7 @@ def test_deploy_files_are_packaged_where_the_code_looks_for_them() -> None:
         assert target == f"fcluster/{source}"
 
 
-def test_installed_deploy_file_goes_before_the_checkout(
+def test_installed_deploy_file_is_preferred_to_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "deploy").mkdir()
@@ -67,7 +67,7 @@ def test_installed_deploy_file_goes_before_the_checkout(
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-demo.lock", "requirements-run.lock"])
-def test_lock_holds_hashes_and_no_host(lock: str) -> None:
+def test_lock_file_contains_hashes_and_no_host(lock: str) -> None:
     text = (REPOSITORY / lock).read_text()
     assert "://" not in text
     assert "index-url" not in text
@@ -75,7 +75,7 @@ def test_lock_holds_hashes_and_no_host(lock: str) -> None:
     assert len(pins) == len(re.findall(r"^\w", text, flags=re.MULTILINE)) > 0
 
 
-def test_lock_leaves_pandas_out() -> None:
+def test_lock_file_for_running_leaves_pandas_out() -> None:
     locks = (REPOSITORY / "requirements.lock").read_text() + (
         REPOSITORY / "requirements-demo.lock"
     ).read_text()
@@ -83,7 +83,7 @@ def test_lock_leaves_pandas_out() -> None:
     assert "pandas" not in locks
 
 
-def test_lock_holds_every_dependency_that_the_package_declares() -> None:
+def test_lock_file_contains_every_declared_dependency() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     declared = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
     names = {re.split(r"[\[<>=]", requirement)[0] for requirement in declared}

@@ -92,7 +92,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose-cluster.yaml"])
-def test_compose_file_fits_the_compose_specification(name: str) -> None:
+def test_compose_file_matches_the_compose_specification(name: str) -> None:
     tool = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*tool, str(DEPLOY / name)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,7 +109,7 @@ def test_compose_cluster_has_three_brokers_two_coordinators_and_workers(compose:
         assert {volume for volume in volumes if not volume.startswith(".")} <= set(compose["volumes"]), name
 
 
-def test_compose_brokers_agree_with_each_other_and_lose_one_without_harm(compose: dict[str, Any]) -> None:
+def test_compose_brokers_agree_with_each_other_and_tolerate_the_loss_of_one(compose: dict[str, Any]) -> None:
     brokers = {name: s for name, s in compose["services"].items() if name.startswith("kafka")}
     ids = {service["environment"]["KAFKA_NODE_ID"] for service in brokers.values()}
     assert ids == {"1", "2", "3"}
@@ -171,7 +171,7 @@ def test_compose_health_check_succeeds_if_the_process_is_ready_and_fails_if_not(
 # --- image --------------------------------------------------------------------------------------------------
 
 
-def test_image_is_built_from_files_that_are_there_and_not_ignored() -> None:
+def test_image_is_built_from_files_that_exist_and_are_not_ignored() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     allowed = {
         line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")
@@ -221,7 +221,7 @@ WORKLOADS = [("Deployment", "fcluster-coordinator"), ("StatefulSet", "fcluster-w
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifest_fits_the_schema_of_kubernetes(path: Path, version: str) -> None:
+def test_manifest_matches_the_schema_of_kubernetes(path: Path, version: str) -> None:
     for document in yaml.safe_load_all(path.read_text()):
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -250,7 +250,7 @@ def test_kustomization_names_all_manifests_and_renders() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), WORKLOADS)
-def test_pod_finds_its_settings_and_leaves_in_order(kind: str, name: str) -> None:
+def test_pod_finds_its_settings_and_ends_cleanly(kind: str, name: str) -> None:
     pod = manifest(kind, name)["spec"]["template"]["spec"]
     [container] = pod["containers"]
     environment: dict[str, str] = dict(GIVEN)
@@ -319,7 +319,7 @@ def image_state_dir() -> str:
 
 
 @pytest.mark.parametrize(("kind", "name"), WORKLOADS)
-def test_pod_is_what_the_restricted_profile_asks_for(kind: str, name: str) -> None:
+def test_pod_conforms_to_the_restricted_profile(kind: str, name: str) -> None:
     """The namespace enforces the profile: another pod would never start."""
     namespace = manifest("Namespace", "fcluster")["metadata"]
     assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -334,7 +334,7 @@ def test_pod_is_what_the_restricted_profile_asks_for(kind: str, name: str) -> No
     assert keys["secret"]["defaultMode"] == 0o440  # for the pod's group only; other modes are refused
 
 
-def test_selectors_meet_the_pods_they_are_meant_for() -> None:
+def test_selectors_match_the_intended_pods() -> None:
     for kind, name in WORKLOADS:
         workload = manifest(kind, name)
         labels = workload["spec"]["template"]["metadata"]["labels"]
@@ -372,7 +372,7 @@ def test_unit_is_accepted_by_systemd(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_unit_runs_a_command_that_exists_and_leaves_in_order(unit: Path) -> None:
+def test_unit_runs_an_existing_command_and_ends_cleanly(unit: Path) -> None:
     found = lines_of(unit)
     environment = lines_of(DEPLOY / "systemd" / "fcluster.env")
     assert "EnvironmentFile=/etc/fcluster/fcluster.env" in unit.read_text()
@@ -391,7 +391,7 @@ def test_unit_runs_a_command_that_exists_and_leaves_in_order(unit: Path) -> None
 # --- all ----------------------------------------------------------------------------------------------------
 
 
-def test_procfile_runs_commands_that_exist() -> None:
+def test_procfile_runs_existing_commands() -> None:
     processes = parse_procfile((REPOSITORY / "Procfile").read_text()).processes
     assert set(processes) == {"coordinator", "worker"}
     for name, line in processes.items():
@@ -406,7 +406,7 @@ def test_guide_names_every_file_of_the_deployments() -> None:
         assert path.name in guide, f"docs/deploy.md doesn't mention {path.name}"
 
 
-def test_no_deployment_holds_a_real_secret() -> None:
+def test_no_deployment_contains_a_real_secret() -> None:
     secret = manifest("Secret", "fcluster-credentials")["stringData"]
     values = {name: value for name, value in secret.items() if re.search("PASSWORD|SECRET|KEY_ID|USER", name)}
     assert set(values.values()) == {"replace-me"}

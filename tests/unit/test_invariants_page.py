@@ -13,11 +13,11 @@ PAGE = (REPOSITORY / "docs" / "invariants.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"^### (?=\d+\. )", PAGE, flags=re.MULTILINE)[1:]
 
 
-def test_numbers_are_those_of_the_page() -> None:
+def test_numbers_are_consecutive() -> None:
     assert [int(section.split(".", 1)[0]) for section in SECTIONS] == list(range(1, len(SECTIONS) + 1))
 
 
-def test_each_invariant_names_code_that_keeps_it_and_tests_that_exist() -> None:
+def test_each_invariant_names_existing_code_and_tests() -> None:
     for section in SECTIONS:
         title = section.splitlines()[0]
         kept, caught = section.split("- Kept by:")[1].split("- Caught by:")

@@ -118,22 +118,22 @@ def local_imports(path: Path) -> set[Path]:
 PURE_MODULES = [path for path in MODULES if is_pure(path)]
 
 
-def test_the_walk_sees_the_package() -> None:
+def test_all_modules_are_found() -> None:
     assert {module_name(path) for path in MODULES} >= {"fcluster.common.ids", "fcluster.common.positions"}
     assert "msgspec" in set(imports(PACKAGE / "wire" / "messages.py"))
 
 
-def test_imports_hidden_in_functions_are_seen() -> None:
+def test_imports_in_functions_are_found() -> None:
     tree = ast.parse("def f():\n    if x:\n        from time import sleep\n    import zmq")
     assert set(imported_names(tree, "m")) == {"time", "time.sleep", "zmq"}
 
 
-def test_imports_for_the_type_checker_alone_do_not_count() -> None:
+def test_imports_only_for_the_type_checker_do_not_count() -> None:
     tree = ast.parse("if TYPE_CHECKING:\n    import zmq\nelse:\n    import time")
     assert set(imported_names(tree, "m")) == {"time"}
 
 
-def test_packages_around_a_module_are_seen() -> None:
+def test_enclosing_packages_of_a_module_are_found() -> None:
     around = {PACKAGE / "__init__.py", PACKAGE / "engine" / "__init__.py", PACKAGE / "common" / "__init__.py"}
     assert local_imports(PACKAGE / "engine" / "runner.py") >= around
 

@@ -54,7 +54,7 @@ def parts(place: Place, *batches: bytes) -> list[Written]:
     return written_in(place, batches_in(b"".join(batches)))
 
 
-def test_what_a_producer_wrote_ends_at_its_marker() -> None:
+def test_records_of_a_producer_end_at_its_marker() -> None:
     found = parts(
         OUTPUT,
         data(0, 3, (7, 1), compressed=True),
@@ -73,13 +73,13 @@ def test_what_a_producer_wrote_ends_at_its_marker() -> None:
     ]
 
 
-def test_marker_of_nothing_and_marker_sent_twice_end_nothing() -> None:
+def test_marker_without_records_and_repeated_marker_end_nothing() -> None:
     found = parts(OUTPUT, abort(0, (7, 1)), data(1, 1, (7, 2)), commit(2, (7, 2)), commit(3, (7, 2)))
     assert found == [Written(OUTPUT, 7, 2, 1, 1, COMMIT, 2)]
 
 
 @pytest.mark.parametrize("length", [0, 12, 60, 61, 100])
-def test_batch_that_is_not_whole_is_the_end(length: int) -> None:
+def test_incomplete_batch_ends_the_segment(length: int) -> None:
     whole = data(0, 1, (7, 1)) + commit(1, (7, 1))
     unfinished = data(2, 1, (7, 1))
     assert parts(OUTPUT, whole, unfinished[: min(length, len(unfinished) - 1)]) == parts(OUTPUT, whole)
@@ -119,7 +119,7 @@ def test_transaction_with_one_outcome_everywhere_is_whole() -> None:
     assert (found.torn, found.whole, found.untold) == ([], 2, 0)
 
 
-def test_producer_that_goes_on_with_its_epoch_is_no_torn_transaction() -> None:
+def test_producer_that_keeps_its_epoch_is_not_a_torn_transaction() -> None:
     """Epoch 10 was committed and epoch 11 aborted, by the same producer with the same producer epoch."""
     aborted = [part for at in TOLD for part in epoch_11(at, abort(3, (7, 2)))]
     found = judge(EPOCH_10 + aborted, TOLD)
@@ -129,7 +129,7 @@ def test_producer_that_goes_on_with_its_epoch_is_no_torn_transaction() -> None:
     assert (found.torn, found.whole) == ([], 2)
 
 
-def test_replay_of_an_epoch_by_its_next_producer_is_no_torn_transaction() -> None:
+def test_replay_of_an_epoch_by_the_next_producer_is_not_a_torn_transaction() -> None:
     aborted = [part for at in TOLD for part in epoch_11(at, abort(3, (7, 2)))]
     again = [part for at in TOLD for part in parts(at, data(4, 1, (7, 2)), commit(5, (7, 2)))]
     told = {at: {**rows, 4: rows[2]} for at, rows in TOLD.items()}
@@ -138,7 +138,7 @@ def test_replay_of_an_epoch_by_its_next_producer_is_no_torn_transaction() -> Non
 
 
 @pytest.mark.parametrize("torn_off", list(TOLD), ids=["offsets", "changelog", "output"])
-def test_transaction_that_is_committed_here_and_aborted_there_is_torn(torn_off: Place) -> None:
+def test_transaction_committed_in_one_partition_and_aborted_in_another_is_torn(torn_off: Place) -> None:
     ended = {at: abort(3, (7, 2)) if at == torn_off else commit(3, (7, 1)) for at in TOLD}
     found = judge(EPOCH_10 + [part for at in TOLD for part in epoch_11(at, ended[at])], TOLD)
     assert found.whole == 1
@@ -148,7 +148,7 @@ def test_transaction_that_is_committed_here_and_aborted_there_is_torn(torn_off: 
     assert f"{torn_off[0]}/{torn_off[1]} 2 to 2: ABORT at 3" in str(found)
 
 
-def test_part_that_tells_nothing_is_counted_and_not_judged() -> None:
+def test_part_that_cannot_be_attributed_is_counted_and_not_judged() -> None:
     silent = {at: rows for at, rows in TOLD.items() if at != OUTPUT}
     ended = {at: abort(3, (7, 2)) if at == OUTPUT else commit(3, (7, 1)) for at in TOLD}
     found = judge(EPOCH_10 + [part for at in TOLD for part in epoch_11(at, ended[at])], silent)

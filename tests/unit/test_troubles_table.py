@@ -103,7 +103,7 @@ def test_table_has_rows() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"line {row.number}")
-def test_every_message_in_the_table_is_the_products_own(row: Row) -> None:
+def test_every_message_in_the_table_is_one_of_the_products(row: Row) -> None:
     assert row.messages, f"{row.trouble}: it doesn't say what is seen"
     for message in row.messages:
         assert any(is_made_by(text, message) for text in product_texts()), f"nothing says {message!r}"
@@ -123,7 +123,7 @@ def test_every_message_in_the_table_is_produced_by_a_test(row: Row) -> None:
         assert any(tells(text, message) for text in texts), f"no test named there looks for {message!r}"
 
 
-def test_check_finds_a_message_that_nothing_says_and_a_test_that_does_not_look_for_it() -> None:
+def test_check_finds_unknown_messages_and_tests_that_do_not_look_for_them() -> None:
     assert is_made_by(f"The topic {ANY} holds records of two jobs", "The topic <name> holds records of")
     assert not is_made_by(f"The topic {ANY} is empty", "The topic <name> holds records")
     assert tells("holds records of two jobs", "The topic <name> holds records of two jobs")

@@ -64,7 +64,7 @@ def test_decorated_handler_becomes_one_stage_named_after_its_topic() -> None:
     assert only_process(topology) == Process("carrier", carrier, "stop", "many")
 
 
-def test_key_by_opens_a_stage_behind_a_repartition_topic() -> None:
+def test_key_by_starts_a_stage_after_a_repartition_topic() -> None:
     job = Job("j")
     flights, totals = job.topic("flights"), job.topic("totals")
     job.stream(flights).filter(bool).map(dict).key_by("tailnum").process(count, to=totals)
@@ -101,7 +101,7 @@ def test_handlers_of_one_topic_share_its_stage() -> None:
     assert [chain.sink for chain in stage.chains] == [None, None]
 
 
-def test_stream_that_branches_before_any_handler_gives_a_chain_each() -> None:
+def test_stream_that_branches_before_any_handler_becomes_several_chains() -> None:
     job = Job("j")
     shared = job.stream(job.topic("a")).filter(bool)
     shared.process(count)
@@ -110,7 +110,7 @@ def test_stream_that_branches_before_any_handler_gives_a_chain_each() -> None:
     assert [[type(o) for o in chain.operators] for chain in stage.chains] == [[Filter, Process]] * 2
 
 
-def test_two_handlers_behind_one_key_by_share_its_stage() -> None:
+def test_two_handlers_after_one_key_by_share_its_stage() -> None:
     job = Job("j")
     keyed = job.stream(job.topic("a")).key_by("k")
     keyed.process(total)
@@ -119,7 +119,7 @@ def test_two_handlers_behind_one_key_by_share_its_stage() -> None:
     assert (stage.name, stage.stores) == ("total", ("total", "count"))
 
 
-def test_key_by_straight_into_a_topic_needs_no_stage_of_its_own() -> None:
+def test_key_by_directly_into_a_topic_needs_no_further_stage() -> None:
     job = Job("j")
     out = job.topic("out")
     job.stream(job.topic("a")).key_by("k").to(out)
@@ -127,13 +127,13 @@ def test_key_by_straight_into_a_topic_needs_no_stage_of_its_own() -> None:
     assert [(chain.rekey, chain.sink) for chain in stage.chains] == [("k", out)]
 
 
-def test_key_by_with_only_a_map_behind_is_named_after_the_topic_written_to() -> None:
+def test_key_by_followed_only_by_a_map_is_named_after_the_output_topic() -> None:
     job = Job("j")
     job.stream(job.topic("a")).key_by("k").map(dict).to(job.topic("out"))
     assert [stage.name for stage in job.build(Settings()).stages] == ["a", "out"]
 
 
-def test_key_by_with_a_name_gives_it_to_the_stage() -> None:
+def test_named_key_by_names_its_stage() -> None:
     job = Job("j")
     job.stream(job.topic("a")).key_by("k", name="by-k").process(count)
     assert [stage.name for stage in job.build(Settings()).stages] == ["a", "by-k"]
@@ -147,7 +147,7 @@ def test_two_key_bys_in_a_row_chain_three_stages() -> None:
     assert second.chains[0].sink == third.inputs[0].topic
 
 
-def test_values_travel_through_a_repartition_topic_as_in_the_source_unless_mapped() -> None:
+def test_unmapped_values_keep_the_sources_encoding_in_a_repartition_topic() -> None:
     job = Job("j")
     raw = job.topic("a", value="bytes")
     job.stream(raw).key_by(lambda value: value[:4].decode()).process(count)
@@ -162,7 +162,7 @@ def test_building_twice_gives_the_same() -> None:
     assert job.build(Settings()) == job.build(Settings())
 
 
-def test_partly_applied_and_wrapped_generators_return_many() -> None:
+def test_partial_and_wrapped_generators_count_as_generators() -> None:
     @functools.wraps(total)
     def logged(*args: Any) -> Any:
         return total(*args)
@@ -180,7 +180,7 @@ def test_partly_applied_and_wrapped_generators_return_many() -> None:
     assert only_process(job.build(Settings())).returns == "one"
 
 
-def test_isolation_left_open_follows_the_settings() -> None:
+def test_unset_isolation_follows_the_settings() -> None:
     job = Job("j", settings={"kafka.consumer.isolation-level": "READ_UNCOMMITTED"})
     open_, fixed = job.topic("open"), job.topic("fixed", isolation="read-committed")
     job.stream(open_).process(count)
@@ -204,11 +204,11 @@ def test_isolation_left_open_follows_the_settings() -> None:
         {"isolation.level": "READ_UNCOMMITTED"},
     ],
 )
-def test_topic_takes_its_isolation_under_every_name(options: dict[str, Any]) -> None:
+def test_topic_accepts_every_name_of_its_isolation(options: dict[str, Any]) -> None:
     assert Job("j").topic("a", **options).isolation == "read-uncommitted"
 
 
-def test_settings_come_by_name_and_as_keywords() -> None:
+def test_settings_are_accepted_by_name_and_as_keywords() -> None:
     job = Job("j", settings={"commit.interval.ms": 50}, num_standby_replicas=1)
     settings = resolve(job.settings, None, {}, {})
     assert (settings.commit_interval_max_ms, settings.num_standby_replicas) == (50, 1)
@@ -219,7 +219,7 @@ def test_topic_declared_twice_alike_is_one_topic() -> None:
     assert job.topic("a") is job.topic("a")
 
 
-def test_outputs_are_all_that_may_be_written() -> None:
+def test_outputs_are_all_topics_that_may_be_written() -> None:
     job = Job("j")
     source, out, letters, extra = (job.topic(name) for name in ("a", "out", "letters", "extra"))
     job.stream(source).key_by("k").process(count, to=out, on_error=letters)
@@ -231,7 +231,7 @@ def test_outputs_are_all_that_may_be_written() -> None:
 # --- records --------------------------------------------------------------------------------------------
 
 
-def test_record_tells_unset_fields_from_none() -> None:
+def test_record_distinguishes_unset_fields_from_none() -> None:
     record = Record(key=None)
     assert record.key is None
     assert (record.value, record.headers, record.timestamp, record.topic) == (UNSET, UNSET, UNSET, None)
@@ -261,11 +261,11 @@ def test_reserved_topic_names_are_refused(name: str) -> None:
     assert "reserved" in refused(lambda: Job("j").topic(name)).message
 
 
-def test_topic_that_merely_begins_like_the_job_is_fine() -> None:
+def test_topic_that_only_begins_like_the_job_is_accepted() -> None:
     assert Job("flights").topic("flights-totals").name == "flights-totals"
 
 
-def test_internal_names_keep_within_kafkas_limit() -> None:
+def test_internal_names_are_within_kafkas_limit() -> None:
     job = Job("j" * 200)
     job.stream(job.topic("t" * 240)).process(count).key_by("k", name="s" * 249).process(total)
     topics = job.build(Settings()).internal_topics
@@ -279,7 +279,7 @@ def test_job_without_handlers_is_refused() -> None:
     assert "no handlers" in refused_build(job).message
 
 
-def test_two_handlers_of_one_name_are_refused_with_the_way_out() -> None:
+def test_two_handlers_of_one_name_are_refused_with_a_remedy() -> None:
     job = Job("j")
     job.process(job.topic("a"))(count)
     job.process(job.topic("b"))(count)
@@ -353,7 +353,7 @@ def test_empty_stream_and_dangling_key_by_are_refused() -> None:
         assert "nothing after it" in refused_build(job).message
 
 
-def test_going_on_behind_to_is_refused() -> None:
+def test_steps_after_to_are_refused() -> None:
     job = Job("j")
     out = job.topic("out")
     closed = job.stream(job.topic("a")).process(count, to=out)
@@ -407,7 +407,7 @@ def test_topics_of_another_job_and_plain_names_are_refused() -> None:
     assert "job.topic('b')" in refused(lambda: job.stream("b")).remedy  # type: ignore[arg-type]
 
 
-def test_refused_calls_leave_nothing_behind_in_the_job() -> None:
+def test_refused_calls_leave_the_job_unchanged() -> None:
     job = Job("j")
     stream = job.stream(job.topic("a"))
     refused(lambda: stream.process(count, to=Topic("elsewhere")))
@@ -436,7 +436,7 @@ def test_wrong_topic_options_are_refused(options: dict[str, Any]) -> None:
     refused(lambda: Job("j").topic("a", **options))
 
 
-def test_field_of_values_that_are_no_objects_is_refused_as_a_key() -> None:
+def test_field_as_a_key_is_refused_if_values_are_not_objects() -> None:
     job = Job("j")
     job.stream(job.topic("a", value="text")).key_by("k").process(count)
     assert "field k" in refused_build(job).message
@@ -448,7 +448,7 @@ def test_unknown_on_error_is_refused() -> None:
     refused(lambda: job.stream(job.topic("a")).process(count, on_error="ignore"))  # type: ignore[arg-type]
 
 
-def test_topics_that_kafka_cannot_hold_side_by_side_are_refused_with_the_reason() -> None:
+def test_topics_that_cannot_exist_together_in_kafka_are_refused_with_the_reason() -> None:
     job = Job("j")
     job.topic("orders.eu_west")
     error = refused(lambda: job.topic("orders_eu.west"))
@@ -480,7 +480,7 @@ def test_merged_topics_are_inputs_of_one_stage_with_one_store() -> None:
     assert len({chain.name for chain in stage.chains}) == 2
 
 
-def test_merged_stage_takes_in_all_chains_of_its_topics() -> None:
+def test_merged_stage_contains_all_chains_of_its_topics() -> None:
     job = Job("j")
     a, b = job.topic("a"), job.topic("b")
     job.process(a, name="alone")(count)
@@ -513,7 +513,7 @@ def test_merges_that_share_a_topic_are_one_stage_in_the_order_in_which_inputs_ar
     ]
 
 
-def test_repartition_topics_can_be_merged_and_have_names_of_their_own() -> None:
+def test_repartition_topics_can_be_merged_and_have_their_own_names() -> None:
     job = Job("j")
     a, b, c = job.topic("a"), job.topic("b"), job.topic("c")
     job.merge(job.stream(b).key_by("k"), job.stream(a).key_by("k"), c).process(count)
@@ -526,7 +526,7 @@ def test_repartition_topics_can_be_merged_and_have_names_of_their_own() -> None:
     assert stages["a"].chains[0].sink == inputs[1].topic
 
 
-def test_key_by_behind_a_merge_reads_one_topic_that_all_inputs_write() -> None:
+def test_key_by_after_a_merge_reads_one_topic_that_all_inputs_write() -> None:
     job = Job("j")
     job.merge(job.topic("a"), job.topic("b")).key_by("k").process(count)
     first, second = job.build(Settings()).stages
@@ -534,7 +534,7 @@ def test_key_by_behind_a_merge_reads_one_topic_that_all_inputs_write() -> None:
     assert [chain.sink for chain in first.chains] == [second.inputs[0].topic] * 2
 
 
-def test_rule_for_undecodable_records_is_each_inputs_own() -> None:
+def test_each_input_has_its_own_rule_for_undecodable_records() -> None:
     job = Job("j")
     a, b = job.topic("a", on_error="skip"), job.topic("b")
     job.merge(a, b).process(count)
@@ -542,7 +542,7 @@ def test_rule_for_undecodable_records_is_each_inputs_own() -> None:
     assert [source.on_error for source in stage.inputs] == ["skip", "stop"]
 
 
-def test_merges_that_cannot_be_are_refused() -> None:
+def test_impossible_merges_are_refused() -> None:
     job, other = Job("j"), Job("other")
     a, b = job.topic("a"), job.topic("b")
     assert "got 1 stream" in refused(lambda: job.merge(a)).message
@@ -552,7 +552,7 @@ def test_merges_that_cannot_be_are_refused() -> None:
     refused(lambda: job.merge(a, Topic("undeclared")))
 
 
-def test_merge_with_nothing_behind_it_is_refused() -> None:
+def test_merge_with_nothing_after_it_is_refused() -> None:
     job = Job("j")
     job.merge(job.topic("a"), job.topic("b"))
     assert "ends in a merge with nothing after it" in refused_build(job).message
@@ -566,7 +566,7 @@ def test_merged_keys_of_different_kinds_are_refused() -> None:
     assert "key_by" in error.remedy
 
 
-def test_handler_in_front_of_a_merge_and_something_else_is_refused() -> None:
+def test_handler_before_a_merge_and_something_else_is_refused() -> None:
     job = Job("j")
     stream = job.stream(job.topic("a")).process(count)
     stream.to(job.topic("out"))

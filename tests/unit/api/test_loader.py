@@ -41,7 +41,7 @@ def failure(target: str) -> JobError:
     return caught.value
 
 
-def test_file_with_one_job_gives_it(write: WriteFile) -> None:
+def test_file_with_one_job_is_loaded(write: WriteFile) -> None:
     path = write("flights.py", JOB)
     assert load_job("flights.py").name == "carriers"
     assert load_job(str(path)).name == "carriers"
@@ -49,26 +49,26 @@ def test_file_with_one_job_gives_it(write: WriteFile) -> None:
     assert load_job(f"{path}:job").name == "carriers"
 
 
-def test_module_with_one_job_gives_it(write: WriteFile) -> None:
+def test_module_with_one_job_is_loaded(write: WriteFile) -> None:
     write("jobs_of_a_test/__init__.py", "")
     write("jobs_of_a_test/flights.py", JOB)
     assert load_job("jobs_of_a_test.flights:job").name == "carriers"
     assert load_job("jobs_of_a_test.flights").name == "carriers"
 
 
-def test_file_that_changed_is_loaded_anew(write: WriteFile) -> None:
+def test_changed_file_is_loaded_again(write: WriteFile) -> None:
     write("flights.py", JOB)
     first = load_job("flights.py")
     write("flights.py", JOB.replace("carriers", "carriers-of-today"))
     assert (first.name, load_job("flights.py").name) == ("carriers", "carriers-of-today")
 
 
-def test_file_named_like_an_imported_module_is_loaded_all_the_same(write: WriteFile) -> None:
+def test_file_named_like_an_imported_module_is_loaded(write: WriteFile) -> None:
     write("json.py", JOB)
     assert load_job("json.py").name == "carriers"
 
 
-def test_file_that_imports_its_neighbour_is_loaded_from_elsewhere(
+def test_file_that_imports_its_neighbour_is_loaded_from_another_directory(
     write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("there/neighbour_of_flights.py", "NAME = 'carriers'")
@@ -80,7 +80,7 @@ def test_file_that_imports_its_neighbour_is_loaded_from_elsewhere(
     assert load_job(str(tmp_path / "there" / "flights.py")).name == "carriers"
 
 
-def test_missing_file_names_it_and_the_near_one(write: WriteFile) -> None:
+def test_missing_file_is_reported_with_a_similar_name(write: WriteFile) -> None:
     write("flights.py", JOB)
     error = failure("flihgts.py")
     assert "'flihgts.py' doesn't exist" in error.message
@@ -95,13 +95,13 @@ def test_missing_module_is_named(write: WriteFile) -> None:
     assert "'no_such_module_here.job'" in failure("no_such_module_here.job:job").message
 
 
-def test_missing_module_near_a_file_offers_the_file(write: WriteFile) -> None:
+def test_missing_module_with_the_name_of_a_file_suggests_the_file(write: WriteFile) -> None:
     write("flights_of_a_test.py", JOB)
     assert "flights_of_a_test.py" in failure("flight_of_a_test").remedy
     assert load_job("flights_of_a_test").name == "carriers"
 
 
-def test_target_that_names_nothing_says_how_jobs_are_named(write: WriteFile) -> None:
+def test_unknown_target_is_reported_with_how_to_name_a_job(write: WriteFile) -> None:
     for target in ("", ":job", ".job"):
         assert "flights.py:job" in failure(target).remedy
 
@@ -129,7 +129,7 @@ def test_file_that_lacks_a_package_says_where_to_install_it(write: WriteFile) ->
     assert sys.executable in error.remedy
 
 
-def test_module_that_lacks_a_package_isnt_called_missing_itself(write: WriteFile) -> None:
+def test_module_that_lacks_a_package_is_not_reported_as_missing(write: WriteFile) -> None:
     write("job_lacking_a_package.py", "import no_such_package_here\n")
     message = failure("job_lacking_a_package").message
     assert "Can't load job_lacking_a_package" in message
@@ -169,7 +169,7 @@ def test_one_job_under_two_names_is_one_job(write: WriteFile) -> None:
     assert load_job("flights.py").name == "carriers"
 
 
-def test_variable_that_isnt_there_or_isnt_a_job_is_refused(write: WriteFile) -> None:
+def test_variable_that_is_missing_or_not_a_job_is_refused(write: WriteFile) -> None:
     write("flights.py", JOB + "number = 1\n")
     missing = failure("flights.py:jobb")
     assert "nothing named 'jobb'" in missing.message
@@ -177,7 +177,7 @@ def test_variable_that_isnt_there_or_isnt_a_job_is_refused(write: WriteFile) -> 
     assert "of type int" in failure("flights.py:number").message
 
 
-def test_function_of_a_job_file_is_found_by_a_process_that_was_started_afresh(write: WriteFile) -> None:
+def test_function_of_a_job_file_is_found_by_a_spawned_process(write: WriteFile) -> None:
     write("json.py", JOB + "def double(number):\n    return 2 * number\n")
     load_job("json.py")
     module = next(name for name in sys.modules if name.startswith("fcluster.api.job_files."))

@@ -60,7 +60,7 @@ def test_25_percent_worse_than_recorded_is_too_much(engine_us: float, says: str)
         assert "docs/performance.md" in worse["few keys"]
 
 
-def test_rounds_go_on_while_a_case_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_continue_while_a_case_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy at first: the best round counts."""
     rounds: list[int] = []
 

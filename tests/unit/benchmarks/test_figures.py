@@ -29,7 +29,7 @@ MS = 1_000_000
     st.integers(0, 10**15),
     st.integers(0, 10**11),
 )
-def test_as_many_are_due_as_have_come_due(rate: float, start_ns: int, after_ns: int) -> None:
+def test_number_of_due_records_follows_the_schedule(rate: float, start_ns: int, after_ns: int) -> None:
     schedule = Schedule(rate, start_ns)
     count = schedule.count_due(start_ns + after_ns)
     assert schedule.due_ns(count - 1) <= start_ns + after_ns < schedule.due_ns(count)
@@ -40,7 +40,7 @@ def test_nothing_is_due_before_the_start() -> None:
     assert Schedule(1000, 5_000).count_due(5_000) == 1
 
 
-def test_a_writer_that_stalls_shows_in_latencies_from_the_schedule_and_not_in_those_from_writing() -> None:
+def test_stalled_writer_shows_in_latencies_from_the_schedule_and_not_in_those_from_writing() -> None:
     """Coordinated omission: 1,000 records a second for 2 s, each answered 1 ms after it is written. For 1 s
     the
     writer stalls, and everything with it."""
@@ -74,7 +74,7 @@ def test_percentiles_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1), st.floats(0.001, 1.0))
-def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(
+def test_percentile_is_the_smallest_value_that_enough_values_do_not_exceed(
     values: list[int], share: float
 ) -> None:
     found = percentile(sorted(values), share)
@@ -88,7 +88,7 @@ def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(
     assert not any(enough(value) for value in values if value < found)
 
 
-def test_figures_of_latencies_are_in_milliseconds_and_carry_the_prefix() -> None:
+def test_figures_of_latencies_are_in_milliseconds_and_have_the_prefix() -> None:
     figures = latency_figures([2 * MS, 1 * MS, 3 * MS], "committed_")
     assert figures == {
         "committed_median_ms": 2.0,
@@ -107,7 +107,7 @@ def test_latencies_of_nothing_are_an_error() -> None:
 # --- parts of a drain -----------------------------------------------------------------------------------
 
 
-def test_a_time_between_two_looks_is_in_proportion() -> None:
+def test_time_between_two_samples_is_interpolated() -> None:
     progress = [Progress(10.0, 0), Progress(11.0, 100), Progress(13.0, 300)]
     assert reached_s(progress, 0) == 10.0
     assert reached_s(progress, 50) == 10.5
@@ -138,7 +138,7 @@ def test_spread_over_rounds() -> None:
     }
 
 
-def test_ratios_are_of_one_rounds_own_figures() -> None:
+def test_ratios_are_computed_within_each_round() -> None:
     """Twice as fast in each round, although the machine was four times slower in one of them."""
     ours = {1: {"rate": 200.0}, 2: {"rate": 50.0}, 3: {"rate": 220.0}}
     others = {1: {"rate": 100.0}, 2: {"rate": 25.0}, 3: {"rate": 100.0}}

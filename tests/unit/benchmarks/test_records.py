@@ -9,7 +9,7 @@ import orjson
 from benchmarks.records import Input, encode, key_numbers
 
 
-def test_first_come_all_new_keys() -> None:
+def test_new_keys_come_first() -> None:
     numbers = list(key_numbers(Input(250, 100)))
     assert len(numbers) == 250
     assert set(numbers[:100]) == set(range(100))

@@ -93,7 +93,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 # --- plots ------------------------------------------------------------------------------------------------
 
 
-def test_scenarios_of_a_family_share_a_file() -> None:
+def test_scenarios_of_a_group_share_a_plot() -> None:
     assert family_of("state-1e4") == ("state", "1e4")
     assert family_of("latency-2000") == ("latency", "2000")
     assert family_of("latency-at-least-once") == ("latency-at-least-once", "")

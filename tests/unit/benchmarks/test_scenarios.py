@@ -46,7 +46,7 @@ def test_scale_is_a_factor_for_records_keys_and_seconds() -> None:
     assert (scaled.load.seconds, scaled.load.warm_up_s) == (1.0, 1.0)
 
 
-def test_settings_are_told_as_they_are_after_scaling() -> None:
+def test_settings_are_reported_after_scaling() -> None:
     (scenario,) = choose(["state-1e6"])
     settings = scenario.scaled(0.1).settings()
     assert settings["keys"] == settings["split_at"] == 100_000

@@ -71,7 +71,7 @@ def test_help_loads_neither_the_kafka_client_nor_rich(command: list[str]) -> Non
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
-def test_error_ends_in_two_lines_and_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_is_printed_in_two_lines_with_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     class PickyError(FclusterError):
         exit_code = 7
 
@@ -113,7 +113,7 @@ def test_unexpected_error_is_called_a_bug_and_its_traceback_is_kept(
     assert "raise RuntimeError" in kept.read_text()
 
 
-def test_brokers_that_are_down_are_temporary_trouble_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brokers_that_are_down_are_a_temporary_failure_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise KafkaUnavailable("no brokers", remedy="Start them.")
 
@@ -170,7 +170,7 @@ def test_up_without_a_job_file_names_it() -> None:
     assert "remedy:" in result.stderr
 
 
-def test_options_become_settings_and_win_over_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_become_settings_and_override_set(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[up.UpOptions] = []
     monkeypatch.setattr(up, "run_up", lambda options: seen.append(options) or 0)
     result = run(
@@ -196,7 +196,7 @@ def test_options_become_settings_and_win_over_set(monkeypatch: pytest.MonkeyPatc
     }
 
 
-def test_settings_file_of_the_current_directory_counts(tmp_path: Path) -> None:
+def test_settings_file_in_the_current_directory_is_used(tmp_path: Path) -> None:
     (tmp_path / "fcluster.toml").write_text('state.dir = "elsewhere"\n')
     assert "no cluster runs in elsewhere" in run("status").stderr
 
@@ -213,7 +213,7 @@ def test_settings_file_that_is_not_there_is_a_usage_error() -> None:
         (["host1=8", "host2:4711=0"], (-1, {"host1": 8, "host2:4711": 0})),
     ],
 )
-def test_scale_takes_a_number_or_numbers_for_places(
+def test_scale_accepts_a_number_or_numbers_by_agent(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[int, dict[str, int]]
 ) -> None:
     asked: list[Any] = []
@@ -228,7 +228,7 @@ def test_scale_takes_a_number_or_numbers_for_places(
     "arguments",
     [[], ["many"], ["-1"], ["h="], ["h=-1"], ["h=1", "2"], ["1", "2"], ["h=1", "h=2"], ["h=99999999"]],
 )
-def test_scale_to_what_is_no_number_is_a_usage_error(arguments: list[str]) -> None:
+def test_scale_to_something_else_than_a_number_is_a_usage_error(arguments: list[str]) -> None:
     assert run("scale", "--", *arguments).exit_code == 2
 
 
@@ -248,7 +248,7 @@ def test_kafka_status_of_a_stopped_broker_exits_with_1() -> None:
     assert result.output == "not running in .fcluster\n"
 
 
-def test_kafka_stop_of_a_stopped_broker_is_no_error() -> None:
+def test_kafka_stop_of_a_stopped_broker_is_not_an_error() -> None:
     result = run("kafka", "stop")
     assert result.exit_code == 0
     assert result.output == "not running\n"

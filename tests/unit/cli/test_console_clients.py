@@ -117,12 +117,12 @@ def test_json_keeps_digits_that_a_float_would_lose() -> None:
     assert b"12345678901234567890.123456789" in line
 
 
-def test_tombstone_is_told_from_the_json_value_null() -> None:
+def test_tombstone_is_distinguished_from_the_json_value_null() -> None:
     assert line_of(None)["tombstone"] is True
     assert "tombstone" not in line_of(b"null")
 
 
-def test_headers_are_shown_on_request_whatever_is_in_them() -> None:
+def test_headers_are_shown_on_request_whatever_they_contain() -> None:
     headers: list[tuple[str, bytes | None]] = [
         ("a", b"1"),
         ("a", b"\xff\x00"),
@@ -136,7 +136,7 @@ def test_headers_are_shown_on_request_whatever_is_in_them() -> None:
     assert json.loads(format_message(FakeMessage(b"1"), headers=True))["headers"] == []
 
 
-def test_dead_letter_shows_its_reason_and_origin_without_being_asked() -> None:
+def test_dead_letter_always_shows_its_reason_and_origin() -> None:
     headers: list[tuple[str, bytes | None]] = [
         ("fcluster.error", "KeyError: 'grüße'".encode()),
         ("fcluster.handler", b"count"),
@@ -155,7 +155,7 @@ def test_dead_letter_shows_its_reason_and_origin_without_being_asked() -> None:
     }
 
 
-def test_header_named_like_ours_makes_no_dead_letter() -> None:
+def test_header_named_like_ours_does_not_make_a_dead_letter() -> None:
     message = FakeMessage(b"1", headers=[("fcluster.topic", b"x")])
     assert "dead_letter" not in json.loads(format_message(message))
 
@@ -167,7 +167,7 @@ def test_json_over_several_lines_is_printed_on_one() -> None:
 @given(
     st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), st.lists, max_leaves=5)
 )
-def test_any_json_value_comes_out_as_it_went_in(value: Any) -> None:
+def test_any_json_value_is_printed_unchanged(value: Any) -> None:
     assert line_of(json.dumps(value, indent=1).encode())["value"] == value
 
 
@@ -222,19 +222,19 @@ def consume(consumer: FakeConsumer, **options: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.getvalue().splitlines()]
 
 
-def test_consume_begins_after_the_newest_record() -> None:
+def test_consume_starts_after_the_newest_record() -> None:
     consumer = FakeConsumer()
     consume(consumer)
     assert consumer.assigned == {0: 90, 1: 91}
 
 
-def test_consume_from_the_beginning_begins_at_the_oldest_record() -> None:
+def test_consume_from_the_beginning_starts_at_the_oldest_record() -> None:
     consumer = FakeConsumer()
     consume(consumer, from_beginning=True)
     assert consumer.assigned == {0: 10, 1: 11}
 
 
-def test_consume_asks_again_where_a_new_topic_has_no_leader_yet_or_the_answer_says_nothing() -> None:
+def test_consume_asks_again_if_a_new_topic_has_no_leader_yet_or_an_offset_is_unknown() -> None:
     class Fresh(FakeConsumer):
         answers: ClassVar[list[Any]] = [KafkaError.NOT_LEADER_FOR_PARTITION, None, (-1001, -1001)]
 
@@ -259,7 +259,7 @@ def test_consume_prints_what_came_before_an_interrupt() -> None:
     assert [document["value"] for document in consume(consumer)] == [1, 2]
 
 
-def test_consume_waits_out_what_the_client_repairs_itself() -> None:
+def test_consume_ignores_errors_that_the_client_recovers_from() -> None:
     lost = FakeMessage(None, error=KafkaError(KafkaError._ALL_BROKERS_DOWN))
     assert len(consume(FakeConsumer([lost, FakeMessage(b"1")]))) == 1
 
@@ -270,7 +270,7 @@ def test_consume_ends_when_the_topic_may_not_be_read() -> None:
         consume(FakeConsumer([refused]))
 
 
-def test_consume_of_a_missing_topic_names_near_ones() -> None:
+def test_consume_of_a_missing_topic_suggests_similar_ones() -> None:
     consumer = FakeConsumer(topics=("flight", "flight-totals", "x", "__consumer_offsets"))
     with pytest.raises(MissingTopic) as raised:
         consume(consumer)
@@ -294,7 +294,7 @@ def test_topic_that_the_brokers_do_not_know_yet_is_waited_for() -> None:
     assert not answers
 
 
-def test_topic_of_which_nothing_is_known_does_not_count_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_topic_state_does_not_count_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_clients, "METADATA_TIMEOUT_S", 0.3)
     monkeypatch.setattr(console_clients, "MISSING_S", 0.1)
     consumer = FakeConsumer()
@@ -303,7 +303,7 @@ def test_topic_of_which_nothing_is_known_does_not_count_as_missing(monkeypatch: 
         existing_partitions(consumer, "flights")
 
 
-def test_error_of_the_client_becomes_one_for_users() -> None:
+def test_error_of_the_client_becomes_an_error_for_users() -> None:
     with pytest.raises(KafkaUnavailable, match="timed out"), kafka_errors():
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "it timed out"))
 
@@ -371,7 +371,7 @@ class Produced:
         return self.producer.sent
 
 
-def test_produce_sends_lines_as_they_stand_in_order() -> None:
+def test_produce_sends_lines_unchanged_and_in_order() -> None:
     produced = Produced([b'{"a":  1}\n', b"\n", b"2.50\r\n", b'"x"'])
     assert produced.run() == Sent(3)
     assert produced.sent == [(None, b'{"a":  1}'), (None, b"2.50"), (None, b'"x"')]
@@ -416,7 +416,7 @@ def test_produce_refuses_bytes_that_are_not_text() -> None:
         parse_line(b'"\xff"', 9, None)
 
 
-def test_line_that_kafka_refuses_is_named_with_what_went_out_before() -> None:
+def test_line_that_kafka_refuses_is_named_with_the_number_sent_before() -> None:
     produced = Produced([b"1", b"", b"2", b"3", b"4"], refused={b"3": KafkaError.INVALID_RECORD})
     with pytest.raises(DeliveryError) as raised:
         produced.run()
@@ -428,7 +428,7 @@ def test_line_that_kafka_refuses_is_named_with_what_went_out_before() -> None:
     assert [value for _, value in produced.sent] == [b"1", b"2"]
 
 
-def test_line_that_the_client_itself_refuses_is_named_too() -> None:
+def test_line_that_the_client_refuses_is_named_too() -> None:
     produced = Produced([b"1", b"2", b"3"], too_large=[b"2"])
     with pytest.raises(DeliveryError) as raised:
         produced.run()
@@ -437,7 +437,7 @@ def test_line_that_the_client_itself_refuses_is_named_too() -> None:
     assert [value for _, value in produced.sent] == [b"1"]
 
 
-def test_refused_lines_are_skipped_and_named_and_all_others_sent_in_order(
+def test_refused_lines_are_skipped_and_named_and_all_others_are_sent_in_order(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     produced = Produced(
@@ -455,21 +455,21 @@ def test_refused_lines_are_skipped_and_named_and_all_others_sent_in_order(
     assert "skipped line 5: Kafka refuses it: no thanks" in said
 
 
-def test_many_skipped_lines_are_counted_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_skipped_lines_are_counted_and_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
     produced = Produced([b"oops"] * 1000 + [b"1"], skip_errors=True)
     assert produced.run() == Sent(1, skipped=1000)
     assert len(capsys.readouterr().err.splitlines()) < 30
 
 
 @pytest.mark.parametrize("code", [KafkaError._MSG_TIMED_OUT, KafkaError.TOPIC_AUTHORIZATION_FAILED])
-def test_trouble_that_is_not_a_lines_doing_is_no_reason_to_skip_it(code: int) -> None:
+def test_line_is_not_skipped_because_of_other_failures(code: int) -> None:
     produced = Produced([b"1", b"2"], refused={b"1": code}, skip_errors=True)
     with pytest.raises(DeliveryError) as raised:
         produced.run()
     assert raised.value.message == "no thanks, line 1; written to 'flights' before it: 0 records"
 
 
-def test_bad_line_behind_a_refused_one_does_not_hide_it() -> None:
+def test_bad_line_after_a_refused_one_does_not_hide_it() -> None:
     produced = Produced([b"1", b"oops"], refused={b"1": KafkaError.INVALID_RECORD})
     with pytest.raises(DeliveryError, match="line 1: Kafka refuses it"):
         produced.run()
@@ -483,7 +483,7 @@ def test_integer_beyond_64_bits_is_not_rounded_as_a_key(number: int) -> None:
 
 
 @pytest.mark.parametrize("text", [b'{"id": NaN}', b'{"id": Infinity}', b"NaN", b"[-Infinity]"])
-def test_nan_and_infinity_are_refused_as_no_json(text: bytes) -> None:
+def test_nan_and_infinity_are_refused_because_json_lacks_them(text: bytes) -> None:
     with pytest.raises(InputError, match="line 1 isn't JSON"):
         parse_line(text, 1, None)
 

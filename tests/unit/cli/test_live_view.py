@@ -81,7 +81,7 @@ def printed(doc: dict[str, Any]) -> str:
 # --- totals ----------------------------------------------------------------------------------------------
 
 
-def test_totals_sum_up_workers_and_shards() -> None:
+def test_totals_add_up_workers_and_shards() -> None:
     totals = totals_of(document())
     assert totals.records_in_per_second == 2000
     assert totals.records_out_per_second == 1000
@@ -91,7 +91,7 @@ def test_totals_sum_up_workers_and_shards() -> None:
     assert not totals.caught_up
 
 
-def test_lag_is_unknown_while_one_shard_s_is() -> None:
+def test_lag_is_unknown_while_that_of_a_shard_is() -> None:
     assert totals_of(document(shards=[shard(0), shard(1, lag=-1)])).lag == -1
 
 
@@ -108,19 +108,19 @@ def test_summary_is_one_line_with_what_matters() -> None:
     )
 
 
-def test_epoch_that_is_open_for_long_names_who_holds_it_back() -> None:
+def test_long_open_epoch_names_the_workers_that_delay_it() -> None:
     line = summary_line(document(oldest_open_epoch={"epoch": 5, "age_ms": 4200, "waiting_for": [3, 1]}), 0)
     assert line.endswith("an epoch has been open for 4.2 s, held back by 3, 1")
 
 
-def test_record_that_takes_long_is_named_with_who_is_busy_with_it() -> None:
+def test_record_that_takes_long_is_named_with_its_worker() -> None:
     record = {"topic": "in", "partition": 2, "offset": 7, "running_ms": 4200, "slot": 1}
     open_epoch = {"epoch": 5, "age_ms": 4200, "waiting_for": [1]}
     line = summary_line(document(oldest_open_epoch=open_epoch, longest_record=record), 0)
     assert line.endswith("slot 1 has been processing record in/2 at offset 7 for 4.2 s")
 
 
-def test_ordinary_open_epoch_is_no_news() -> None:
+def test_ordinary_open_epoch_is_not_mentioned() -> None:
     line = summary_line(document(oldest_open_epoch={"epoch": 5, "age_ms": 40, "waiting_for": [1]}), 0)
     assert "held back" not in line
 
@@ -133,7 +133,7 @@ junk = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*document(), "other"]), junk))
-def test_no_document_makes_a_view_fail(doc: dict[str, Any]) -> None:
+def test_views_accept_any_document(doc: dict[str, Any]) -> None:
     summary_line(doc, 0)
     printed(doc)
     ShardRates().update(doc, 1.0)
@@ -169,7 +169,7 @@ def test_many_shards_show_those_that_lag_most_and_how_many_are_hidden() -> None:
     assert f"... and {1000 - SHARDS_SHOWN_MAX} more" in stream.getvalue()
 
 
-def test_shards_stand_side_by_side_on_a_wide_terminal_only() -> None:
+def test_shards_are_side_by_side_only_on_a_wide_terminal() -> None:
     assert shard_columns(document(), 60) == 1
     assert shard_columns(document(), 200) == 3
 
@@ -219,14 +219,14 @@ def test_plain_view_summarises_no_more_often_than_its_interval() -> None:
     assert stream.getvalue().count("cluster") == 1
 
 
-def test_plain_view_survives_a_reader_that_went_away() -> None:
+def test_plain_view_survives_a_closed_pipe() -> None:
     stream = io.StringIO()
     view = PlainView(stream)
     stream.close()
     view.line("worker-0", "hello")
 
 
-def test_agents_show_with_the_workers_they_run_and_those_they_shall() -> None:
+def test_agents_are_shown_with_their_running_and_wanted_workers() -> None:
     agents = [
         {"host": "h1", "pid": 7, "running": 2, "target": 2, "wanted": -1},
         {"host": "h2", "pid": 8, "running": 1, "target": 1, "wanted": 3},
@@ -237,7 +237,7 @@ def test_agents_show_with_the_workers_they_run_and_those_they_shall() -> None:
     assert agents_line({}) == ""
 
 
-def test_live_view_leaves_its_last_state_and_the_lines_of_trouble() -> None:
+def test_live_view_leaves_its_last_state_and_the_lines_about_trouble() -> None:
     stream = io.StringIO()
     view = LiveView(stream)
     view.line("worker-0", "2026-01-01T00:00:00.000Z ERROR   x: it broke")
@@ -272,13 +272,13 @@ def test_log_line_of_the_live_view_leaves_out_date_and_logger() -> None:
     assert styled_line("worker-0", "printed by a handler").plain == "worker-0    | printed by a handler"
 
 
-def test_trouble_is_known_by_its_level() -> None:
+def test_trouble_is_recognised_by_its_level() -> None:
     assert is_trouble("2026-01-01T00:00:00.000Z ERROR   x: y")
     assert is_trouble("error: it can't")
     assert not is_trouble("2026-01-01T00:00:00.000Z INFO    x: no error: fine")
 
 
-def test_restoring_worker_shows_how_much_is_left_and_for_how_long() -> None:
+def test_restoring_worker_shows_the_remaining_bytes_and_time() -> None:
     restoring = worker(
         1, phase="restoring", restore_bytes=120_000_000, restore_bytes_left=340_000_000, restore_ms_left=4200
     )
@@ -287,7 +287,7 @@ def test_restoring_worker_shows_how_much_is_left_and_for_how_long() -> None:
     assert "restoring 120 MB" in printed(document(workers=[unknown]))
 
 
-def test_shard_that_is_warming_elsewhere_counts_as_running() -> None:
+def test_shard_that_is_warmed_elsewhere_counts_as_running() -> None:
     assert totals_of(document(shards=[shard(0, phase="warming")])).shards_running == 1
 
 
@@ -310,7 +310,7 @@ def test_stopped_shard_with_a_hostile_reason_is_shown_in_one_bounded_line() -> N
     assert "\x1b" not in lines[0]
 
 
-def test_what_of_kafka_is_waited_for_is_shown_with_who_holds_the_epoch_back() -> None:
+def test_wait_for_kafka_is_shown_with_the_worker_that_delays_the_epoch() -> None:
     said = "waiting for Kafka: partition flights/3 has no leader (12 s)"
     oldest = {"epoch": 9, "age_ms": 13_000, "waiting_for": ["slot 0 (preparing)"]}
     troubled = document(kafka_troubles=[said, 7, "x" * 10_000], oldest_open_epoch=oldest)
@@ -322,7 +322,7 @@ def test_what_of_kafka_is_waited_for_is_shown_with_who_holds_the_epoch_back() ->
     assert "waiting for Kafka" not in printed(document())
 
 
-def test_event_time_has_a_line_for_each_stage_that_says_what_holds_it_back_and_what_is_idle() -> None:
+def test_event_time_has_a_line_for_each_stage_with_what_delays_it_and_what_is_idle() -> None:
     times: list[dict[str, Any]] = [
         {
             "stage": "orders",

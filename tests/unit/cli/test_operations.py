@@ -81,7 +81,7 @@ def scaled(line: FakeLine, *, wait: bool = True, timeout_s: float = 10) -> list[
     return said
 
 
-def test_drain_shows_what_is_left_until_the_worker_is_gone() -> None:
+def test_drain_shows_what_is_left_until_the_worker_has_left() -> None:
     line = FakeLine(status(worker(), shards=[SHARD]), status(worker(), shards=[SHARD]), status())
     assert drained(line) == [
         f"worker {WORKER} (slot 2) is leaving",
@@ -95,12 +95,12 @@ def test_drain_of_the_last_worker_says_that_its_shards_wait() -> None:
     assert drained(FakeLine(status(), others=0))[1].startswith("no other worker can take its shards")
 
 
-def test_drain_without_waiting_returns_when_the_worker_knows() -> None:
+def test_drain_without_waiting_returns_when_the_worker_has_the_order() -> None:
     line = FakeLine(status(worker(said=False)), status(worker()))
     assert drained(line, wait=False)[-1].endswith("has the order and will leave by itself")
 
 
-def test_drain_that_a_new_leader_does_not_know_of_is_asked_for_again() -> None:
+def test_drain_that_a_new_leader_does_not_know_is_requested_again() -> None:
     line = FakeLine(
         status(worker(said=False)),
         CoordinatorSilent("gone"),
@@ -113,13 +113,13 @@ def test_drain_that_a_new_leader_does_not_know_of_is_asked_for_again() -> None:
     assert "the coordinator doesn't answer; waiting for it or a new leader" in said
 
 
-def test_drain_that_a_new_leader_knows_of_is_not_asked_for_again() -> None:
+def test_drain_that_a_new_leader_knows_is_not_requested_again() -> None:
     line = FakeLine(status(worker(), term=2), status(term=2))
     drained(line)
     assert line.asked == ["2"]
 
 
-def test_drain_that_takes_too_long_says_what_holds_it_up() -> None:
+def test_drain_that_takes_too_long_says_what_delays_it() -> None:
     with pytest.raises(
         NotReached, match=r"still running after 0\.05 s: 1 shard left: in/3 warming for slot 0"
     ):
@@ -151,7 +151,7 @@ def test_scale_waits_for_workers_and_says_what_is_missing() -> None:
     assert line.asked == [3]
 
 
-def test_scale_without_waiting_returns_when_the_agents_know() -> None:
+def test_scale_without_waiting_returns_when_the_agents_have_the_order() -> None:
     assert (
         scaled(FakeLine(status(agents=BOTH)), wait=False)[-1] == "the agents have the order and carry it out"
     )
@@ -162,7 +162,7 @@ def test_scale_names_workers_that_no_agent_runs() -> None:
     assert said[-2:] == ["1 worker more without an agent: use `fcluster drain` to remove those", "done"]
 
 
-def test_scale_is_asked_for_again_by_agent_when_a_new_leader_has_them_all() -> None:
+def test_scale_is_requested_again_by_agent_when_a_new_leader_knows_them_all() -> None:
     line = FakeLine(
         status(agents=[agent("a1", 1, 1)], term=2),
         status(agents=[agent("a1", 1, 1), agent("a2", 1, 1)], term=2),

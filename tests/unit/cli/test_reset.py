@@ -55,7 +55,7 @@ def plan(*, keeps_state: bool) -> ResetPlan:
     )
 
 
-def test_plan_tells_what_goes_and_to_where() -> None:
+def test_plan_says_what_is_deleted_and_where_offsets_move() -> None:
     text = "\n".join(plan(keeps_state=False).describe())
     for part in (
         "reset of job 'job' to the given offsets, with empty state",
@@ -72,7 +72,7 @@ def test_plan_tells_what_goes_and_to_where() -> None:
     assert "deleted" not in kept
 
 
-def test_new_offsets_begin_with_no_state_or_with_that_of_the_former_ones() -> None:
+def test_new_offsets_have_no_state_or_that_of_the_former_ones() -> None:
     moves = plan(keeps_state=False).moves
     anew = _new_offset(moves[0], two_stages(), plan(keeps_state=False))
     fingerprint = two_stages().fingerprint
@@ -81,7 +81,7 @@ def test_new_offsets_begin_with_no_state_or_with_that_of_the_former_ones() -> No
     assert decode_position(kept.offset, kept.metadata) == CommittedPosition(2, 9, 7, "former", "id-2")
 
 
-def test_journal_keeps_what_must_never_come_again() -> None:
+def test_journal_keeps_numbers_that_must_not_be_reused() -> None:
     gone = _last_entries(PAST, keeps_state=False)
     assert set(gone.values()) == {None}
     assert gone.keys() >= {"assignment/in/0", "partitions/in", "topic/in", "topology", "leader", "resetting"}
@@ -92,7 +92,7 @@ def test_journal_keeps_what_must_never_come_again() -> None:
     assert not kept.keys() & {"term", "epoch", "slot/0", "topology", "partitions/in", "assignment/in/0"}
 
 
-def test_topic_that_another_job_writes_to_stays() -> None:
+def test_topic_that_another_job_writes_to_is_kept() -> None:
     topology = two_stages()
     (note,) = _notes_on(Found(topology, {"job-in-changelog": Claim("other", "in")}, []))
     assert "job-in-changelog is kept" in note
@@ -103,7 +103,7 @@ def test_topic_that_another_job_writes_to_stays() -> None:
     assert "only its name" in note
 
 
-def test_directory_in_which_a_cluster_runs_is_refused(tmp_path: Path) -> None:
+def test_directory_of_a_running_cluster_is_refused(tmp_path: Path) -> None:
     settings = Settings(state_dir=str(tmp_path))
     check_directory(settings)
     lock = DirectoryLock(tmp_path)
@@ -125,7 +125,7 @@ def test_inputs_of_one_shard_are_committed_with_the_epoch_of_one_state() -> None
     assert [move.kept for move in _with_one_epoch(moves, merged_stages())] == [None, kept, kept]
 
 
-def test_position_of_a_shard_with_several_inputs_is_taken_for_no_transactions() -> None:
+def test_position_after_a_reset_does_not_look_like_a_torn_transaction() -> None:
     """The repartition topic that it reads as well has no committed offset any more."""
     plan_ = plan(keeps_state=False)
     anew = _new_offset(Move("more", 0, 5, KEPT, False, 2, 8), merged_stages(), plan_)

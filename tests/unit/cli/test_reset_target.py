@@ -10,7 +10,7 @@ BEGINS = {("a", 0): 3, ("a", 1): 0}
 ENDS = {("a", 0): 9, ("a", 1): 5}
 
 
-def test_forms_of_a_target_are_understood(tmp_path: Path) -> None:
+def test_forms_of_a_target_are_parsed(tmp_path: Path) -> None:
     file = tmp_path / "offsets"
     file.write_text("# of last night\na/0=4\n\n a/1=5 \n")
     wanted = Target("offsets", offsets={("a", 0): 4, ("a", 1): 5})
@@ -35,13 +35,13 @@ def test_forms_of_a_target_are_understood(tmp_path: Path) -> None:
         ["offsets:/does/not/exist"],
     ],
 )
-def test_target_that_is_not_understood_is_refused_with_the_forms(given: list[str]) -> None:
+def test_unknown_form_of_a_target_is_refused_with_the_known_ones(given: list[str]) -> None:
     with pytest.raises(TargetError) as caught:
         parse_target(given)
     assert "TOPIC/PARTITION=OFFSET" in caught.value.remedy
 
 
-def test_line_that_is_not_understood_is_named_with_its_number(tmp_path: Path) -> None:
+def test_unparsable_line_is_named_with_its_number(tmp_path: Path) -> None:
     file = tmp_path / "offsets"
     file.write_text("a/0=4\na/1:5\n")
     with pytest.raises(TargetError, match="line 2: a/1:5"):
@@ -65,8 +65,6 @@ def test_offsets_follow_from_the_target() -> None:
         ({("a", 0): 3, ("a", 1): 6}, "a/1 has no offset 6: it has 0 to 5"),
     ],
 )
-def test_offsets_that_do_not_fit_the_sources_are_refused(
-    offsets: dict[tuple[str, int], int], named: str
-) -> None:
+def test_offsets_outside_of_the_sources_are_refused(offsets: dict[tuple[str, int], int], named: str) -> None:
     with pytest.raises(TargetError, match=named):
         chosen_offsets(Target("offsets", offsets=offsets), BEGINS, ENDS, {})

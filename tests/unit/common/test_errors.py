@@ -13,7 +13,7 @@ def test_error_with_a_remedy_shows_both_and_exits_with_a_failure() -> None:
     assert error.exit_code != 0
 
 
-def test_error_without_a_remedy_shows_the_message_alone() -> None:
+def test_error_without_a_remedy_shows_only_the_message() -> None:
     assert str(errors.StateDamaged("Gone.")) == "Gone."
 
 

@@ -56,7 +56,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(directory.glob("events-worker-*.msgpack"))
 
 
-def test_replay_of_a_file_decides_what_the_process_decided(
+def test_replay_of_a_file_makes_the_decisions_of_the_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played(tmp_path).dump()
@@ -77,14 +77,14 @@ def test_file_has_no_text_about_a_failure(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-def test_change_of_what_was_decided_is_noticed(tmp_path: Path) -> None:
+def test_changed_decision_is_noticed(tmp_path: Path) -> None:
     ring = ring_of(tmp_path)
     ring.note(0, events.Connected(), [])
     ring.dump()
     assert main([str(files(tmp_path)[0])]) == 1
 
 
-def test_ring_keeps_the_newest_events_and_says_that_others_are_missing(tmp_path: Path) -> None:
+def test_ring_keeps_the_newest_events_and_marks_that_others_are_missing(tmp_path: Path) -> None:
     ring = ring_of(tmp_path)
     for now_ms in range(EVENTS_KEPT + 3):
         ring.note(now_ms, events.Tick(), [])
@@ -95,7 +95,7 @@ def test_ring_keeps_the_newest_events_and_says_that_others_are_missing(tmp_path:
     assert main([str(files(tmp_path)[0])]) == 0
 
 
-def test_trouble_with_the_file_is_logged_and_no_process_fills_the_disk(
+def test_failure_to_write_the_file_is_logged_and_no_process_fills_the_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = ring_of(tmp_path)

@@ -35,12 +35,12 @@ def test_documentation_lists_all_codes_with_their_meaning() -> None:
     assert rows == expected
 
 
-def test_program_that_imports_nothing_of_ours_has_the_same_numbers() -> None:
+def test_program_that_imports_nothing_from_fcluster_has_the_same_numbers() -> None:
     assert bound_exec.EXIT_ORPHANED == ExitCode.ORPHANED
     assert bound_exec.EXIT_NOT_STARTED == ExitCode.NOT_STARTED
 
 
-def test_no_other_module_has_numbers_of_its_own() -> None:
+def test_no_other_module_has_its_own_numbers() -> None:
     exempt = {"exit_codes.py", "bound_exec.py"}
     own = re.compile(
         r"^\s*(EXIT_\w+|exit_code) = \d+$|(?:exit|_exit|Exit)\((?:code=)?[1-9]\d*\b", re.MULTILINE

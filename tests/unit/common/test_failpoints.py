@@ -44,7 +44,7 @@ def armed(tmp_path: Path) -> Armed:
     return Armed(tmp_path)
 
 
-def test_process_without_the_variable_passes_points_for_nothing() -> None:
+def test_points_have_no_effect_without_the_variable() -> None:
     assert failpoints.reach is failpoints._nothing
     failpoints.reach(POINT, 1)
 
@@ -64,7 +64,7 @@ def test_armed_point_signals_once_and_leaves_a_mark(armed: Armed, action: str, n
     assert msgspec.json.decode(armed.mark.read_bytes())["detail"] == "7"
 
 
-def test_arm_for_a_later_passing_waits_for_it(armed: Armed) -> None:
+def test_arm_for_a_later_passing_waits_for_that_passing(armed: Armed) -> None:
     armed.arm(Arm("kill", passing=3))
     for _ in range(2):
         armed.reach(POINT, "same")
@@ -107,7 +107,7 @@ def test_lasting_arm_acts_until_its_mark_is_removed(armed: Armed) -> None:
     assert len(armed.signals) == 3
 
 
-def test_action_in_the_background_lets_the_thread_pass(armed: Armed) -> None:
+def test_action_in_the_background_does_not_block_the_thread(armed: Armed) -> None:
     armed.arm(Arm("kill", in_background=True, after_ms=20))
     armed.reach(POINT)
     assert armed.mark.exists()

@@ -130,7 +130,7 @@ def test_exception_is_described_in_one_printable_line(error: BaseException, desc
     assert_fit(line)
 
 
-def test_text_of_megabytes_is_cut() -> None:
+def test_text_of_megabytes_is_truncated() -> None:
     line = describe_exception(ValueError("x" * 50_000_000))
     assert_fit(line)
     assert line.startswith("ValueError: xxx")
@@ -138,7 +138,7 @@ def test_text_of_megabytes_is_cut() -> None:
     assert len(line) == DESCRIPTION_CHARACTERS_MAX
 
 
-def test_group_of_large_and_nested_members_is_cut() -> None:
+def test_group_of_large_and_nested_members_is_truncated() -> None:
     group: Any = ValueError("y" * 10_000)
     for _ in range(50):
         group = ExceptionGroup("g" * 10_000, [group] * 100)
@@ -170,12 +170,12 @@ def test_any_text_becomes_one_bounded_printable_line(text: str, characters_max: 
         assert line == text
 
 
-def test_text_that_grows_when_it_is_escaped_is_cut_too() -> None:
+def test_text_that_grows_when_it_is_escaped_is_truncated_too() -> None:
     line = bounded_text("\0" * 10, 10)
     assert line == r"\x00\x00\…"
 
 
-def test_str_of_another_class_is_taken_as_a_str() -> None:
+def test_str_of_another_class_is_handled_as_a_str() -> None:
     assert bounded_text(OddStr("a\nb"), 10) == "a b"
 
 
@@ -203,7 +203,7 @@ LARGE_VALUES: list[object] = ["x" * 10**7, b"x" * 10**7, ["y" * 10**6] * 1000, [
 
 
 @pytest.mark.parametrize("value", LARGE_VALUES, ids=["str", "bytes", "list", "nested"])
-def test_value_of_megabytes_is_cut(value: object) -> None:
+def test_value_of_megabytes_is_truncated(value: object) -> None:
     assert_fit(bounded_repr(value, 120), 120)
 
 

@@ -44,7 +44,7 @@ def as_kafka_compares(topic: str) -> str:
 
 
 @given(NAMES, NAMES)
-def test_internal_topics_have_names_that_kafka_takes(job: str, stage: str) -> None:
+def test_internal_topics_have_names_that_kafka_accepts(job: str, stage: str) -> None:
     for topic in topics_of(job, stage):
         assert LEGAL.fullmatch(topic), topic
         assert len(topic) <= TOPIC_NAME_CHARACTERS_MAX
@@ -59,7 +59,7 @@ def test_two_pairs_of_job_and_stage_never_share_a_topic(one: tuple[str, str], ot
 
 
 @given(NAMES, st.data())
-def test_no_two_ways_to_part_a_name_into_job_and_stage_share_a_topic(text: str, data: st.DataObject) -> None:
+def test_no_two_ways_to_split_a_name_into_job_and_stage_share_a_topic(text: str, data: st.DataObject) -> None:
     dashes = [place for place, character in enumerate(text) if character == "-" and 0 < place < len(text) - 1]
     assume(len(dashes) > 1)
     one, other = data.draw(st.lists(st.sampled_from(dashes), min_size=2, max_size=2, unique=True))
@@ -70,7 +70,7 @@ def test_no_two_ways_to_part_a_name_into_job_and_stage_share_a_topic(text: str, 
 
 
 @given(NAMES, NAMES, NAMES, NAMES)
-def test_no_topic_has_a_name_that_another_job_had_for_its_own_before(
+def test_no_topic_has_the_former_name_of_another_jobs_topic(
     job: str, stage: str, other_job: str, other_stage: str
 ) -> None:
     former = {
@@ -81,7 +81,7 @@ def test_no_topic_has_a_name_that_another_job_had_for_its_own_before(
 
 
 @given(NAMES, NAMES, NAMES, NAMES)
-def test_topics_of_jobs_that_differ_in_dots_and_underscores_can_exist_side_by_side(
+def test_topics_of_jobs_that_differ_in_dots_and_underscores_can_exist_together(
     job: str, stage: str, other_job: str, other_stage: str
 ) -> None:
     assume((job, stage) != (other_job, other_stage))
@@ -100,12 +100,12 @@ def test_two_jobs_or_slots_never_share_a_transactional_id(
     assert len(set(ids_of(job, slot))) == 3
 
 
-def test_the_jobs_that_shared_a_changelog_have_their_own() -> None:
+def test_jobs_that_once_shared_a_changelog_have_their_own() -> None:
     assert former_changelog_topic("billing", "eu-orders") == former_changelog_topic("billing-eu", "orders")
     assert changelog_topic("billing", "eu-orders") != changelog_topic("billing-eu", "orders")
 
 
-def test_names_are_the_same_in_every_version_from_now_on() -> None:
+def test_names_stay_the_same_in_every_version() -> None:
     # State is stored under these names.
     assert changelog_topic("billing", "eu-orders") == "billing-eu-orders-changelog-c8b4416853"
     assert repartition_topic("billing", "by.key") == "billing-by.key-repartition-9937dc7989"
@@ -115,13 +115,13 @@ def test_names_are_the_same_in_every_version_from_now_on() -> None:
 
 
 @given(NAMES, NAMES)
-def test_internal_topics_are_known_as_such(job: str, stage: str) -> None:
+def test_internal_topics_are_recognised(job: str, stage: str) -> None:
     assert is_internal_topic(changelog_topic(job, stage))
     assert is_internal_topic(repartition_topic(job, stage))
 
 
 @pytest.mark.parametrize("name", ["orders", "app-store-changelog", "x-journal", "a-changelog-2024"])
-def test_topics_of_others_are_not_taken_for_internal_ones(name: str) -> None:
+def test_other_topics_are_not_taken_for_internal_ones(name: str) -> None:
     assert not is_internal_topic(name)
 
 

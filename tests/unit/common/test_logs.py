@@ -8,7 +8,7 @@ import logging
 from fcluster.common.logs import LogFormatter
 
 
-def test_control_characters_said_by_others_are_shown_not_obeyed() -> None:
+def test_control_characters_from_others_are_escaped() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter())

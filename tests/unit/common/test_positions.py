@@ -29,14 +29,14 @@ def at(offset: int, epoch: int, state_epoch: int = 3, fingerprint: str = NOW) ->
     return CommittedPosition(offset, epoch, state_epoch, fingerprint, f"id-{offset}")
 
 
-def test_offsets_of_one_transaction_are_one_position() -> None:
+def test_offsets_of_one_transaction_make_one_position() -> None:
     position = joined_position([at(7, 5), at(9, 5)], [0, 0], NOW)
     assert position.inputs == (InputOffset(7, "id-7"), InputOffset(9, "id-9"))
     assert (position.offset, position.epoch, position.state_epoch) == (7, 5, 3)
     assert [position.of_input(number) for number in range(2)] == [at(7, 5), at(9, 5)]
 
 
-def test_each_input_is_committed_with_metadata_that_looks_like_any_other() -> None:
+def test_each_input_is_committed_with_the_usual_metadata() -> None:
     position = joined_position([at(7, 5), at(9, 5)], [0, 0], NOW)
     second = position.of_input(1)
     assert decode_position(second.offset, second.encode_metadata()) == at(9, 5)
@@ -45,7 +45,7 @@ def test_each_input_is_committed_with_metadata_that_looks_like_any_other() -> No
     assert only.of_input(0).encode_metadata() == "2:5:3:now:id-7"
 
 
-def test_nothing_committed_is_the_beginning_of_each_input() -> None:
+def test_without_committed_offsets_each_input_starts_at_its_beginning() -> None:
     assert joined_position([None, None], [4, 6], NOW) == CommittedPosition(
         4, 0, 0, NOW, further=(InputOffset(6),)
     )
@@ -60,20 +60,20 @@ def test_nothing_committed_is_the_beginning_of_each_input() -> None:
         ([at(7, 5), at(9, 5, 2)], "with state of epoch 2"),
     ],
 )
-def test_what_one_transaction_did_not_commit_is_refused(
+def test_offsets_from_several_transactions_are_refused(
     committed: list[CommittedPosition | None], why: str
 ) -> None:
     with pytest.raises(SplitPositionError, match=why):
         joined_position(committed, [0, 0], NOW)
 
 
-def test_input_that_the_job_did_not_have_before_begins_at_its_beginning() -> None:
+def test_new_input_starts_at_its_beginning() -> None:
     position = joined_position([at(7, 5, fingerprint=FORMER), None], [0, 2], NOW)
     assert [one.offset for one in position.inputs] == [7, 2]
     assert (position.epoch, position.state_epoch) == (5, 3)
 
 
-def test_input_that_the_job_had_once_goes_on_with_the_state_of_the_first() -> None:
+def test_input_that_the_job_once_had_continues_with_the_state_of_the_first() -> None:
     position = joined_position([at(7, 50, 40, FORMER), at(9, 4, 2)], [0, 0], NOW)
     assert [one.offset for one in position.inputs] == [7, 9]
     assert (position.epoch, position.state_epoch) == (50, 40)
@@ -84,7 +84,7 @@ def test_position_has_no_unknown_offset() -> None:
         at(7, 5).at([InputOffset(7), InputOffset(-1001)])
 
 
-def test_offsets_that_dont_go_together_stop_the_job_with_the_choice() -> None:
+def test_offsets_that_do_not_belong_together_stop_the_job_with_a_choice() -> None:
     host: Any = ShardHost.__new__(ShardHost)
     stage = SimpleNamespace(topics=("a", "b"))
     host._topology = SimpleNamespace(job="job", fingerprint=NOW, stage=lambda _name: stage)
@@ -94,7 +94,7 @@ def test_offsets_that_dont_go_together_stop_the_job_with_the_choice() -> None:
     assert "fcluster reset" in error.value.remedy
 
 
-def test_input_without_an_offset_that_was_read_before_is_not_taken_for_a_new_one() -> None:
+def test_input_that_was_read_before_does_not_count_as_new_without_an_offset() -> None:
     topology = merged_stages()
     past = {"topology": topology.describe()}
     more, crossing = topology.stage("more").topics

@@ -76,7 +76,7 @@ def parent_of_sleeper(kernel_binds: bool, code: str) -> tuple[subprocess.Popen[b
 
 
 @pytest.mark.parametrize("kernel_binds", MECHANISMS)
-def test_parent_killed_child_dies(kernel_binds: bool) -> None:
+def test_child_of_a_killed_parent_dies(kernel_binds: bool) -> None:
     parent, child_pid = parent_of_sleeper(
         kernel_binds,
         "child = processes.spawn('c', SLEEPER, on_line=lambda line: print(child.pid, flush=True))",
@@ -88,7 +88,7 @@ def test_parent_killed_child_dies(kernel_binds: bool) -> None:
 
 
 @pytest.mark.parametrize("kernel_binds", MECHANISMS)
-def test_parent_ends_normally_child_dies(kernel_binds: bool) -> None:
+def test_child_dies_when_its_parent_ends_normally(kernel_binds: bool) -> None:
     parent, child_pid = parent_of_sleeper(
         kernel_binds,
         "ready = threading.Event()\n"
@@ -102,7 +102,9 @@ def test_parent_ends_normally_child_dies(kernel_binds: bool) -> None:
 
 
 @pytest.mark.parametrize("kernel_binds", MECHANISMS)
-def test_starting_thread_ended_child_lives_on(kernel_binds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_survives_the_thread_that_started_it(
+    kernel_binds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "_KERNEL_BINDS", kernel_binds)
     started: list[tuple[ChildProcess, list[str]]] = []
     thread = threading.Thread(target=lambda: started.append(collect(SLEEPER)))
@@ -146,7 +148,7 @@ def test_output_goes_to_file_and_callback(tmp_path: Path) -> None:
     assert log_file.read_text() == "out\nerr\nno end\n"
 
 
-def test_failing_callback_reading_goes_on(tmp_path: Path) -> None:
+def test_reading_continues_after_a_callback_fails(tmp_path: Path) -> None:
     def fail(line: str) -> None:
         raise RuntimeError(line)
 
@@ -173,26 +175,26 @@ def test_broken_pipe_signal_kills_a_command_as_in_a_shell() -> None:
     assert lines == []
 
 
-def test_command_missing_exit_code_and_line_say_so() -> None:
+def test_missing_command_is_reported_by_exit_code_and_line() -> None:
     child, lines = collect(["no-such-command-anywhere"])
     assert child.wait(20) == 127
     assert child.join_output()
     assert lines == ["cannot start no-such-command-anywhere: No such file or directory"]
 
 
-def test_stop_child_that_ignores_sigterm_kills_it() -> None:
+def test_stop_kills_a_child_that_ignores_sigterm() -> None:
     child, lines = collect(STUBBORN)
     wait_until_equal(lambda: lines, ["up"], "its output")
     assert child.stop(grace_s=0.1) == -signal.SIGKILL
 
 
-def test_stop_child_lets_it_end_in_its_own_way() -> None:
+def test_stop_lets_a_child_end_by_itself() -> None:
     child, lines = collect(POLITE)
     wait_until_equal(lambda: lines, ["up"], "its output")
     assert child.stop(grace_s=20) == 7
 
 
-def test_stop_child_that_is_stopped_kills_it() -> None:
+def test_stop_kills_a_suspended_child() -> None:
     child, lines = collect(POLITE)
     wait_until_equal(lambda: lines, ["up"], "its output")
     child.send_signal(signal.SIGSTOP)
@@ -240,7 +242,7 @@ def test_stream_in_any_pieces_gives_the_same_lines(lines: list[str], cuts: list[
     assert got + splitter.end() == expected
 
 
-def test_long_line_is_cut_and_the_next_is_whole() -> None:
+def test_long_line_is_truncated_and_the_next_is_whole() -> None:
     splitter = LineSplitter(line_bytes_max=4)
     assert splitter.feed(b"abc") == []
     assert splitter.feed(b"defgh") == []
@@ -250,7 +252,7 @@ def test_long_line_is_cut_and_the_next_is_whole() -> None:
     assert splitter.end() == []
 
 
-def test_log_that_grew_is_moved_and_only_two_files_stay(tmp_path: Path) -> None:
+def test_large_log_is_rotated_and_only_two_files_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "worker.log"
     log = BoundedLog(path, bytes_max=20)
     for number in range(10):
@@ -272,13 +274,13 @@ def test_log_is_appended_to_over_restarts(tmp_path: Path) -> None:
 # --- restarting --------------------------------------------------------------------------------------
 
 
-def test_quick_ends_delays_double_up_to_the_bound() -> None:
+def test_delay_doubles_up_to_its_limit_after_quick_ends() -> None:
     backoff = RestartBackoff(first_ms=100, max_ms=1000, healthy_after_ms=5000)
     assert [backoff.delay_ms(10) for _ in range(6)] == [100, 200, 400, 800, 1000, 1000]
     assert backoff.failures == 6
 
 
-def test_end_after_a_healthy_period_starts_over() -> None:
+def test_delay_is_reset_after_a_healthy_period() -> None:
     backoff = RestartBackoff(first_ms=100, max_ms=1000, healthy_after_ms=5000)
     for _ in range(4):
         backoff.delay_ms(4999)

@@ -48,7 +48,7 @@ def test_failure_of_any_size_fits_a_frame(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["\x1b[2Jcleared", "one\nERROR fcluster: a line that looks like another", "\u2028"]
 )
-def test_what_a_liar_sends_moves_no_cursor_and_begins_no_line(text: str) -> None:
+def test_text_from_a_faulty_peer_moves_no_cursor_and_starts_no_line(text: str) -> None:
     tag = "WorkerFailed"
     document = {"type": tag, "session": 1, "failure": {"kind": "other", "message": text, "where": text}}
     frame = bytes([messages.PROTOCOL_VERSION]) + msgspec.msgpack.encode(document)
@@ -61,14 +61,14 @@ def test_what_a_liar_sends_moves_no_cursor_and_begins_no_line(text: str) -> None
     "changes",
     [{"kind": "nothing"}, {"message": 7}, {"message": "x" * (MESSAGE_CHARACTERS_MAX + 1)}, {"kind": 1}],
 )
-def test_frame_with_something_else_than_a_failure_is_malformed(changes: dict[str, object]) -> None:
+def test_frame_with_anything_but_a_failure_is_malformed(changes: dict[str, object]) -> None:
     document = {"type": "WorkerFailed", "session": 1, "failure": {"kind": "other", "message": "m"} | changes}
     frame = bytes([messages.PROTOCOL_VERSION]) + msgspec.msgpack.encode(document)
     with pytest.raises(messages.MalformedMessageError):
         messages.decode_for_coordinator(frame)
 
 
-def test_usual_failure_is_sent_as_it_is() -> None:
+def test_usual_failure_is_sent_unchanged() -> None:
     message = messages.WorkerFailed(1, MENDABLE)
     assert messages.decode_for_coordinator(messages.encode(message)) == message
 
@@ -83,7 +83,7 @@ def test_failure_of_an_error_is_bounded_and_keeps_its_remedy() -> None:
 # --- journals -------------------------------------------------------------------------------------------
 
 
-def test_end_is_read_from_a_journal_as_it_was_written() -> None:
+def test_end_is_read_back_from_a_journal_unchanged() -> None:
     ended = Ended(3, str(MENDABLE), MENDABLE)
     assert Ended.of_document(msgspec.json.decode(msgspec.json.encode(ended.document()))) == ended
     assert Ended.of_document(Ended(0, "asked to stop").document()) == Ended(0, "asked to stop")
@@ -96,7 +96,7 @@ def test_end_from_an_older_version_has_the_two_parts_of_its_text() -> None:
 
 
 @pytest.mark.parametrize("document", [{}, {"kind": "of a later version", "message": "m", "more": 1}, 7, None])
-def test_failure_that_nobody_understands_is_read_nevertheless(document: object) -> None:
+def test_unknown_kind_of_failure_can_be_read(document: object) -> None:
     failure = Failure.of_document(document)
     assert failure.kind is FailureKind.OTHER
     assert fits(failure)

@@ -41,7 +41,7 @@ def refused(
 # --- names and origins ----------------------------------------------------------------------------------
 
 
-def test_nothing_set_gives_the_defaults() -> None:
+def test_without_settings_the_defaults_apply() -> None:
     settings = resolve({}, None, {}, {})
     assert settings == Settings()
     assert (settings.commit_interval_min_ms, settings.commit_interval_max_ms) == (10, 1000)
@@ -111,7 +111,7 @@ def test_spellings_and_aliases(name: str, value: Any, attribute: str, expected: 
         ("transactional.timeout.ms", "transaction.timeout.ms"),
     ],
 )
-def test_misspelled_name_offers_the_near_one(name: str, near: str | None) -> None:
+def test_misspelled_name_suggests_a_similar_one(name: str, near: str | None) -> None:
     if near is None:
         assert from_job({name: "x"}).kafka  # librdkafka judges what begins with kafka
     else:
@@ -120,7 +120,7 @@ def test_misspelled_name_offers_the_near_one(name: str, near: str | None) -> Non
         assert near in error.remedy
 
 
-def test_name_like_nothing_says_where_kafkas_own_settings_go() -> None:
+def test_unknown_name_says_where_kafkas_own_settings_go() -> None:
     assert "kafka." in refused({"zzzzzzzz": 1}).remedy
 
 
@@ -176,7 +176,7 @@ def test_values_out_of_range_or_kind_are_refused(job: Mapping[str, Any]) -> None
         "FCLUSTER_CACHE_DIR",
     ],
 )
-def test_environment_of_kubernetes_and_tests_is_no_setting(name: str) -> None:
+def test_variables_of_kubernetes_and_tests_are_not_settings(name: str) -> None:
     assert resolve({}, None, {name: "tcp://10.0.0.1:7000"}, {}) == Settings()
 
 
@@ -255,7 +255,7 @@ def test_contradiction_between_origins_names_each() -> None:
         ({"checkpoint.timeout.ms": "2min"}, ("transaction_timeout_ms", 431_000)),
     ],
 )
-def test_default_gives_way_to_what_was_set(job: Mapping[str, Any], followed: tuple[str, int]) -> None:
+def test_default_follows_what_was_set(job: Mapping[str, Any], followed: tuple[str, int]) -> None:
     assert getattr(from_job(job), followed[0]) == followed[1]
 
 
@@ -281,7 +281,7 @@ def test_resolved_intervals_are_consistent_or_refused(job: dict[str, int]) -> No
 # --- kafka's own ----------------------------------------------------------------------------------------
 
 
-def test_kafka_settings_pass_through_from_every_origin(tmp_path: Path) -> None:
+def test_kafka_settings_are_passed_through_from_every_origin(tmp_path: Path) -> None:
     toml = tmp_path / "fcluster.toml"
     toml.write_text(
         '[kafka]\n"fetch.min.bytes" = 1\nsasl.username = "me"\n'

@@ -27,14 +27,14 @@ LIGHT = Transitions(
 )
 
 
-def test_changes_of_the_table_pass_and_so_does_no_change() -> None:
+def test_changes_in_the_table_and_no_change_are_accepted() -> None:
     LIGHT.check(None, Light.RED)
     LIGHT.check(Light.RED, Light.GREEN)
     LIGHT.check(Light.GREEN, Light.GREEN)
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, Light.GREEN), (Light.GREEN, Light.RED)])
-def test_change_that_the_table_lacks_is_named(before: Light | None, after: Light) -> None:
+def test_change_that_is_not_in_the_table_is_named(before: Light | None, after: Light) -> None:
     with pytest.raises(AssertionError, match=str(after)):
         LIGHT.check(before, after)
 
@@ -46,7 +46,7 @@ def test_change_that_the_table_lacks_is_named(before: Light | None, after: Light
         {Light.RED: [Light.GREEN], Light.GREEN: [Light.RED], Light.YELLOW: [Light.RED]},
     ],
 )
-def test_table_without_a_row_or_with_a_phase_that_nothing_leads_to_is_refused(
+def test_table_without_a_row_or_with_an_unreachable_phase_is_refused(
     following: dict[Light, list[Light]],
 ) -> None:
     with pytest.raises(ValueError, match="isn't complete"):

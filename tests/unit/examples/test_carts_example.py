@@ -25,7 +25,7 @@ def events(count: int) -> list[tuple[str, dict[str, Any], int]]:
 
 
 @pytest.mark.parametrize("crash_every", [0, 23])
-def test_letters_are_those_of_the_recount(crash_every: int) -> None:
+def test_letters_equal_the_recount(crash_every: int) -> None:
     plan = events(400)
     expected = recount(plan)
     kinds = [letter["letter"] for letter in expected]
@@ -38,7 +38,7 @@ def test_letters_are_those_of_the_recount(crash_every: int) -> None:
         assert driver.read_values(letters) == expected
 
 
-def test_receipt_comes_by_the_wall_clock_unless_the_payment_is_taken_back() -> None:
+def test_receipt_comes_by_the_wall_clock_unless_the_payment_is_cancelled() -> None:
     with Driver(job) as driver:
         for customer in ("ann", "bob"):
             driver.send(carts, {"do": "add", "product": "tea"}, key=customer)

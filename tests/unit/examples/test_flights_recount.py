@@ -52,7 +52,7 @@ def outputs_of(expected: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, 
     }
 
 
-def test_lines_with_missing_values_are_counted_as_by_hand() -> None:
+def test_lines_with_missing_values_are_counted_correctly() -> None:
     assert recount(LINES) == (CARRIERS, AIRCRAFT)
 
 
@@ -72,7 +72,7 @@ def test_totals_equal_to_the_recount_show_no_difference() -> None:
         ("extra", "XX: is not in the CSV"),
     ],
 )
-def test_totals_off_the_recount_are_named(fault: str, message: str) -> None:
+def test_totals_that_differ_from_the_recount_are_named(fault: str, message: str) -> None:
     outputs = outputs_of(CARRIERS)
     ua = outputs["UA"]
     if fault == "lost":

@@ -35,7 +35,7 @@ def send(driver: Driver, given: list[Reading], crash_every: int) -> None:
 
 
 @pytest.mark.parametrize("crash_every", [0, 23])
-def test_quarters_and_late_readings_are_those_of_the_recount(crash_every: int) -> None:
+def test_quarters_and_late_readings_equal_the_recount(crash_every: int) -> None:
     given = plan(400, (0, 0, 5_000, 200_000))
     expected, expected_late = recount_quarters(given)
     assert len(expected) > 150
@@ -47,7 +47,7 @@ def test_quarters_and_late_readings_are_those_of_the_recount(crash_every: int) -
 
 
 @pytest.mark.parametrize("crash_every", [0, 23])
-def test_hours_of_districts_are_those_of_the_recount(crash_every: int) -> None:
+def test_hours_of_districts_equal_the_recount(crash_every: int) -> None:
     given = plan(300, (0, 0, 10_000))
     with Driver(job, partitions=3) as driver:
         send(driver, given, crash_every)

@@ -97,22 +97,20 @@ rows = st.lists(st.tuples(st.integers(-1_000, 1_000), st.integers(0, 20)), min_s
 
 
 @given(st.sampled_from(sorted(AGGREGATES)), rows)
-def test_aggregate_gives_what_it_says(name: str, given_rows: list[Row]) -> None:
+def test_aggregate_returns_what_it_promises(name: str, given_rows: list[Row]) -> None:
     aggregate = AGGREGATES[name]
     assert aggregate.result(kept_of(aggregate, given_rows)) == expected(name, given_rows)
 
 
 @given(st.sampled_from(sorted(set(AGGREGATES) - {"reduce"})), rows, rows)
-def test_merged_aggregates_give_what_one_over_all_gives(
-    name: str, early: list[Row], later: list[Row]
-) -> None:
+def test_merged_aggregates_equal_one_over_all_records(name: str, early: list[Row], later: list[Row]) -> None:
     aggregate = AGGREGATES[name]
     assert aggregate.merge is not None
     merged = aggregate.merge(kept_of(aggregate, early), kept_of(aggregate, later))
     assert aggregate.result(merged) == expected(name, [*early, *later])
 
 
-def test_an_aggregate_takes_part_of_the_value() -> None:
+def test_aggregate_can_use_a_part_of_the_value() -> None:
     def of_amount(value: Any) -> Any:
         return value["amount"]
 
@@ -131,7 +129,7 @@ def test_an_aggregate_takes_part_of_the_value() -> None:
         assert aggregate.result(kept_of(aggregate, given_rows)) == result
 
 
-def test_variance_keeps_its_digits_far_from_zero() -> None:
+def test_variance_is_precise_far_from_zero() -> None:
     values = [1e9 + value for value in (4, 7, 13, 16)]
     assert variance(sample=True).result(kept_of(variance(), [(value, 0) for value in values])) == 30.0
 
@@ -146,7 +144,9 @@ def test_variance_keeps_its_digits_far_from_zero() -> None:
         ({"start": count()}, "a field 'start'", "another name"),
     ],
 )
-def test_fields_that_are_no_aggregates_are_refused(fields: dict[str, Any], message: str, remedy: str) -> None:
+def test_fields_that_are_not_aggregates_are_refused(
+    fields: dict[str, Any], message: str, remedy: str
+) -> None:
     job = Job("j")
     with pytest.raises(JobError, match=message.replace("(", r"\(")) as refused:
         job.stream(job.topic("in")).window(Tumbling(timedelta(minutes=1)), name="w").aggregate(**fields)
@@ -163,6 +163,6 @@ def test_fields_that_are_no_aggregates_are_refused(fields: dict[str, Any], messa
         (lambda: Aggregate("mine", 0, max), "init= of the aggregate 'mine' got 0"),  # type: ignore[arg-type]
     ],
 )
-def test_aggregates_that_cannot_be_are_refused(make: Any, message: str) -> None:
+def test_impossible_aggregates_are_refused(make: Any, message: str) -> None:
     with pytest.raises(JobError, match=message):
         make()

@@ -48,7 +48,7 @@ def test_bytes_encoded_and_decoded_stay_equal(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["json", "int", "msgpack"])
 @given(number=st.integers() | st.integers(2**62, 2**66) | st.integers(-(2**66), -(2**62)))
-def test_integer_of_any_size_comes_back_or_is_refused(kind: Any, number: int) -> None:
+def test_integer_of_any_size_is_read_back_or_refused(kind: Any, number: int) -> None:
     for decode, encode in (key_codec(kind), value_codec(kind)):
         try:
             encoded = encode(number)
@@ -66,7 +66,7 @@ def test_integer_of_any_size_comes_back_or_is_refused(kind: Any, number: int) ->
         assert codec.decode(kept) == number
 
 
-def test_int_is_what_kafkas_long_serializer_writes() -> None:
+def test_int_is_encoded_like_kafkas_long_serializer() -> None:
     decode, encode = key_codec("int")
     assert encode(1) == bytes(7) + b"\x01"
     assert encode(-1) == b"\xff" * 8
@@ -103,7 +103,7 @@ def test_value_of_another_kind_is_refused(kind: Any, value: Any) -> None:
             encode(value)
 
 
-def test_number_as_a_text_key_tells_how_to_declare_it() -> None:
+def test_number_as_a_text_key_is_refused_with_how_to_declare_it() -> None:
     with pytest.raises(TypeError, match=r"17 is of type int, but is written as 'text'.*'json'"):
         key_codec("text")[1](17)
 
@@ -139,7 +139,7 @@ def decode_pair(raw: bytes) -> tuple[int, int]:
 PAIR = Codec("pair", encode_pair, decode_pair)
 
 
-def test_codec_of_ones_own_serves_keys_values_and_state() -> None:
+def test_custom_codec_works_for_keys_values_and_state() -> None:
     job = Job("j")
     source = job.topic("in", key=PAIR, value=PAIR)
     out = job.topic("out", key="json", value=PAIR)
@@ -161,7 +161,7 @@ def test_codec_of_ones_own_serves_keys_values_and_state() -> None:
         assert driver.state("handler", (7, 8), by_pair) == {(1, 2): 7, (10, 20): 7}
 
 
-def test_what_a_codec_of_ones_own_can_not_decode_is_a_record_that_fails() -> None:
+def test_record_fails_if_a_custom_codec_cannot_decode_it() -> None:
     job = Job("j", on_error="skip")
     source, out = job.topic("in", value=PAIR), job.topic("out", value=PAIR)
     job.stream(source).map(lambda pair: pair if pair[0] else 5).to(out)
@@ -172,7 +172,7 @@ def test_what_a_codec_of_ones_own_can_not_decode_is_a_record_that_fails() -> Non
         assert driver.read_values(out) == [(1, 1)]
 
 
-def test_codec_that_gives_no_bytes_is_refused() -> None:
+def test_codec_that_does_not_return_bytes_is_refused() -> None:
     with pytest.raises(TypeError, match="the codec 'bad' returned 'text', a str, not bytes"):
         value_codec(Codec("bad", str, str))[1]("text")
 
@@ -228,7 +228,7 @@ def test_name_of_a_codec_is_checked(name: Any) -> None:
         lambda: Job("j").topic("in", value="yaml"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_declared_wrongly_is_an_error_of_the_job(declare: Any) -> None:
+def test_wrong_declaration_is_an_error_of_the_job(declare: Any) -> None:
     with pytest.raises(JobError):
         declare()
 

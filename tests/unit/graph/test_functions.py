@@ -101,7 +101,7 @@ def test_different_functions_have_different_identities(tmp_path: Any) -> None:
         ("by('a')", "by(name='a')"),
     ],
 )
-def test_the_same_function_written_otherwise_keeps_its_identity(tmp_path: Any, text: str, other: str) -> None:
+def test_same_function_in_another_notation_keeps_its_identity(tmp_path: Any, text: str, other: str) -> None:
     assert identity(tmp_path, text) == identity(tmp_path, f"None\n\n\nfunction = {other}", file="moved.py")
 
 
@@ -110,18 +110,18 @@ def test_a_constant_that_a_lambda_names_is_part_of_its_identity(tmp_path: Any) -
     assert one != other
 
 
-def test_lambdas_in_one_line_are_told_apart() -> None:
+def test_lambdas_in_one_line_are_distinguished() -> None:
     one, other = (lambda v: v["a"]), (lambda v: v["b"])
     assert function_identity(one) != function_identity(other)
     assert function_identity(one) == function_identity(lambda v: v["a"])
 
 
-def test_identity_of_a_lambda_is_known() -> None:
+def test_identity_of_a_lambda_stays_the_same() -> None:
     # It is written to journals: if it changes, unchanged jobs are refused.
     assert function_identity(lambda v: (v["a"], f"{v['b']!r:>3}", -1, v.c[1:2])) == "lambda 52ad51cd0a97"
 
 
-def test_function_without_source_is_told_by_its_bytecode_which_says_so() -> None:
+def test_function_without_source_is_identified_by_its_bytecode_and_marked() -> None:
     one, other = eval('lambda v: v["a"]'), eval('lambda v: v["b"]')
     assert function_identity(one).startswith(BYTECODE)
     assert function_identity(one) != function_identity(other)
@@ -130,7 +130,7 @@ def test_function_without_source_is_told_by_its_bytecode_which_says_so() -> None
     assert comparable(function_identity(one), function_identity(other))
 
 
-def test_identity_is_bounded_and_holds_no_address(tmp_path: Any) -> None:
+def test_identity_is_bounded_and_contains_no_address(tmp_path: Any) -> None:
     def around(big: Any) -> Callable[[Any], Any]:
         def key(value: Any) -> Any:
             return big
@@ -152,7 +152,7 @@ def test_function_that_refers_to_itself_has_an_identity() -> None:
     assert function_identity(key).startswith("function ")
 
 
-def test_no_code_of_the_user_runs() -> None:
+def test_no_code_of_the_user_is_called() -> None:
     class Odd:
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(f"{name} was asked for")

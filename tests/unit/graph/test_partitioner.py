@@ -22,10 +22,10 @@ from fcluster.graph.partitioner import murmur2, partition_of
         (b"abc", 479470107),
     ],
 )
-def test_hash_is_that_of_javas_clients(data: bytes, hashed: int) -> None:
+def test_hash_equals_that_of_javas_clients(data: bytes, hashed: int) -> None:
     assert murmur2(data) == hashed % 2**32
 
 
 @given(st.binary(max_size=100), st.integers(1, 1000))
-def test_partition_is_that_of_the_clients_library(key: bytes, partitions: int) -> None:
+def test_partition_equals_that_of_the_client_library(key: bytes, partitions: int) -> None:
     assert partition_of(key, partitions) == confluent_kafka.murmur2(key, partitions)  # type: ignore[attr-defined]

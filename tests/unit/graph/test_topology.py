@@ -51,7 +51,7 @@ def keyed(job: Job) -> None:
     job.stream(job.topic("a")).key_by(by_origin).process(count, to=job.topic("out"))
 
 
-def test_shards_are_one_for_each_partition_of_each_stage_upstream_first() -> None:
+def test_there_is_one_shard_for_each_partition_of_each_stage_upstream_first() -> None:
     topology = built(keyed)
     assert topology.shards({"a": 2, repartition_topic("j", "count"): 1}) == [
         ShardId("a", 0),
@@ -67,13 +67,13 @@ def test_stage_is_found_by_name() -> None:
         topology.stage("j-count-repartition")
 
 
-def test_fingerprint_is_twelve_hex_digits_and_known() -> None:
+def test_fingerprint_is_twelve_hex_digits_and_stays_the_same() -> None:
     # It is written with every committed offset: if it changes, running jobs see another topology.
     assert built(plain).fingerprint == "70bba3ff676a"
     assert built(keyed).fingerprint == "e6f00dfda5ec"
 
 
-def test_edits_that_leave_state_right_keep_the_fingerprint() -> None:
+def test_edits_that_keep_state_correct_keep_the_fingerprint() -> None:
     def edited(job: Job) -> None:
         def other_code(ctx: Any, value: Any) -> Any:
             yield from (value, value)
@@ -87,7 +87,7 @@ def test_edits_that_leave_state_right_keep_the_fingerprint() -> None:
     assert change(plain, edited) is None
 
 
-def test_order_of_handlers_in_the_file_does_not_count() -> None:
+def test_order_of_handlers_in_the_file_does_not_matter() -> None:
     def forth(job: Job) -> None:
         job.stream(job.topic("a")).process(count)
         job.stream(job.topic("a")).process(total)
@@ -110,7 +110,7 @@ def test_new_stores_and_stages_change_the_fingerprint_but_are_compatible() -> No
     assert change(plain, more) is None
 
 
-def test_renamed_store_is_incompatible_and_offers_the_new_name() -> None:
+def test_renamed_store_is_incompatible_and_the_new_name_is_suggested() -> None:
     def renamed(job: Job) -> None:
         job.stream(job.topic("a")).process(count, name="counter", to=job.topic("out"))
 
@@ -140,7 +140,7 @@ def test_store_that_moved_to_another_topic_is_incompatible() -> None:
     assert "'b'" in reason
 
 
-def test_store_that_moved_behind_a_key_by_is_incompatible() -> None:
+def test_store_that_moved_after_a_key_by_is_incompatible() -> None:
     assert change(plain, keyed) is not None
     assert change(keyed, plain) is not None
 
@@ -175,7 +175,7 @@ def test_changed_encoding_of_a_repartition_topic_is_incompatible() -> None:
     assert "json and json" in reason
 
 
-def test_removed_stage_behind_key_by_without_state_is_incompatible_too() -> None:
+def test_removed_stage_after_key_by_without_state_is_incompatible_too() -> None:
     def stateless(job: Job) -> None:
         job.stream(job.topic("a")).key_by("k", name="rest").map(dict).to(job.topic("out"))
 
@@ -187,7 +187,7 @@ def test_removed_stage_behind_key_by_without_state_is_incompatible_too() -> None
     assert "'rest'" in reason
 
 
-def test_source_without_state_may_go() -> None:
+def test_source_without_state_may_be_removed() -> None:
     def both(job: Job) -> None:
         plain(job)
         job.stream(job.topic("b")).to(job.topic("copy"))
@@ -216,7 +216,7 @@ def test_declared_states_make_format_2_and_others_are_described_as_before() -> N
     }
 
 
-def test_states_may_be_added_and_a_ttl_be_longer() -> None:
+def test_states_may_be_added_and_a_ttl_may_be_longer() -> None:
     hour, day = timedelta(hours=1), timedelta(days=1)
     assert change(plain, with_states(ValueState("v"))) is None
     assert change(with_states(ValueState("v")), with_states(ListState("l"), ValueState("v"))) is None
@@ -257,14 +257,14 @@ def test_changed_kind_or_codec_is_incompatible_and_the_message_says_what_to_do(
     assert "declare another state under a new name" in reason
 
 
-def test_state_that_is_gone_is_incompatible_and_the_new_name_offered() -> None:
+def test_removed_state_is_incompatible_and_a_new_name_is_suggested() -> None:
     assert "is no longer declared." in (change(with_states(ValueState("s")), plain) or "")
     reason = change(with_states(ValueState("seen")), with_states(ValueState("seem")))
     assert reason is not None
     assert "(renamed to 'seem'?)" in reason
 
 
-def test_declared_states_count_in_the_fingerprint_and_the_length_of_a_ttl_does_not() -> None:
+def test_fingerprint_depends_on_declared_states_but_not_on_the_length_of_a_ttl() -> None:
     fingerprints = [
         built(grow).fingerprint
         for grow in (
@@ -286,7 +286,7 @@ def lambda_b(version: str | None = None) -> Grow:
     return lambda job: job.stream(job.topic("a")).key_by(lambda v: v["b"], version=version).process(count)
 
 
-def test_another_lambda_in_key_by_is_incompatible_and_the_message_names_the_way_out() -> None:
+def test_another_lambda_in_key_by_is_incompatible_and_the_message_names_a_remedy() -> None:
     reason = incompatibility(built(lambda_a()).describe(), built(lambda_b()))
     assert reason is not None
     assert "uses another function <lambda> than the one that the state is keyed by" in reason
@@ -303,7 +303,7 @@ def test_workers_with_another_lambda_have_another_fingerprint() -> None:
     assert built(lambda_a()).fingerprint != built(lambda_b()).fingerprint
 
 
-def test_lambda_described_before_lambdas_were_told_apart_is_accepted_and_said_to_be() -> None:
+def test_lambda_described_before_lambdas_were_distinguished_is_accepted_with_a_warning() -> None:
     former = built(lambda_a()).describe()
     del former["stages"]["count"]["key_by"]["identity"]
     assert incompatibility(former, built(lambda_a())) is None
@@ -311,7 +311,7 @@ def test_lambda_described_before_lambdas_were_told_apart_is_accepted_and_said_to
     assert "The key_by before 'count' (function <lambda>) is assumed to return the same keys" in remark
 
 
-def test_version_of_key_by_is_compared_in_place_of_the_function() -> None:
+def test_version_of_key_by_is_compared_instead_of_the_function() -> None:
     former = built(lambda_a("1")).describe()
     assert incompatibility(former, built(lambda_b("1"))) is None
     reason = incompatibility(former, built(lambda_a("2")))
@@ -319,13 +319,13 @@ def test_version_of_key_by_is_compared_in_place_of_the_function() -> None:
     assert "says version=2, but said version=1" in reason
 
 
-def test_version_given_for_the_first_time_is_the_users_word_that_the_key_is_the_same() -> None:
+def test_first_version_of_a_key_by_means_that_the_key_is_the_same() -> None:
     former = built(lambda_a()).describe()
     assert incompatibility(former, built(lambda_b("1"))) is None
     assert len(unverified_keys(former, built(lambda_b("1")))) == 1
 
 
-def test_bytecode_of_another_python_is_not_held_against_a_job() -> None:
+def test_bytecode_of_another_python_version_is_not_compared() -> None:
     former = built(lambda_a()).describe()
     former["stages"]["count"]["key_by"]["identity"] = "bytecode-cpython-3.1/0123456789ab"
     assert incompatibility(former, built(lambda_a())) is None
@@ -347,7 +347,7 @@ def test_shards_of_a_merged_stage_are_those_of_one_of_its_topics() -> None:
     assert built(merged).shards({"a": 2, "b": 2}) == [ShardId("a", 0), ShardId("a", 1)]
 
 
-def test_stage_may_get_further_inputs_and_lose_those_of_the_users() -> None:
+def test_stage_may_get_further_inputs_and_lose_source_topics() -> None:
     assert built(merged).fingerprint != built(plain).fingerprint
     assert change(plain, merged) is None
     assert change(merged, plain) is None

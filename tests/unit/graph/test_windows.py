@@ -42,7 +42,7 @@ def test_tumbling_windows_begin_at_their_offset() -> None:
     assert windows_of(quarter_past, 0) == [(-2_700_000, 900_000)]
 
 
-def test_hopping_windows_overlap_and_come_in_the_order_of_their_ends() -> None:
+def test_hopping_windows_overlap_and_are_in_the_order_of_their_ends() -> None:
     windows = Hopping(10 * MS, 5 * MS)
     assert windows_of(windows, 3) == [(0, 10)]  # no window begins before 1970
     assert windows_of(windows, 5) == [(0, 10), (5, 15)]
@@ -91,7 +91,7 @@ def test_windows_of_days_leave_no_gap(at: int, zone: str, days: int, hour: int) 
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 60), st.integers(0, 60))
-def test_hopping_windows_are_those_that_counting_finds(at: int, size: int, every: int, offset: int) -> None:
+def test_hopping_windows_equal_those_found_by_counting(at: int, size: int, every: int, offset: int) -> None:
     every = min(every, size)
     offset %= every
     windows = Hopping(size * MS, every * MS, offset=offset * MS)
@@ -99,7 +99,7 @@ def test_hopping_windows_are_those_that_counting_finds(at: int, size: int, every
     assert windows_of(windows, at) == [(start, start + size) for start in starts]
 
 
-def test_a_window_is_the_same_from_all_of_its_timestamps_with_offset_by_time_of_day() -> None:
+def test_window_with_an_offset_is_the_same_for_all_its_timestamps() -> None:
     whole = Tumbling(DAY)
     assert windows_of(whole, ms("2026-05-01T23:59:59.999"))[0][1] == ms("2026-05-02T00:00")
     assert datetime.fromtimestamp(windows_of(whole, 0)[0][0] / 1000, UTC).year == 1970
@@ -122,7 +122,7 @@ def test_a_window_is_the_same_from_all_of_its_timestamps_with_offset_by_time_of_
         (lambda: Hopping(DAY, HOUR, offset=2 * HOUR), "offset=.* is not less than every"),
     ],
 )
-def test_windows_that_cannot_be_are_refused_with_a_remedy(make: Any, message: str) -> None:
+def test_impossible_windows_are_refused_with_a_remedy(make: Any, message: str) -> None:
     with pytest.raises(JobError, match=message) as refused:
         make()
     assert refused.value.remedy

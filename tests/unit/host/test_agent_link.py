@@ -75,7 +75,7 @@ def agent() -> Iterator[Agent]:
     agent.close()
 
 
-def test_agent_says_how_things_stand_and_again_when_they_change(agent: Agent) -> None:
+def test_agent_reports_its_state_and_each_change(agent: Agent) -> None:
     report = agent.wait_for(lambda report: report.target == 2)
     assert (report.job, report.running, report.taken_order) == ("job", [11, 12], 0)
     agent.running = [11, 12, 13]
@@ -83,7 +83,7 @@ def test_agent_says_how_things_stand_and_again_when_they_change(agent: Agent) ->
     agent.wait_for(lambda report: report.running == [11, 12, 13])
 
 
-def test_order_is_taken_once_though_it_is_repeated_and_said_so(agent: Agent) -> None:
+def test_repeated_order_is_carried_out_once_and_confirmed(agent: Agent) -> None:
     agent.answer = messages.AgentOrder(3, 7, 5)
     agent.wait_for(lambda report: (report.taken_term, report.taken_order, report.target) == (3, 7, 5))
     agent.target = 4  # one worker was drained
@@ -106,7 +106,7 @@ def test_agent_asks_for_slots_until_it_knows_them(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
+def test_agent_is_told_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
     agent.answer = messages.Shutdown(1, 0, "so it is", WHY if failed else None)
     wait_until(lambda: agent.ends, "the end arrives", 10, 0.005)
     assert agent.ends[0].exit_code == (3 if failed else 0)
@@ -114,7 +114,7 @@ def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
     assert agent.ends[0].reason == "so it is"
 
 
-def test_refusal_is_said_once(agent: Agent) -> None:
+def test_refusal_is_logged_once(agent: Agent) -> None:
     agent.answer = messages.Refused(1, "another job", retry=False)
     wait_until(lambda: agent.said, "it is logged", 10, 0.005)
     count = len(agent.reports)
@@ -177,7 +177,7 @@ def lonely(journal: FakeJournal) -> Iterator[Lonely]:
     lonely.close()
 
 
-def test_agent_whose_link_never_stood_learns_from_the_journal_that_the_job_has_ended(
+def test_agent_that_never_connected_learns_from_the_journal_that_the_job_has_ended(
     journal: FakeJournal, lonely: Lonely
 ) -> None:
     journal.leader = lonely.leader(3, answers=False)
@@ -217,9 +217,7 @@ def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_end
     assert lonely.ends == [Ended(3, "the end", WHY)]
 
 
-def test_agent_that_meets_its_leader_only_while_the_job_ends_is_told_so(
-    journal: FakeJournal, lonely: Lonely
-) -> None:
+def test_agent_that_connects_only_while_the_job_ends_is_told_so(journal: FakeJournal, lonely: Lonely) -> None:
     lonely.answer = messages.Shutdown(4, 0, "so it is")
     lonely.start()
     journal.leader = lonely.leader(4)

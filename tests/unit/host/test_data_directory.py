@@ -34,7 +34,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_lock_that_is_held_names_the_holder(directory: Path) -> None:
+def test_held_lock_names_its_holder(directory: Path) -> None:
     lock = DirectoryLock(directory)
     lock.acquire()
     with pytest.raises(DirectoryInUse) as raised:
@@ -74,7 +74,7 @@ def test_lock_of_a_killed_process_is_free(directory: Path) -> None:
     assert DirectoryLock(directory).holder() is None
 
 
-def test_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DirectoryUnusable, match="file/data: Not a directory"):
         create_directory(tmp_path / "file" / "data")
@@ -90,12 +90,12 @@ def test_note_is_read_while_its_cluster_runs(directory: Path) -> None:
     lock.release()
 
 
-def test_note_of_a_cluster_that_is_gone_is_not_believed(directory: Path) -> None:
+def test_note_of_an_ended_cluster_is_not_trusted(directory: Path) -> None:
     write_note(directory, NOTE)  # this process runs, but holds no lock
     assert read_note(directory) is None
 
 
-def test_note_of_a_dead_process_is_not_believed(directory: Path) -> None:
+def test_note_of_a_dead_process_is_not_trusted(directory: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lock = DirectoryLock(directory)
@@ -106,12 +106,12 @@ def test_note_of_a_dead_process_is_not_believed(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"job": "x"})])
-def test_damaged_note_is_no_note(directory: Path, content: str) -> None:
+def test_damaged_note_counts_as_none(directory: Path, content: str) -> None:
     (directory / "cluster.json").write_text(content)
     assert read_note(directory) is None
 
 
-def test_logs_are_set_aside_and_the_oldest_forgotten(directory: Path) -> None:
+def test_logs_are_set_aside_and_the_oldest_are_deleted(directory: Path) -> None:
     for run in range(LOG_FILES_KEPT + 3):
         rotate_log(directory, "worker-0")
         log_path(directory, "worker-0").write_text(str(run))

@@ -19,7 +19,7 @@ def path_of(file: FailureFile) -> Path:
     return Path(file.environment[failure_file.VARIABLE])
 
 
-def test_failure_comes_to_the_keeper_as_it_was_written() -> None:
+def test_supervisor_reads_the_failure_unchanged() -> None:
     file = FailureFile()
     write_failure(path_of(file), SEVERAL_LINES)
     assert file.take() == SEVERAL_LINES
@@ -27,14 +27,14 @@ def test_failure_comes_to_the_keeper_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("data", [None, b"", b'{"kind":"jo', b"[]", b'{"kind":"later","message":"m"}'])
-def test_file_that_is_missing_torn_or_strange_is_no_failure(data: bytes | None) -> None:
+def test_missing_incomplete_or_strange_file_is_not_a_failure(data: bytes | None) -> None:
     file = FailureFile()
     if data is not None:
         path_of(file).write_bytes(data)
     assert file.take() is None
 
 
-def test_trouble_with_the_file_is_no_trouble_for_the_process(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_does_not_affect_the_process(tmp_path: Path) -> None:
     write_failure(tmp_path / "missing" / "failure.json", SEVERAL_LINES)
 
 
@@ -44,7 +44,7 @@ def test_file_belongs_to_one_process_and_not_to_those_that_it_starts(monkeypatch
     assert take_from_environment() is None
 
 
-def test_command_that_fails_tells_its_keeper_what_it_prints(tmp_path: Path) -> None:
+def test_command_that_fails_reports_to_its_supervisor_what_it_prints(tmp_path: Path) -> None:
     file = FailureFile()
     command = [sys.executable, "-m", "fcluster", "worker", str(tmp_path / "nosuch.py")]
     ran = subprocess.run(

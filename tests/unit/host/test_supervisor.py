@@ -176,7 +176,7 @@ def cluster() -> Iterator[Cluster]:
     cluster.close()
 
 
-def test_killed_worker_is_started_again_and_said_so(cluster: Cluster) -> None:
+def test_killed_worker_is_restarted_and_reported(cluster: Cluster) -> None:
     cluster.child("worker-0").end(-signal.SIGKILL)
     cluster.child("worker-0", 2)
     assert cluster.said("worker-0 was killed by SIGKILL; restart in 0.1 s")
@@ -184,7 +184,7 @@ def test_killed_worker_is_started_again_and_said_so(cluster: Cluster) -> None:
     assert len(cluster.children["worker-1"]) == 1
 
 
-def test_killed_coordinator_is_started_again(cluster: Cluster) -> None:
+def test_killed_coordinator_is_restarted(cluster: Cluster) -> None:
     cluster.child("coordinator").end(-signal.SIGKILL)
     cluster.child("coordinator", 2)
     assert all(cluster.child(name).alive for name in ("worker-0", "worker-1"))
@@ -196,7 +196,7 @@ def test_restart_is_noted_with_the_new_process_id(cluster: Cluster) -> None:
     eventually(lambda: cluster.pids["worker-0"] == second.pid, "the new pid is noted")
 
 
-def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
+def test_restart_delay_grows_with_each_death_in_a_row(cluster: Cluster) -> None:
     for start in (1, 2, 3):
         cluster.child("worker-0", start).end(-signal.SIGKILL)
     cluster.child("worker-0", 4)
@@ -204,12 +204,12 @@ def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
         assert cluster.said(f"restart in {delay}")
 
 
-def test_coordinator_done_ends_everything_with_success(cluster: Cluster) -> None:
+def test_success_of_the_coordinator_ends_all_processes_with_success(cluster: Cluster) -> None:
     cluster.end_everything(ExitCode.DONE)
     assert cluster.outcome() == Ended(ExitCode.DONE)
 
 
-def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster: Cluster) -> None:
+def test_hanging_worker_is_terminated_and_then_killed_when_the_coordinator_succeeds(cluster: Cluster) -> None:
     hanging = cluster.child("worker-0")
     hanging.ends_when_terminated = False
     cluster.child("worker-1").end(ExitCode.DONE)
@@ -221,7 +221,7 @@ def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster:
 
 
 @pytest.mark.parametrize("code", [ExitCode.DONE, ExitCode.JOB_FAILED])
-def test_worker_that_was_told_to_leave_just_before_the_coordinator_ends_is_no_news(
+def test_worker_that_leaves_just_before_the_coordinator_ends_is_not_reported(
     cluster: Cluster, code: int
 ) -> None:
     cluster.child("worker-0").end(code)
@@ -231,7 +231,7 @@ def test_worker_that_was_told_to_leave_just_before_the_coordinator_ends_is_no_ne
     assert not any("worker" in text for _, text in cluster.lines)
 
 
-def test_worker_that_left_while_the_coordinator_stays_is_started_again(
+def test_worker_that_left_while_the_coordinator_stays_is_restarted(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcluster.host.supervisor.LEFT_GRACE_S", 0.05)
@@ -240,7 +240,7 @@ def test_worker_that_left_while_the_coordinator_stays_is_started_again(
     assert cluster.said("restarting worker-0")
 
 
-def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
+def test_job_failure_is_not_restarted_and_the_coordinators_reason_is_shown(cluster: Cluster) -> None:
     coordinator = cluster.child("coordinator")
     told = Failure.of_record("record 7 of flights/3 isn't JSON", "Correct it.")
     coordinator.end(ExitCode.JOB_FAILED, told)
@@ -248,14 +248,14 @@ def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cl
     assert len(cluster.children["coordinator"]) == 1
 
 
-def test_mistake_at_the_first_start_ends_everything_at_once(cluster: Cluster) -> None:
+def test_configuration_error_at_the_first_start_ends_everything_at_once(cluster: Cluster) -> None:
     worker = cluster.child("worker-0")
     worker.end(ExitCode.MISTAKE, Failure(FailureKind.HOST, "the directory is in use"))
     assert cluster.outcome().reason == "the directory is in use"
     assert cluster.child("coordinator").terminated
 
 
-def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) -> None:
+def test_repeated_crash_ends_everything_and_names_the_process(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
         cluster.child("worker-1", start).end(ExitCode.CRASHED)
     outcome = cluster.outcome()
@@ -265,20 +265,20 @@ def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) 
     assert "worker-1" in outcome.failure.remedy
 
 
-def test_worker_may_give_up_any_number_of_records_that_take_too_long(cluster: Cluster) -> None:
+def test_worker_may_exit_because_of_slow_records_any_number_of_times(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 2):
         cluster.child("worker-1", start).end(ExitCode.RECORD_OVERDUE)
     cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 2)
     assert cluster.said("worker-1 gave up a record that took too long")
 
 
-def test_trouble_that_may_pass_is_restarted_more_often_than_crashes(cluster: Cluster) -> None:
+def test_temporary_failures_are_restarted_more_often_than_crashes(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
         cluster.child("worker-1", start).end(ExitCode.TEMPORARY)
     cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 1)
 
 
-def test_first_signal_drains_and_success_follows_when_the_coordinator_is_done(cluster: Cluster) -> None:
+def test_first_signal_drains_and_ends_with_success_when_the_coordinator_does(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGINT)
     eventually(lambda: cluster.drains == 1, "the coordinator is asked to drain")
     assert not any(cluster.child(name).terminated for name in cluster.children)
@@ -293,7 +293,7 @@ def test_second_signal_kills_everything(cluster: Cluster) -> None:
     assert all(cluster.child(name).killed for name in ("coordinator", "worker-0", "worker-1"))
 
 
-def test_worker_that_drained_is_not_started_again(cluster: Cluster) -> None:
+def test_drained_worker_is_not_restarted(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGTERM)
     cluster.child("worker-0").end(ExitCode.DONE)
     cluster.child("worker-1").end(-signal.SIGKILL)
@@ -303,7 +303,7 @@ def test_worker_that_drained_is_not_started_again(cluster: Cluster) -> None:
     assert cluster.supervisor.restarts == 0
 
 
-def test_coordinator_that_dies_while_draining_comes_back_and_is_asked_again(cluster: Cluster) -> None:
+def test_coordinator_that_dies_while_draining_is_restarted_and_asked_again(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGINT)
     eventually(lambda: cluster.drains == 1, "the first coordinator is asked")
     cluster.child("coordinator").end(-signal.SIGKILL)
@@ -351,7 +351,7 @@ def test_drain_of_a_coordinator_that_waits_for_its_restart_starts_it_at_once(clu
 # --- as many workers as are wanted ------------------------------------------------------------------
 
 
-def test_more_workers_are_started_and_the_youngest_leave_first(cluster: Cluster) -> None:
+def test_more_workers_are_started_and_the_newest_leave_first(cluster: Cluster) -> None:
     cluster.supervisor.resize(4)
     added = cluster.child("worker-3")
     eventually(lambda: cluster.supervisor.target == 4, "the target is 4")
@@ -381,7 +381,7 @@ def test_worker_that_waits_for_its_restart_leaves_before_one_that_runs(cluster: 
     assert len(cluster.children["worker-0"]) == 4
 
 
-def test_worker_that_leaves_is_not_missed_when_more_are_wanted_again(cluster: Cluster) -> None:
+def test_leaving_worker_is_replaced_when_more_are_wanted_again(cluster: Cluster) -> None:
     leaving = cluster.child("worker-1")
     leaving.ends_when_terminated = False
     cluster.supervisor.resize(1)
@@ -405,7 +405,7 @@ def test_worker_that_does_not_leave_in_time_is_killed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cluster", "agent"])
-def test_drained_worker_is_not_started_again_and_the_target_shrinks(
+def test_drained_worker_is_not_restarted_and_the_target_shrinks(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     cluster: Cluster = request.getfixturevalue(kind)
@@ -417,7 +417,7 @@ def test_drained_worker_is_not_started_again_and_the_target_shrinks(
     assert len(cluster.children["worker-0"]) == 1
 
 
-def test_worker_that_died_is_started_again_with_its_slot(agent: Agents) -> None:
+def test_dead_worker_is_restarted_with_its_slot(agent: Agents) -> None:
     agent.supervisor.learn_slots({agent.child("worker-1").pid: 5})
     agent.child("worker-1").end(-signal.SIGKILL)
     agent.child("worker-1", 2)
@@ -436,12 +436,12 @@ def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None
     assert agent.supervisor.restarts == 0
 
 
-def test_agent_knows_of_a_failed_job_from_a_worker(agent: Agents) -> None:
+def test_agent_learns_of_a_failed_job_from_a_worker(agent: Agents) -> None:
     agent.child("worker-0").end(ExitCode.JOB_FAILED)
     assert agent.outcome().exit_code == ExitCode.JOB_FAILED
 
 
-def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) -> None:
+def test_agent_that_was_not_told_of_the_end_learns_it_from_its_workers(agent: Agents) -> None:
     agent.child("worker-0").end(ExitCode.JOB_ENDED)
     eventually(lambda: "worker-0" not in agent.pids, "the exit is noted")
     agent.supervisor.resize(5)  # an order that comes too late
@@ -453,7 +453,7 @@ def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) 
     assert sorted(agent.children) == ["worker-0", "worker-1"]
 
 
-def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_job_has_ended(
+def test_dead_worker_is_not_restarted_when_another_one_reports_the_end_of_the_job(
     agent: Agents,
 ) -> None:
     agent.child("worker-0").end(ExitCode.DONE)  # it was asked to leave, and would be started again
@@ -462,7 +462,7 @@ def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_jo
     assert agent.supervisor.restarts == 0
 
 
-def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Agents) -> None:
+def test_agent_ends_after_its_workers_have_left_on_the_first_signal(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
         agent.child(name).ends_when_terminated = False
     agent.supervisor.signal(signal.SIGTERM)
@@ -473,7 +473,7 @@ def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Ag
     assert not any(agent.child(f"worker-{n}").killed for n in (0, 1))
 
 
-def test_agents_second_signal_kills(agent: Agents) -> None:
+def test_second_signal_to_an_agent_kills(agent: Agents) -> None:
     agent.child("worker-0").ends_when_terminated = False
     agent.supervisor.signal(signal.SIGTERM)
     agent.supervisor.signal(signal.SIGTERM)
@@ -481,7 +481,7 @@ def test_agents_second_signal_kills(agent: Agents) -> None:
     assert agent.child("worker-0").killed
 
 
-def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -> None:
+def test_agent_whose_workers_were_all_drained_waits_for_orders(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
         agent.child(name).end(ExitCode.DRAINED)
     eventually(lambda: agent.supervisor.target == 0, "the target is 0")
@@ -489,21 +489,21 @@ def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -
     agent.child("worker-0", 2)
 
 
-def test_agent_goes_on_while_any_of_its_workers_does(agent: Agents) -> None:
+def test_agent_continues_while_one_of_its_workers_does(agent: Agents) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
         agent.child("worker-0", start).end(ExitCode.CRASHED)
     agent.child("worker-0", FAILURES_IN_A_ROW_MAX + 1)
     assert not agent.child("worker-1").terminated
 
 
-def test_agent_gives_up_when_all_workers_fail_though_never_at_the_same_time(agent: Agents) -> None:
+def test_agent_fails_when_all_workers_fail_even_at_different_times(agent: Agents) -> None:
     agent.child("worker-0").end(ExitCode.MISTAKE)
     agent.child("worker-0", 2)
     agent.child("worker-1").end(ExitCode.MISTAKE)
     assert agent.outcome().reason == "worker-1 exited with an error (exit code 1)"
 
 
-def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
+def test_agent_fails_when_no_worker_can_be_started(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
         agent.child(name).end(ExitCode.MISTAKE, Failure(FailureKind.JOB, "the job can't be loaded"))
     assert agent.outcome().reason == "the job can't be loaded"

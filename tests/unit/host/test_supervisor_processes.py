@@ -121,7 +121,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[float], Running]]:
         running.process.wait()
 
 
-def test_worker_killed_by_kill_9_is_started_again(start: Callable[[float], Running]) -> None:
+def test_worker_killed_by_kill_9_is_restarted(start: Callable[[float], Running]) -> None:
     running = start(0.0)
     first = running.pid_of("worker-0")
     os.kill(first, signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_sigterm_drains_as_well(start: Callable[[float], Running]) -> None:
     assert "drained" in running.text()
 
 
-def test_second_ctrl_c_kills_within_a_moment(start: Callable[[float], Running]) -> None:
+def test_second_ctrl_c_kills_at_once(start: Callable[[float], Running]) -> None:
     running = start(3600.0)
     running.interrupt_as_a_terminal_would()
     running.wait_for("draining")

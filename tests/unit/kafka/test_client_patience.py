@@ -45,7 +45,7 @@ def test_no_client_waits_for_a_hanging_broker_as_long_as_librdkafka_would() -> N
         )
 
 
-def test_no_client_believes_for_long_in_a_leader_that_is_cut_off_from_the_other_brokers() -> None:
+def test_no_client_waits_long_for_a_leader_that_is_cut_off_from_the_other_brokers() -> None:
     settings = settings_of()
     for config in (
         consumer_config(settings, "read-committed"),
@@ -58,7 +58,7 @@ def test_no_client_believes_for_long_in_a_leader_that_is_cut_off_from_the_other_
     assert producer_config(users, "id")["topic.metadata.refresh.interval.ms"] == "60000"
 
 
-def test_clients_that_last_can_ask_brokers_that_lead_nothing_of_theirs(
+def test_long_lived_clients_can_ask_brokers_that_lead_none_of_their_partitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If one broker leads all partitions of a client, the client would only be connected to that broker."""
@@ -68,7 +68,7 @@ def test_clients_that_last_can_ask_brokers_that_lead_nothing_of_theirs(
     assert config_of_journals_producer(monkeypatch)[sparse] is False
 
 
-def test_no_request_outlives_a_transaction() -> None:
+def test_no_request_lasts_longer_than_a_transaction() -> None:
     settings = resolve(
         {
             "bootstrap.servers": "a:1",
@@ -100,17 +100,17 @@ def config_of_journals_producer(monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return made[0]
 
 
-def test_journals_producer_waits_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_producer_of_the_journal_waits_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_of_journals_producer(monkeypatch)[HANGS] == journal.ANSWER_TIMEOUT_MS < SOCKET_TIMEOUT_MS
 
 
-def test_users_own_value_counts() -> None:
+def test_value_set_by_the_user_is_kept() -> None:
     settings = settings_of(socket_timeout_ms=30_000)
     assert producer_config(settings, "id")[HANGS] == "30000"
     assert consumer_config(settings, "read-committed")[HANGS] == "30000"
 
 
-def test_fencing_producer_that_rested_and_asks_a_hanging_broker_soon_gives_way(
+def test_idle_fencing_producer_that_asks_a_hanging_broker_is_soon_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits_s: list[float] = []

@@ -66,18 +66,18 @@ IN_SYNC = {"min.insync.replicas": "2"}
         (3, {**BARE, **IN_SYNC}, 3, [Replication(3, {})]),
     ],
 )
-def test_replicas_are_what_the_brokers_offer(
+def test_replication_factor_is_what_the_brokers_allow(
     brokers: int, settings: dict[str, str] | None, factor: int, expected: list[Replication]
 ) -> None:
     admin: Any = Brokers(brokers, settings)
     assert list(replications(admin, factor)) == expected
 
 
-def test_one_broker_is_not_warned_of() -> None:
+def test_single_broker_gets_no_warning() -> None:
     assert risks({"flights": TopicCare(1, 1, True)}, {}, 1) == []
 
 
-def test_topics_kept_well_are_not_warned_of() -> None:
+def test_safe_topics_get_no_warning() -> None:
     assert risks({"flights": WELL, "unseen": TopicCare(3, None, None)}, {"__consumer_offsets": WELL}, 3) == []
 
 
@@ -93,25 +93,25 @@ def test_each_kind_of_risk_is_one_bounded_line_with_its_remedy() -> None:
         assert len(line) < 300
 
 
-def test_kafkas_own_topics_to_come_are_judged_by_the_brokers_settings() -> None:
+def test_future_topics_of_kafka_itself_are_judged_by_the_brokers_settings() -> None:
     (line,) = risks({"flights": WELL}, {"__transaction_state": TopicCare(1, 1, False)}, 3)
     assert line.startswith("__transaction_state: only one replica")
     assert "settings transaction.state.log.replication.factor and transaction.state.log.min.isr" in line
     assert risks({"__transaction_state": WELL}, {"__transaction_state": TopicCare(1, 1, False)}, 3) == []
 
 
-def test_what_may_not_be_seen_is_not_warned_of() -> None:
+def test_hidden_settings_get_no_warning() -> None:
     admin: Any = Brokers(3, None, {"flights": 3})
     assert look_for_risks(admin, ["flights", "not-there"]) == []
 
 
-def test_topic_with_replicas_of_brokers_that_are_down_is_one_of_several_brokers() -> None:
+def test_replicas_on_brokers_that_are_down_count_as_several_brokers() -> None:
     admin: Any = Brokers(1, BARE, {"flights": 3})
     (line,) = look_for_risks(admin, ["flights"])
     assert line.startswith("flights: min.insync.replicas=1")
 
 
-def test_silent_brokers_stop_no_job() -> None:
+def test_silent_brokers_do_not_stop_a_job() -> None:
     admin: Any = Brokers(3, BARE)
 
     def silent(timeout: float) -> Any:

@@ -49,7 +49,7 @@ def test_java_version_is_read(output: str, major: int | None) -> None:
     assert kafka_jars.java_major(output) == major
 
 
-def test_java_missing_remedy_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_is_reported_with_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_on_path(monkeypatch, tmp_path)
     with pytest.raises(EmbeddedKafkaError, match="needs Java 17 or newer: no java") as caught:
         EmbeddedKafka(tmp_path / "kafka").start()
@@ -71,7 +71,7 @@ def test_java_that_does_not_work_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         kafka_jars.find_java()
 
 
-def test_old_java_home_new_java_on_path_takes_the_new(
+def test_new_java_on_the_path_is_preferred_to_an_old_java_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "home").mkdir()
@@ -82,7 +82,7 @@ def test_old_java_home_new_java_on_path_takes_the_new(
     assert kafka_jars.find_java() == tmp_path / "new" / "java"
 
 
-def test_maven_missing_remedy_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_maven_is_reported_with_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_on_path(monkeypatch, tmp_path)
     with pytest.raises(EmbeddedKafkaError, match="no mvn on the PATH") as caught:
         kafka_jars.resolve_jars(print, tmp_path / "cache")
@@ -117,7 +117,7 @@ def test_jar_lost_from_the_cache_is_fetched_again(tmp_path: Path, monkeypatch: p
     assert (jars / "other.jar").read_text() == "other\n"
 
 
-def test_maven_failing_leaves_nothing_half_and_says_why(
+def test_failing_maven_leaves_nothing_and_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = f"{MAVEN_THAT_WORKS}\necho '[INFO] so far so good'; echo '[ERROR] no route to the mirror'; exit 1"
@@ -128,7 +128,7 @@ def test_maven_failing_leaves_nothing_half_and_says_why(
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_fetch_broken_off_by_ctrl_c_leaves_no_maven_and_no_thread(
+def test_fetch_interrupted_by_ctrl_c_leaves_no_maven_and_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid_file = tmp_path / "pid"
@@ -153,7 +153,7 @@ def test_fetch_broken_off_by_ctrl_c_leaves_no_maven_and_no_thread(
     assert not any((tmp_path / "cache").glob(".*"))
 
 
-def test_rest_of_a_killed_fetch_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_killed_fetch_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path / "bin", "mvn", MAVEN_THAT_WORKS)
     only_on_path(monkeypatch, tmp_path / "bin")
     cache = tmp_path / "cache"
@@ -166,7 +166,7 @@ def test_rest_of_a_killed_fetch_is_removed(tmp_path: Path, monkeypatch: pytest.M
 # --- directories -------------------------------------------------------------------------------------
 
 
-def test_status_of_an_unused_directory_is_stopped_and_leaves_it_alone(tmp_path: Path) -> None:
+def test_status_of_an_unused_directory_is_stopped_and_does_not_change_it(tmp_path: Path) -> None:
     found = embedded_kafka.status(tmp_path / "none")
     assert (found.state, found.bootstrap_servers, found.pid) == ("stopped", "", 0)
     assert not (tmp_path / "none").exists()
@@ -178,7 +178,7 @@ def test_stop_without_a_broker_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_data_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedKafkaError, match=r"cannot use .*/file as .*: File exists") as caught:
         EmbeddedKafka(tmp_path / "file").start()
@@ -223,7 +223,7 @@ def test_cause_is_found_in_a_log(lines: list[str], cause: str) -> None:
 # --- ports and properties ----------------------------------------------------------------------------
 
 
-def test_ports_are_two_free_ones_and_depend_on_the_directory(tmp_path: Path) -> None:
+def test_two_free_ports_are_chosen_depending_on_the_directory(tmp_path: Path) -> None:
     ports = embedded_kafka._choose_ports(tmp_path)
     assert len(set(ports)) == 2
     assert all(20_000 <= port < 30_000 for port in ports)
@@ -247,7 +247,7 @@ def test_damaged_launch_file_counts_as_none(tmp_path: Path) -> None:
     assert len(embedded_kafka._choose_ports(tmp_path)) == 2
 
 
-def test_broker_settings_suit_a_single_broker(tmp_path: Path) -> None:
+def test_broker_settings_fit_a_single_broker(tmp_path: Path) -> None:
     settings = embedded_kafka.server_properties(embedded_kafka._Launch(1, 2, False, 3, "4.3.1"), tmp_path)
     assert settings["auto.create.topics.enable"] == "false"
     replication = {name: value for name, value in settings.items() if "replication.factor" in name}
@@ -282,7 +282,7 @@ def test_property_survives_java(value: str) -> None:
     assert unescape(escaped) == value
 
 
-def test_cluster_id_is_never_taken_for_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_id_is_never_parsed_as_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([b"\xf8" * 16, b"\x00" * 16])  # the first encodes to a leading dash
 
     class Drawn:

@@ -29,11 +29,11 @@ def settings(brokers: list[tuple[str, int]]) -> Settings:
     return Settings(bootstrap_servers=",".join(f"{host}:{port}" for host, port in brokers))
 
 
-def test_brokers_that_all_accept_connections_are_through_with_it(settings: Settings) -> None:
+def test_failover_is_over_when_all_brokers_accept_connections(settings: Settings) -> None:
     assert failover.failover_is_over(settings, "job", waited_s=0, timeout_s=10)
 
 
-def test_listed_broker_that_refuses_connections_has_died_and_nobody_has_taken_its_place_yet(
+def test_failover_is_not_over_while_a_listed_broker_refuses_connections(
     settings: Settings, brokers: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     died = brokers[-1]
@@ -48,7 +48,7 @@ def test_listed_broker_that_refuses_connections_has_died_and_nobody_has_taken_it
     )
 
 
-def test_broker_that_only_this_process_cannot_reach_is_waited_for_within_bounds(
+def test_wait_for_a_broker_that_only_this_process_cannot_reach_is_bounded(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -59,12 +59,12 @@ def test_broker_that_only_this_process_cannot_reach_is_waited_for_within_bounds(
     assert failover.failover_is_over(settings, "job", waited_s=failover.UNREACHABLE_S_MAX, timeout_s=10)
 
 
-def test_port_where_nobody_listens_accepts_no_connection(brokers: list[tuple[str, int]]) -> None:
+def test_port_without_a_listener_accepts_no_connection(brokers: list[tuple[str, int]]) -> None:
     host, port = brokers[0]
     assert failover.accepts_connections(host, port)
     assert not failover.accepts_connections(host, 1)
 
 
-def test_kafka_that_does_not_answer_is_not_through_with_it() -> None:
+def test_failover_is_not_over_while_kafka_does_not_answer() -> None:
     settings = Settings(bootstrap_servers="127.0.0.1:1")
     assert not failover.failover_is_over(settings, "job", waited_s=100, timeout_s=0.1)

@@ -45,7 +45,7 @@ def directory(tmp_path: Path, name: str) -> Path:
     return tmp_path / name
 
 
-def test_port_of_a_stopped_broker_is_not_handed_to_somebody_else(tmp_path: Path, few: range) -> None:
+def test_port_of_a_stopped_broker_is_not_given_to_another(tmp_path: Path, few: range) -> None:
     """Nobody listens on these ports, but they belong to the first directory as long as it exists."""
     mine, other = directory(tmp_path, "mine"), directory(tmp_path, "other")
     first = ports.reserve_for_directory(mine, 2)
@@ -57,15 +57,13 @@ def test_port_of_a_stopped_broker_is_not_handed_to_somebody_else(tmp_path: Path,
     assert ports.reserve_for_process() in second
 
 
-def test_port_that_another_broker_wants_back_is_refused_while_it_is_reserved(
-    tmp_path: Path, few: range
-) -> None:
+def test_reserved_port_is_refused_to_a_broker_that_once_had_it(tmp_path: Path, few: range) -> None:
     mine, other = directory(tmp_path, "mine"), directory(tmp_path, "other")
     first = ports.reserve_for_directory(mine, 2)
     assert not set(ports.reserve_for_directory(other, 2, first)) & set(first)
 
 
-def test_directory_that_gets_other_ports_gives_the_old_ones_up(tmp_path: Path, few: range) -> None:
+def test_directory_that_gets_other_ports_releases_the_old_ones(tmp_path: Path, few: range) -> None:
     mine, other = directory(tmp_path, "mine"), directory(tmp_path, "other")
     first = ports.reserve_for_directory(mine, 2)
     with socket.socket() as stranger:
@@ -95,17 +93,17 @@ def test_port_of_a_process_is_its_own_until_it_ends(tmp_path: Path, few: range) 
         assert ports.reserve_for_process() == theirs
 
 
-def test_too_few_free_ports_say_so(tmp_path: Path, few: range) -> None:
+def test_too_few_free_ports_are_reported(tmp_path: Path, few: range) -> None:
     with pytest.raises(ports.NoFreePort, match=f"fewer than 5 ports between {few[0]} and {few[-1]}"):
         ports.reserve_for_directory(tmp_path, 5)
 
 
-def test_reserved_ports_are_taken_at_last_rather_than_none(tmp_path: Path, few: range) -> None:
+def test_reserved_ports_are_used_if_no_others_are_left(tmp_path: Path, few: range) -> None:
     ports.reserve_for_directory(directory(tmp_path, "mine"), 4)
     assert ports.reserve_for_process() in few
 
 
-def test_ports_that_the_system_gives_away_are_the_last_choice(
+def test_ephemeral_ports_are_the_last_choice(
     tmp_path: Path, few: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports, "ephemeral_ports", lambda: range(few[0], few[2]))
@@ -113,7 +111,7 @@ def test_ports_that_the_system_gives_away_are_the_last_choice(
     assert len(ports.reserve_for_directory(tmp_path, 3)) == 3
 
 
-def test_range_of_the_system_is_read_where_it_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ephemeral_range_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "range"
     told.write_text("1024\t2000\n")
     monkeypatch.setattr(ports, "_EPHEMERAL_RANGE_FILE", told)
@@ -122,7 +120,7 @@ def test_range_of_the_system_is_read_where_it_tells(tmp_path: Path, monkeypatch:
     assert ports.ephemeral_ports() == range(32_768, 65_536)
 
 
-def test_home_that_keeps_nothing_gets_free_ports_all_the_same(
+def test_free_ports_are_chosen_even_if_the_registry_cannot_be_written(
     tmp_path: Path, few: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -134,7 +132,7 @@ def test_home_that_keeps_nothing_gets_free_ports_all_the_same(
         assert ports.reserve_for_process() in few[1:]
 
 
-def test_server_on_any_address_makes_a_port_taken(few: range) -> None:
+def test_port_is_taken_by_a_server_on_any_address(few: range) -> None:
     with socket.socket() as stranger:
         stranger.bind(("", few[0]))
         stranger.listen()
@@ -142,7 +140,7 @@ def test_server_on_any_address_makes_a_port_taken(few: range) -> None:
     assert ports.is_free(few[0])
 
 
-def test_no_other_place_chooses_a_port_that_it_does_not_hold() -> None:
+def test_no_other_code_chooses_a_port_without_holding_it() -> None:
     """A port that was free a moment ago may belong to another program when somebody connects to it."""
     choosing = re.compile(r"\.bind\(\(.*, 0\)\)")
     found = [

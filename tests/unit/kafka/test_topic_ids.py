@@ -17,12 +17,12 @@ OTHER = "+/T7kVgPRZK8Dz7Rp_lM8-"
 
 
 @pytest.mark.parametrize("topic_id", [ID, OTHER])
-def test_position_with_a_topic_id_comes_back_as_it_was(topic_id: str) -> None:
+def test_position_with_a_topic_id_is_read_back_unchanged(topic_id: str) -> None:
     position = CommittedPosition(7, 5, 3, "0123456789ab", topic_id)
     assert decode_position(7, position.encode_metadata()) == position
 
 
-def test_position_of_a_version_without_topic_ids_is_read_as_not_known() -> None:
+def test_topic_id_is_unknown_in_positions_of_earlier_versions() -> None:
     assert decode_position(7, "1:5:3:0123456789ab") == CommittedPosition(7, 5, 3, "0123456789ab", "")
 
 
@@ -74,7 +74,7 @@ def described(topic_id: str, partitions: int) -> Any:
     return SimpleNamespace(topic_id=topic_id, partitions=[None] * partitions)
 
 
-def test_look_tells_what_is_missing_from_what_is_not_known() -> None:
+def test_missing_topics_are_distinguished_from_unknown_ones() -> None:
     admin: Any = Describes(
         {
             "there": described(ID, 3),
@@ -92,7 +92,7 @@ def test_look_tells_what_is_missing_from_what_is_not_known() -> None:
     }
 
 
-def test_id_that_is_not_known_contradicts_nothing() -> None:
+def test_unknown_id_contradicts_no_other() -> None:
     assert fits(TopicSeen("", 1), ID)
     assert fits(TopicSeen(ID, 1), "")
     assert not fits(TopicSeen(OTHER, 1), ID)
@@ -109,12 +109,12 @@ def looks(*answers: dict[str, TopicSeen | None]) -> Any:
     return look
 
 
-def test_broker_that_lags_behind_is_not_believed() -> None:
+def test_single_answer_of_a_lagging_broker_is_not_trusted() -> None:
     look = looks({"t": TopicSeen(OTHER, 1)}, {"t": None}, {}, {"t": TopicSeen(ID, 2)})
     assert settled_look(look, {"t": ID}, 10) == {"t": TopicSeen(ID, 2)}
 
 
-def test_change_that_stays_is_told() -> None:
+def test_lasting_change_is_reported() -> None:
     assert settled_look(looks({"t": TopicSeen(OTHER, 1)}), {"t": ID}, 0.5) == {"t": TopicSeen(OTHER, 1)}
 
 

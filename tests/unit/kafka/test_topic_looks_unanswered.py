@@ -34,7 +34,7 @@ class Admin:
         return {"topic": future}
 
 
-def test_look_that_nobody_answers_is_repeated_once_the_brokers_are_listed_anew() -> None:
+def test_unanswered_request_is_repeated_once_the_brokers_are_listed_again() -> None:
     admin: Any = Admin(KafkaError._TIMED_OUT)
     assert look_at_topics(admin, ["topic"]) == {"topic": TopicSeen("id", 2)}
     assert len(admin.waits_s) == 2

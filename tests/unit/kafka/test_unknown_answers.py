@@ -52,7 +52,7 @@ POSITION = CommittedPosition(7, 3, 3, "print")
 
 
 @pytest.mark.parametrize("unknown", [None, -1, -2, OFFSET_INVALID, -1000])
-def test_what_a_client_answers_instead_of_an_offset_never_becomes_one(unknown: int | None) -> None:
+def test_sentinels_of_clients_never_become_offsets(unknown: int | None) -> None:
     with pytest.raises(NotKnownYetError, match="in/0"):
         known_offset(unknown, "in/0")
     assert offset_or_none(unknown) is None
@@ -144,7 +144,7 @@ ASKING: list[Callable[[Admin], Any]] = [
         KafkaException(KafkaError(KafkaError._NOOP)),
     ],
 )
-def test_offset_that_a_leader_didnt_tell_is_asked_for_again(
+def test_offset_that_a_leader_did_not_return_is_requested_again(
     cluster: Cluster, ask: Callable[[Admin], Any], unknown: Any
 ) -> None:
     cluster.offsets = [unknown, unknown, 5]
@@ -158,7 +158,7 @@ def test_offset_that_a_leader_didnt_tell_is_asked_for_again(
         lambda admin: delete_records_before(admin, {AT: 5}, 0.05),
     ],
 )
-def test_offset_that_stays_unknown_is_no_answer_in_bounded_time(
+def test_offset_that_stays_unknown_is_an_error_in_bounded_time(
     cluster: Cluster, ask: Callable[[Admin], Any]
 ) -> None:
     cluster.offsets = [OFFSET_INVALID]
@@ -166,13 +166,13 @@ def test_offset_that_stays_unknown_is_no_answer_in_bounded_time(
         ask(cluster.admin)
 
 
-def test_partition_without_leader_is_waited_for_and_its_leader_not_asked(cluster: Cluster) -> None:
+def test_partition_without_leader_is_waited_for_and_not_asked_about(cluster: Cluster) -> None:
     cluster.leaders = [-1, 2, 1]  # no leader, one that isn't among the brokers, one that runs
     assert end_offsets(cluster.admin, [AT], "read-committed", 5) == {AT: 5}
     assert cluster.asked == 1, "librdkafka was asked about a partition without a known leader"
 
 
-def test_topic_that_a_broker_doesnt_list_yet_isnt_missing(cluster: Cluster) -> None:
+def test_topic_that_a_broker_does_not_list_yet_is_not_missing(cluster: Cluster) -> None:
     cluster.topics = [set(), set(), {"in"}]
     assert end_offsets(cluster.admin, [AT], "read-committed", 5) == {AT: 5}
 
@@ -184,12 +184,12 @@ def test_topic_that_stays_unlisted_is_missing(cluster: Cluster, monkeypatch: pyt
         end_offsets(cluster.admin, [AT], "read-committed", 5)
 
 
-def test_topic_whose_partitions_arent_known_yet_isnt_taken_for_missing(cluster: Cluster) -> None:
+def test_topic_whose_partitions_are_unknown_does_not_count_as_missing(cluster: Cluster) -> None:
     cluster.topic_errors = [KafkaError(KafkaError.LEADER_NOT_AVAILABLE), None]
     assert partition_counts(cluster.admin, ["in"]) == {"in": 1}
 
 
-def test_error_that_asking_again_doesnt_mend_is_told_at_once(cluster: Cluster) -> None:
+def test_error_that_a_retry_cannot_change_is_raised_at_once(cluster: Cluster) -> None:
     cluster.offsets = [KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))]
     with pytest.raises(KafkaUnavailable, match="TOPIC_AUTHORIZATION_FAILED"):
         end_offsets(cluster.admin, [AT], "read-committed", 30)
@@ -206,7 +206,7 @@ def test_threads_that_share_an_admin_client_ask_leaders_one_at_a_time(cluster: C
     assert not cluster.overlapped, "a request began before another one was answered"
 
 
-def test_topic_ids_are_asked_for_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topic_ids_are_requested_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [AWAY, SimpleNamespace(topic_id="id")]
 
     def describe(_admin: AdminClient, _topics: object, **_arguments: object) -> dict[str, Future[Any]]:
@@ -222,7 +222,7 @@ def test_topic_ids_are_asked_for_again(cluster: Cluster, monkeypatch: pytest.Mon
     assert restore.topic_ids(cluster.admin, ["in"]) == {"in": "id"}
 
 
-def test_answer_that_nobody_needs_any_more_isnt_waited_for() -> None:
+def test_answer_that_is_no_longer_needed_is_not_waited_for() -> None:
     def ask() -> None:
         raise NotKnownYetError("no")
 
@@ -259,7 +259,7 @@ def committed(offset: int, error: int | None = None) -> Any:
     )
 
 
-def test_committed_offset_is_asked_for_again_until_the_coordinator_tells_it() -> None:
+def test_committed_offset_is_requested_until_the_coordinator_returns_it() -> None:
     group: Any = Group(
         AWAY,
         KafkaException(KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)),
@@ -270,13 +270,13 @@ def test_committed_offset_is_asked_for_again_until_the_coordinator_tells_it() ->
     assert read_committed_positions(group, "job", [AT], 10) == {AT: POSITION}
 
 
-def test_partial_answer_about_committed_offsets_doesnt_mean_that_nothing_is_committed() -> None:
+def test_partial_answer_does_not_mean_that_nothing_is_committed() -> None:
     group: Any = Group([])
     with pytest.raises(KafkaUnavailable, match="lacks some partitions"):
         read_committed_positions(group, "job", [AT], 0.1)
 
 
-def test_nothing_committed_is_told_apart_from_an_unknown_negative_offset() -> None:
+def test_nothing_committed_is_distinguished_from_an_unknown_negative_offset() -> None:
     nothing: Any = Group([committed(OFFSET_INVALID)])
     assert read_committed_positions(nothing, "job", [AT], 1) == {AT: None}
     unknown: Any = Group([committed(-2)])
@@ -302,7 +302,7 @@ def host(cluster: Cluster, position: CommittedPosition) -> ShardHost:
     return host
 
 
-def test_end_in_front_of_what_is_committed_is_believed_only_when_it_is_said_again(
+def test_end_before_the_committed_offset_is_trusted_only_when_it_is_repeated(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "look_at_topics", lambda _admin, _topics: {})
@@ -320,7 +320,7 @@ def test_end_in_front_of_what_is_committed_is_believed_only_when_it_is_said_agai
 # --- deltas and the journal --------------------------------------------------------------------------------
 
 
-def test_delta_written_nobody_knows_where_is_replayed() -> None:
+def test_delta_with_an_unknown_offset_is_replayed() -> None:
     """A broker that took a record before its answer was lost may answer without an offset."""
 
     class Acknowledges:
@@ -345,7 +345,7 @@ def test_delta_written_nobody_knows_where_is_replayed() -> None:
             check_deltas(write(offsets))
 
 
-def test_journal_that_a_broker_doesnt_list_yet_isnt_taken_for_an_empty_one(
+def test_journal_that_a_broker_does_not_list_yet_does_not_count_as_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     topic = journal_topic("job")

@@ -34,7 +34,7 @@ class Lines:
         return sum(text in line for line in self.lines)
 
 
-def test_brokers_connection_goes_up_and_down_which_makes_waiting_requests_look_again(brokers: str) -> None:
+def test_opened_and_closed_connection_makes_waiting_requests_look_again(brokers: str) -> None:
     log = Lines()
     config = {"bootstrap.servers": brokers, "enable.sparse.connections": False, "debug": "broker"}
     producer = Producer(config, logger=log)
@@ -58,18 +58,18 @@ def test_brokers_connection_goes_up_and_down_which_makes_waiting_requests_look_a
     producer.list_topics(timeout=10)
 
 
-def test_nothing_is_told_while_no_broker_accepts_connections(brokers: str) -> None:
+def test_producer_is_not_woken_while_no_broker_accepts_connections(brokers: str) -> None:
     producer = Producer({"bootstrap.servers": brokers})
     assert not waking.look_again(producer, "127.0.0.1:1")
 
 
 @pytest.mark.parametrize("other", [b"", b"12345678", 7, "text", {}], ids=repr)
-def test_object_that_does_not_begin_with_a_producers_handle_is_left_alone(brokers: str, other: Any) -> None:
+def test_object_that_does_not_begin_with_a_producers_handle_is_not_touched(brokers: str, other: Any) -> None:
     # In the place of the handle there is a length, a number, or the end of the object.
     assert not waking.look_again(other, brokers)
 
 
-def test_other_clients_are_left_alone(brokers: str) -> None:
+def test_other_clients_are_not_touched(brokers: str) -> None:
     consumer: Any = Consumer({"bootstrap.servers": brokers, "group.id": "any"})
     try:
         assert not waking.look_again(consumer, brokers)
@@ -77,7 +77,7 @@ def test_other_clients_are_left_alone(brokers: str) -> None:
         consumer.close()
 
 
-def test_library_without_the_function_is_left_alone(brokers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_without_the_function_is_not_called(brokers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     producer = Producer({"bootstrap.servers": brokers})
     monkeypatch.setattr(waking, "_library", lambda: None)
     assert not waking.look_again(producer, brokers)

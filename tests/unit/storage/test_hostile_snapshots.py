@@ -90,9 +90,7 @@ def change_manifest(root: Path, change: Callable[[dict[str, object]], None]) -> 
 # --- the store's identity ---------------------------------------------------------------------------------
 
 
-def test_identity_that_is_a_link_is_refused_and_what_it_leads_to_told_nobody(
-    root: Path, outside: Path
-) -> None:
+def test_identity_that_is_a_link_is_refused_without_showing_its_target(root: Path, outside: Path) -> None:
     root.mkdir()
     (root / "STORE-ID").symlink_to(outside / "precious")
     with pytest.raises(SettingsError, match="STORE-ID") as raised:
@@ -100,14 +98,14 @@ def test_identity_that_is_a_link_is_refused_and_what_it_leads_to_told_nobody(
     assert "kept" not in str(raised.value)
 
 
-def test_identity_that_is_a_pipe_is_refused_not_waited_for(root: Path) -> None:
+def test_identity_that_is_a_pipe_is_refused_without_waiting(root: Path) -> None:
     root.mkdir()
     os.mkfifo(root / "STORE-ID")
     assert isinstance(in_time(lambda: DirectorySnapshotStore(root, "job")), SettingsError)
 
 
 @pytest.mark.parametrize("content", [b"x" * 5_000_000, b"not an identity", b"\xff" * 32, b""])
-def test_identity_that_nobody_of_ours_wrote_is_refused(root: Path, content: bytes) -> None:
+def test_identity_that_fcluster_did_not_write_is_refused(root: Path, content: bytes) -> None:
     root.mkdir()
     (root / "STORE-ID").write_bytes(content)
     with pytest.raises(SettingsError, match="STORE-ID"):
@@ -120,7 +118,7 @@ def test_identity_that_nobody_of_ours_wrote_is_refused(root: Path, content: byte
 
 
 @pytest.mark.parametrize("kind", ["files", "manifests"])
-def test_planted_directory_keeps_nobody_from_taking_and_pruning_snapshots(
+def test_planted_directory_does_not_prevent_taking_and_pruning_snapshots(
     store: RocksStore, snapshots: DirectorySnapshotStore, root: Path, kind: str
 ) -> None:
     for name in ("evil", "f" * 64, f"{9:020d}-{9:020d}.json"):
@@ -148,7 +146,7 @@ def test_planted_pipes_and_links_are_neither_opened_nor_followed(
     assert (outside / "precious").read_text() == "kept"
 
 
-def test_hard_link_in_place_of_a_file_is_replaced_not_written_through(
+def test_hard_link_in_place_of_a_file_is_replaced_and_not_written_through(
     store: RocksStore, snapshots: DirectorySnapshotStore, root: Path, outside: Path
 ) -> None:
     write(store, 1)
@@ -210,7 +208,7 @@ def test_manifest_that_names_a_path_is_unusable(
     assert taken.files
 
 
-def test_file_that_is_longer_than_its_manifest_says_is_not_read_to_its_end(
+def test_file_longer_than_its_manifest_says_is_not_read_to_its_end(
     store: RocksStore, snapshots: DirectorySnapshotStore, root: Path, directory: StoreDirectory
 ) -> None:
     write(store, 1)
@@ -226,7 +224,7 @@ def test_file_that_is_longer_than_its_manifest_says_is_not_read_to_its_end(
     assert held < 64 * 1024 * 1024
 
 
-def test_snapshot_that_there_is_no_room_for_is_refused_before_it_fills_the_disk(
+def test_snapshot_too_large_for_the_disk_is_refused_before_it_fills_it(
     store: RocksStore, snapshots: DirectorySnapshotStore, root: Path, directory: StoreDirectory
 ) -> None:
     write(store, 1)
@@ -276,7 +274,7 @@ def test_giant_manifest_is_unusable_and_not_read_whole(
 
 
 @pytest.mark.parametrize("objects", [False, True])
-def test_odd_names_in_the_store_are_left_alone(store: RocksStore, root: Path, objects: bool) -> None:
+def test_odd_names_in_the_store_are_ignored(store: RocksStore, root: Path, objects: bool) -> None:
     snapshots = LocalObjectStore(root) if objects else DirectorySnapshotStore(root, "job")
     manifests = root / FOLDER / "manifests"
     manifests.mkdir(parents=True)
@@ -305,7 +303,7 @@ class _Exploit:
 
 
 @pytest.mark.parametrize("comparator_of_ours", [True, False])
-def test_forged_database_has_nothing_unpickled(
+def test_nothing_is_unpickled_from_a_forged_database(
     tmp_path: Path, directory: StoreDirectory, comparator_of_ours: bool
 ) -> None:
     """rocksdict can keep pickled Python objects, and a file next to the database says so. We only store
@@ -335,6 +333,6 @@ def test_forged_database_has_nothing_unpickled(
     assert not mark.exists()
 
 
-def test_store_module_knows_no_digits_but_ours() -> None:
+def test_store_module_accepts_ascii_digits_only() -> None:
     assert snapshot_store_module.MANIFEST_NAME.fullmatch(f"{1:020d}-{1:020d}.json")
     assert not snapshot_store_module.MANIFEST_NAME.fullmatch("\u0661" * 20 + "-" + "1" * 20 + ".json")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fcluster.storage.replay_size import STEPS_MAX, ReplaySize
 
 
-def test_chain_is_the_deltas_behind_the_snapshot() -> None:
+def test_chain_consists_of_the_deltas_after_the_snapshot() -> None:
     replay = ReplaySize(0)
     replay.snapshotted(0)
     replay.grown(2, 100)
@@ -20,7 +20,7 @@ def test_chain_is_the_deltas_behind_the_snapshot() -> None:
     assert replay.bytes == 0
 
 
-def test_uncounted_past_is_taken_to_be_like_what_was_counted() -> None:
+def test_uncounted_deltas_are_assumed_to_be_like_the_counted_ones() -> None:
     replay = ReplaySize(1_000)
     replay.grown(1_010, 500)
     assert replay.bytes == 500, "the newest snapshot's offset isn't known yet"
@@ -30,14 +30,16 @@ def test_uncounted_past_is_taken_to_be_like_what_was_counted() -> None:
     assert replay.bytes == 0
 
 
-def test_past_without_anything_counted_is_unknown_and_not_due() -> None:
+def test_size_is_unknown_and_not_due_before_anything_was_counted() -> None:
     replay = ReplaySize(1_000)
     replay.snapshotted(0)
     assert replay.bytes == 0
 
 
 @given(st.lists(st.integers(1, 1_000), min_size=1, max_size=3 * STEPS_MAX), st.floats(0, 1))
-def test_long_chain_is_counted_in_little_memory_and_never_too_low(sizes: list[int], share: float) -> None:
+def test_long_chain_is_counted_in_little_memory_and_never_underestimated(
+    sizes: list[int], share: float
+) -> None:
     replay = ReplaySize(0)
     for number, size in enumerate(sizes, 1):
         replay.grown(2 * number, size)

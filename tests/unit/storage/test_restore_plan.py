@@ -36,7 +36,7 @@ def snapshot(epoch: int, offset: int, changelog_id: str = "id") -> Manifest:
     return Manifest(1, "flights", 3, epoch, offset, changelog_id, 0, [])
 
 
-def test_fresh_shard_begins_with_nothing_and_looks_into_the_changelog() -> None:
+def test_new_shard_starts_empty_and_reads_the_changelog() -> None:
     """It may have the records of an aborted first epoch. Only reading it shows that no state is lost."""
     plan = plan_restore(request(None), EMPTY, [], 0, 7)
     assert (plan.base, plan.meta, plan.read_to, plan.offsets_to_read) == (Base.NOTHING, at(0, 0), 7, 7)
@@ -56,17 +56,17 @@ def test_local_files_at_the_committed_epoch_need_nothing_else() -> None:
     assert (plan.base, plan.offsets_to_read) == (Base.SNAPSHOT, 0)
 
 
-def test_local_files_behind_go_on_with_the_changelog() -> None:
+def test_local_files_that_are_behind_continue_with_the_changelog() -> None:
     plan = plan_restore(request(9), at(5, 20), [snapshot(3, 10)], 15, 40)
     assert plan == RestorePlan(Base.LOCAL, None, at(5, 20), 40)
     assert plan.offsets_to_read == 20
 
 
-def test_local_files_win_over_a_newer_snapshot_if_the_changelog_reaches_back_to_them() -> None:
+def test_local_files_are_preferred_to_a_newer_snapshot_if_the_changelog_reaches_back_to_them() -> None:
     assert plan_restore(request(9), at(5, 20), [snapshot(8, 35)], 20, 40).base is Base.LOCAL
 
 
-def test_local_files_older_than_the_changelog_give_way_to_a_snapshot() -> None:
+def test_snapshot_is_used_if_local_files_are_older_than_the_changelog() -> None:
     plan = plan_restore(request(9), at(5, 20), [snapshot(8, 35), snapshot(7, 30)], 30, 40)
     assert (plan.base, plan.snapshot, plan.meta) == (Base.SNAPSHOT, snapshot(8, 35), at(8, 35))
     assert plan.reasons == (
@@ -84,7 +84,7 @@ def test_local_files_ahead_of_the_committed_epoch_are_dropped() -> None:
     assert plan_restore(request(0), at(12, 40), [], 0, 0).base is Base.NOTHING
 
 
-def test_unreadable_local_files_give_way_to_a_snapshot_or_the_whole_changelog() -> None:
+def test_snapshot_or_whole_changelog_is_used_if_local_files_are_unreadable() -> None:
     assert plan_restore(request(9), None, [snapshot(8, 35)], 10, 40).base is Base.SNAPSHOT
     plan = plan_restore(request(9), None, [], 0, 40)
     assert (plan.base, plan.reasons) == (Base.NOTHING, ("the local files can't be read",))
@@ -96,7 +96,7 @@ def test_empty_local_files_count_as_nothing() -> None:
     assert plan_restore(request(9), EMPTY, [], 0, 40).base is Base.NOTHING
 
 
-def test_no_committed_offset_beside_a_truncated_changelog_is_an_error_that_names_it() -> None:
+def test_missing_committed_offset_with_a_truncated_changelog_is_an_error_that_names_it() -> None:
     with pytest.raises(
         StateDamaged, match=r"no committed offset for flights/3.*job-flights-changelog"
     ) as error:
@@ -104,7 +104,7 @@ def test_no_committed_offset_beside_a_truncated_changelog_is_an_error_that_names
     assert error.value.remedy
 
 
-def test_nothing_that_leads_to_the_committed_epoch_is_an_error_with_all_reasons() -> None:
+def test_committed_epoch_that_cannot_be_reached_is_an_error_with_all_reasons() -> None:
     with pytest.raises(StateDamaged, match="flights/3 at epoch 9 can't be restored") as error:
         plan_restore(request(9), at(5, 20), [snapshot(4, 15), snapshot(3, 50)], 30, 40)
     for reason in ("local state at epoch 5", "snapshot at epoch 4", "ends at 40", "begins only at offset 30"):
@@ -112,7 +112,7 @@ def test_nothing_that_leads_to_the_committed_epoch_is_an_error_with_all_reasons(
     assert error.value.remedy
 
 
-def test_files_and_snapshots_of_a_changelog_that_was_deleted_since_are_passed_over() -> None:
+def test_files_and_snapshots_of_a_deleted_changelog_are_ignored() -> None:
     plan = plan_restore(request(9), at(9, 20, "old"), [snapshot(8, 10, "old"), snapshot(7, 5)], 0, 40)
     assert plan.snapshot == snapshot(7, 5)
     assert len(plan.reasons) == 2
@@ -142,7 +142,7 @@ metas = st.builds(at, st.integers(0, 12), st.integers(0, 12), st.sampled_from(["
     offsets=st.tuples(st.integers(0, 12), st.integers(0, 12)).map(sorted),
     exactly_once=st.booleans(),
 )
-def test_whatever_is_chosen_can_lead_to_the_committed_epoch(
+def test_chosen_base_can_always_lead_to_the_committed_epoch(
     target: int | None,
     local: StoreMeta | None,
     manifests: list[StoreMeta],
@@ -168,21 +168,21 @@ def test_whatever_is_chosen_can_lead_to_the_committed_epoch(
 # --- copies of others' shards ---------------------------------------------------------------------------
 
 
-def test_copy_begins_with_local_files_that_the_changelog_leads_on_from() -> None:
+def test_copy_starts_from_local_files_that_the_changelog_continues() -> None:
     plan = plan_standby("id", at(9, 40), [snapshot(12, 60)], 30, 100)
     assert plan is not None
     assert (plan.base, plan.meta, plan.offsets_to_read) == (Base.LOCAL, at(9, 40), 60)
 
 
 @pytest.mark.parametrize("local", [None, EMPTY, at(9, 20), at(9, 101), at(9, 40, "other")])
-def test_copy_without_usable_files_begins_with_the_newest_snapshot_that_fits(local: StoreMeta | None) -> None:
+def test_copy_without_usable_files_starts_from_the_newest_matching_snapshot(local: StoreMeta | None) -> None:
     newest_first = [snapshot(14, 70, "other"), snapshot(12, 60), snapshot(10, 50)]
     plan = plan_standby("id", local, newest_first, 30, 100)
     assert plan is not None
     assert (plan.base, plan.snapshot) == (Base.SNAPSHOT, newest_first[1])
 
 
-def test_copy_begins_with_nothing_only_if_the_changelog_is_whole() -> None:
+def test_copy_starts_empty_only_if_the_changelog_is_complete() -> None:
     plan = plan_standby("id", EMPTY, [], 0, 100)
     assert plan is not None
     assert (plan.base, plan.meta, plan.read_to) == (Base.NOTHING, at(0, 0), 100)

@@ -128,7 +128,7 @@ def test_second_snapshot_uploads_only_files_that_are_new(store: RocksStore, snap
     assert second.manifest.size_bytes > 900_000
 
 
-def test_snapshot_of_unchanged_state_is_the_one_that_is_there(store: RocksStore, snapshots: AnyStore) -> None:
+def test_snapshot_of_unchanged_state_is_the_existing_one(store: RocksStore, snapshots: AnyStore) -> None:
     first = take(store, snapshots, 5)
     second = take_snapshot(store, SHARD, snapshots, created_ms=99_000)
     assert (second.manifest, second.uploaded_files) == (first, 0)
@@ -165,7 +165,7 @@ def test_young_unreferenced_files_survive_pruning(store: RocksStore, snapshots: 
     assert not (shard_folder(snapshots) / "uses" / path.name).exists()
 
 
-def test_changelog_may_go_below_the_older_of_two_intact_snapshots_only(
+def test_changelog_may_be_truncated_only_below_the_older_of_two_intact_snapshots(
     store: RocksStore, snapshots: AnyStore
 ) -> None:
     assert truncation_offset(snapshots, SHARD) is None
@@ -190,7 +190,7 @@ def test_snapshots_of_another_changelog_do_not_count(store: RocksStore, snapshot
     assert list(usable_manifests(snapshots, SHARD)) == [new]
 
 
-def test_former_owner_that_is_late_removes_its_own_snapshot_not_those_of_its_successor(
+def test_late_former_owner_removes_its_own_snapshot_and_not_those_of_its_successor(
     store: RocksStore, snapshots: AnyStore, tmp_path: Path
 ) -> None:
     """Found by the simulation: a worker that was suspended during an upload removed what the changelog
@@ -210,7 +210,7 @@ def test_former_owner_that_is_late_removes_its_own_snapshot_not_those_of_its_suc
     directory.close_all()
 
 
-def test_damaged_snapshot_is_passed_over_with_the_reason(store: RocksStore, snapshots: AnyStore) -> None:
+def test_damaged_snapshot_is_skipped_with_the_reason(store: RocksStore, snapshots: AnyStore) -> None:
     older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
     damage(file_of(snapshots, newer))
     unusable: list[Unusable] = []
@@ -222,7 +222,7 @@ def test_damaged_snapshot_is_passed_over_with_the_reason(store: RocksStore, snap
     assert latest_valid(snapshots, SHARD) is None
 
 
-def test_snapshot_newer_than_wanted_is_passed_over(store: RocksStore, snapshots: AnyStore) -> None:
+def test_snapshot_newer_than_wanted_is_skipped(store: RocksStore, snapshots: AnyStore) -> None:
     older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
     assert latest_valid(snapshots, SHARD, state_epoch_max=2) == newer
     assert latest_valid(snapshots, SHARD, state_epoch_max=1) == older
@@ -265,7 +265,7 @@ def link(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil", [corrupt_text, wrong_shard, wrong_format, escaping_name, wrong_hash, same_name_twice]
 )
-def test_manifest_that_cannot_be_trusted_is_passed_over_and_pruned(
+def test_untrustworthy_manifest_is_skipped_and_pruned(
     store: RocksStore, snapshots: AnyStore, spoil: Callable[[Path], None]
 ) -> None:
     older, _ = take(store, snapshots, 1), take(store, snapshots, 2)
@@ -278,9 +278,9 @@ def test_manifest_that_cannot_be_trusted_is_passed_over_and_pruned(
     assert len(snapshots.manifest_names(SHARD)) == 1
 
 
-def test_link_in_place_of_a_manifest_is_passed_over_and_pruned(store: RocksStore, tmp_path: Path) -> None:
+def test_link_in_place_of_a_manifest_is_skipped_and_pruned(store: RocksStore, tmp_path: Path) -> None:
     snapshots = DirectorySnapshotStore(tmp_path / "snapshots", "job")
-    test_manifest_that_cannot_be_trusted_is_passed_over_and_pruned(store, snapshots, link)
+    test_untrustworthy_manifest_is_skipped_and_pruned(store, snapshots, link)
 
 
 def test_link_in_place_of_a_file_or_folder_is_refused(store: RocksStore, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_link_in_place_of_a_file_or_folder_is_refused(store: RocksStore, tmp_pat
         list(usable_manifests(snapshots, SHARD))
 
 
-def test_restoring_a_damaged_snapshot_leaves_the_local_store_alone(
+def test_restoring_a_damaged_snapshot_does_not_change_the_local_store(
     store: RocksStore, snapshots: AnyStore, directory: StoreDirectory
 ) -> None:
     manifest = take(store, snapshots, 1)
@@ -310,7 +310,7 @@ def test_restoring_a_damaged_snapshot_leaves_the_local_store_alone(
     assert os.listdir(directory.shard_path(SHARD)) == ["db"]
 
 
-def test_manifest_that_claims_another_epoch_than_its_files_is_refused(
+def test_manifest_with_another_epoch_than_its_files_is_refused(
     store: RocksStore, snapshots: AnyStore, directory: StoreDirectory
 ) -> None:
     manifest = msgspec.structs.replace(take(store, snapshots, 1), state_epoch=2)
@@ -420,7 +420,7 @@ def test_restore_interrupted_anywhere_leaves_the_old_state_or_none_or_the_new(
     assert seen == {0, 1, 2}
 
 
-def test_identity_is_of_the_store_not_of_the_job_or_process(tmp_path: Path) -> None:
+def test_identity_depends_on_the_store_and_not_on_job_or_process(tmp_path: Path) -> None:
     one = store_identity(str(tmp_path / "a"), "job")
     assert one == store_identity(f"file://{tmp_path}/a", "other-job")
     assert one != store_identity(str(tmp_path / "b"), "job")
@@ -428,7 +428,7 @@ def test_identity_is_of_the_store_not_of_the_job_or_process(tmp_path: Path) -> N
     assert one == open_snapshot_store(str(tmp_path / "link"), "job").identity()
 
 
-def test_url_of_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
+def test_url_of_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="ftp:// is not supported") as raised:
         open_snapshot_store("ftp://host/x", "job")
     assert "s3://" in raised.value.remedy
@@ -436,7 +436,7 @@ def test_url_of_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
         open_snapshot_store("", "job")
 
 
-def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingsError, match="can't be used"):
         open_snapshot_store(str(tmp_path / "file" / "snapshots"), "job")
@@ -446,7 +446,7 @@ def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT])
-def test_manifest_that_cannot_be_read_just_now_is_no_damage(
+def test_manifest_that_temporarily_cannot_be_read_is_not_damaged(
     store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     snapshots = DirectorySnapshotStore(tmp_path / "snapshots", "job")
@@ -472,7 +472,7 @@ def test_manifest_that_cannot_be_read_just_now_is_no_damage(
     assert latest_valid(snapshots, SHARD) == newest
 
 
-def test_listing_that_fails_just_now_is_not_an_empty_store(
+def test_listing_that_temporarily_fails_is_not_an_empty_store(
     store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshots = DirectorySnapshotStore(tmp_path / "snapshots", "job")
@@ -501,7 +501,7 @@ class CountingObjectStore(LocalObjectStore):
         return content
 
 
-def test_each_file_is_read_back_once_however_often_it_is_looked_at(store: RocksStore, tmp_path: Path) -> None:
+def test_each_file_is_read_back_once_however_often_it_is_used(store: RocksStore, tmp_path: Path) -> None:
     snapshots = CountingObjectStore(tmp_path / "snapshots")
     for epoch in range(1, 6):
         manifest = take(store, snapshots, epoch)
@@ -515,9 +515,7 @@ def test_each_file_is_read_back_once_however_often_it_is_looked_at(store: RocksS
     assert sum(snapshots.read.values()) == sum(read.values()), "nor later"
 
 
-def test_file_that_was_changed_since_is_read_again_and_found_damaged(
-    store: RocksStore, tmp_path: Path
-) -> None:
+def test_changed_file_is_read_again_and_found_damaged(store: RocksStore, tmp_path: Path) -> None:
     snapshots = CountingObjectStore(tmp_path / "snapshots")
     older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
     assert latest_valid(snapshots, SHARD) == newer
@@ -527,14 +525,14 @@ def test_file_that_was_changed_since_is_read_again_and_found_damaged(
     assert latest_valid(snapshots, SHARD) is None
 
 
-def test_other_process_believes_nobody(store: RocksStore, tmp_path: Path) -> None:
+def test_another_process_verifies_files_itself(store: RocksStore, tmp_path: Path) -> None:
     manifest = take(store, CountingObjectStore(tmp_path / "snapshots"), 1)
     other = CountingObjectStore(tmp_path / "snapshots")
     assert latest_valid(other, SHARD) == manifest
     assert sum(other.read.values()) == manifest.size_bytes
 
 
-def test_copying_tells_its_progress_piece_by_piece(
+def test_copying_reports_its_progress_piece_by_piece(
     store: RocksStore, snapshots: AnyStore, directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots_module, "COPY_BYTES", 100)

@@ -36,7 +36,7 @@ class FakeStore:
         self._meta = meta
 
 
-def test_write_that_failed_is_made_up_for_by_the_next_one(tmp_path: Path) -> None:
+def test_failed_write_is_included_in_the_next_one(tmp_path: Path) -> None:
     store: Any = FakeStore()
     copy = _Copy(SHARD, "changelog", StoreDirectory(tmp_path), exactly_once=True)
     copy.begin(store, RestorePlan(Base.NOTHING, None, StoreMeta(), 0), "id")

@@ -31,7 +31,7 @@ def feed(copy: _Copy, epoch: int, changes: Mapping[bytes, bytes]) -> None:
     copy.feed(epoch, record)
 
 
-def test_copy_whose_write_failed_brings_the_missing_changes_with_the_next_one(
+def test_copy_whose_write_failed_writes_the_missing_changes_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = StoreDirectory(tmp_path)
@@ -54,7 +54,7 @@ def test_copy_whose_write_failed_brings_the_missing_changes_with_the_next_one(
     directory.close_all()
 
 
-def test_disk_on_which_no_copy_can_be_made_is_told_before_shards_come_to_it(
+def test_disk_that_cannot_hold_a_copy_is_reported_before_shards_move_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures: queue.Queue[Failure] = queue.Queue()

@@ -43,7 +43,7 @@ def test_values_and_meta_survive_closing(directory: StoreDirectory) -> None:
     assert store.items() == [(b"key-b", b"2"), (b"key-c", b"3")]
 
 
-def test_scan_gives_a_range_in_order_and_backwards(directory: StoreDirectory) -> None:
+def test_scan_returns_a_range_forwards_and_backwards(directory: StoreDirectory) -> None:
     store = directory.open(SHARD)
     keys = [b"aaaa", b"aaab", b"aaab\0", b"aaab\xff", b"aaac", b"bbbb"]
     store.apply({key: key for key in reversed(keys)}, StoreMeta(1, 1))
@@ -58,7 +58,7 @@ def test_scan_gives_a_range_in_order_and_backwards(directory: StoreDirectory) ->
     assert [key for key, _ in store.scan(b"\0\0", b"\xff", 10, reverse=False)] == [*keys[:3], *keys[4:]]
 
 
-def test_process_killed_without_closing_stands_at_one_epoch_with_its_values(tmp_path: Path) -> None:
+def test_store_of_a_killed_process_is_at_one_epoch_with_its_values(tmp_path: Path) -> None:
     """The write-ahead log is off, so what wasn't flushed is lost, values together with their epoch."""
     script = f"""
 import os, sys
@@ -125,13 +125,13 @@ except DirectoryInUse as error:
     assert "state.dir" in done.stdout
 
 
-def test_directory_is_free_again_when_closed(directory: StoreDirectory) -> None:
+def test_directory_is_free_after_it_is_closed(directory: StoreDirectory) -> None:
     directory.open(SHARD)
     directory.close_all()
     StoreDirectory(directory.root).close_all()
 
 
-def test_rocksdb_held_by_somebody_else_is_a_directory_in_use(directory: StoreDirectory) -> None:
+def test_rocksdb_locked_by_another_process_is_a_directory_in_use(directory: StoreDirectory) -> None:
     path = directory.shard_path(SHARD) / "db"
     other = Rdict(str(path), Options(raw_mode=True))
     with pytest.raises(DirectoryInUse):
@@ -139,7 +139,7 @@ def test_rocksdb_held_by_somebody_else_is_a_directory_in_use(directory: StoreDir
     other.close()
 
 
-def test_looking_for_local_files_makes_none(directory: StoreDirectory) -> None:
+def test_looking_for_local_files_creates_none(directory: StoreDirectory) -> None:
     assert not directory.has_files(SHARD)
     assert local_meta(directory, SHARD) == StoreMeta()
     assert not directory.shard_path(SHARD).exists()
@@ -209,7 +209,7 @@ def test_adopted_files_that_were_not_synced_are_not_used_after_another_boot(
     other_boot.close_all()
 
 
-def test_adopted_files_are_synced_at_once_where_boots_have_no_names(
+def test_adopted_files_are_synced_at_once_if_the_boot_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "boot_id", lambda: "")
@@ -248,7 +248,7 @@ def test_leftovers_of_an_interrupted_snapshot_are_removed_when_opened(directory:
     assert sorted(os.listdir(path)) == ["db"]
 
 
-def test_leftovers_of_shards_that_went_elsewhere_are_removed_with_the_next_start(tmp_path: Path) -> None:
+def test_leftovers_of_shards_that_moved_are_removed_at_the_next_start(tmp_path: Path) -> None:
     left = tmp_path / "in" / "3" / "checkpoint-x"
     left.mkdir(parents=True)
     (left / "000007.sst").write_text("x")
@@ -290,7 +290,7 @@ def test_full_disk_is_named(directory: StoreDirectory, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("words", ["Input/output error", "Read-only file system", "File too large"])
-def test_failing_disk_is_told_from_damaged_files(
+def test_failing_disk_is_distinguished_from_damaged_files(
     directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     store = directory.open(SHARD)
@@ -307,7 +307,7 @@ def test_failing_disk_is_told_from_damaged_files(
     monkeypatch.undo()
 
 
-def test_disk_on_which_no_store_can_be_made_is_no_damage_that_another_base_would_mend(
+def test_disk_that_cannot_hold_a_store_is_not_reported_as_damage(
     directory: StoreDirectory,
 ) -> None:
     directory.open(SHARD)
@@ -326,7 +326,7 @@ def test_disk_on_which_no_store_can_be_made_is_no_damage_that_another_base_would
     assert directory.open(SHARD).meta() == StoreMeta()
 
 
-def test_stage_names_that_are_no_file_names_are_refused(directory: StoreDirectory) -> None:
+def test_stage_names_that_are_not_file_names_are_refused(directory: StoreDirectory) -> None:
     for name in ("", ".", "..", "a/b", "a\x00b", "x" * 256):
         with pytest.raises(ValueError, match="can't be the name"):
             directory.shard_path(ShardId(name, 0))

@@ -72,7 +72,7 @@ def test_changelog_is_read_from_the_last_record_of_the_base_to_its_end(directory
     assert (restore.shard.offset, restore.shard.read_to) == (4, 9)
 
 
-def test_changelog_that_was_cut_behind_the_base_is_not_searched_for_its_last_record(
+def test_changelog_truncated_after_the_base_is_not_searched_for_its_last_record(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=6, begin=5)
@@ -82,14 +82,16 @@ def test_changelog_that_was_cut_behind_the_base_is_not_searched_for_its_last_rec
     assert (longer.shard.offset, longer.shard.read_to) == (5, 7)
 
 
-def test_base_whose_last_delta_is_visible_and_the_last_is_whole(directory: StoreDirectory) -> None:
+def test_base_whose_last_delta_is_the_last_visible_one_is_whole(directory: StoreDirectory) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=8)
     restore.feed(2, 7, 5)
     restored = restore.finish()
     assert (restored.go_on, restored.changed) == (None, False)
 
 
-def test_delta_beyond_the_committed_epoch_is_told_from_a_whole_state(directory: StoreDirectory) -> None:
+def test_delta_beyond_the_committed_epoch_is_distinguished_from_a_whole_state(
+    directory: StoreDirectory,
+) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=8)
     restore.feed(2, 7, 5)
     restore.feed(3, 9, 7, 800)
@@ -107,7 +109,7 @@ def test_delta_beyond_the_committed_epoch_is_told_from_a_whole_state(directory: 
     assert restore.store.meta().state_epoch == 7, "nothing was applied"
 
 
-def test_going_on_from_the_offsets_leaves_the_delta_out_and_has_the_changelog_begin_anew(
+def test_continuing_from_the_offsets_ignores_the_delta_and_starts_a_new_changelog(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=5, at_offset=3, end=9, policy="offsets")
@@ -122,7 +124,7 @@ def test_going_on_from_the_offsets_leaves_the_delta_out_and_has_the_changelog_be
     assert restored.store.get(b"k") == b"7"
 
 
-def test_going_on_from_the_delta_takes_its_state_and_its_offset(directory: StoreDirectory) -> None:
+def test_continuing_from_the_delta_uses_its_state_and_its_offset(directory: StoreDirectory) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=9, policy="delta")
     restore.feed(2, 7, 5, 700)
     restore.feed(3, 9, 7, 800)
@@ -134,14 +136,14 @@ def test_going_on_from_the_delta_takes_its_state_and_its_offset(directory: Store
     assert restored.store.get(b"k") == b"9"
 
 
-def test_delta_of_the_old_format_has_no_offset_to_go_on_at(directory: StoreDirectory) -> None:
+def test_delta_of_the_old_format_has_no_offset_to_continue_from(directory: StoreDirectory) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=9, policy="delta")
     restore.feed(3, 9, 7)
     with pytest.raises(TornTransaction, match="not possible, because the changelog doesn't say which offset"):
         restore.finish()
 
 
-def test_committed_epoch_without_its_delta_is_told(directory: StoreDirectory) -> None:
+def test_committed_epoch_without_its_delta_is_reported(directory: StoreDirectory) -> None:
     restore = Restore(directory, at=5, at_offset=3, end=9)
     restore.feed(1, 5, 0, 500)
     with pytest.raises(TornTransaction) as error:
@@ -152,7 +154,7 @@ def test_committed_epoch_without_its_delta_is_told(directory: StoreDirectory) ->
     assert "log/3 ends with epoch 5" in str(error.value)
 
 
-def test_committed_epoch_without_its_delta_goes_on_where_the_last_delta_says(
+def test_committed_epoch_without_its_delta_can_continue_from_the_last_delta(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=5, at_offset=3, end=9, policy="delta")
@@ -163,7 +165,7 @@ def test_committed_epoch_without_its_delta_goes_on_where_the_last_delta_says(
     assert restored.store.meta().state_epoch == 5
 
 
-def test_committed_epoch_without_its_delta_can_go_on_at_the_offset_with_older_state(
+def test_committed_epoch_without_its_delta_can_continue_at_the_offset_with_older_state(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=5, at_offset=3, end=9, policy="offsets")
@@ -190,7 +192,7 @@ def test_state_at_the_committed_epoch_whose_delta_was_aborted_is_torn_and_kept(
     assert restored.store.meta() == StoreMeta(7, 8, "id")
 
 
-def test_base_that_does_not_go_with_the_changelog_is_damage_and_no_torn_transaction(
+def test_base_of_another_changelog_is_damage_and_not_a_torn_transaction(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=8)
@@ -199,7 +201,7 @@ def test_base_that_does_not_go_with_the_changelog_is_damage_and_no_torn_transact
     assert not isinstance(error.value, TornTransaction)
 
 
-def test_nobody_goes_on_without_the_users_choice() -> None:
+def test_shard_does_not_continue_without_the_users_choice() -> None:
     torn = TornShard(SHARD, "log", Tear.DELTA_WITHOUT_OFFSET, COMMITTED, 9, 800)
     with pytest.raises(TornTransaction):
         go_on(torn, "stop")
@@ -209,14 +211,14 @@ def test_nobody_goes_on_without_the_users_choice() -> None:
     assert "lacks it" in str(unknown.error())
 
 
-def test_position_of_a_delta_is_one_that_can_be_committed() -> None:
+def test_position_of_a_delta_can_be_committed() -> None:
     torn = TornShard(SHARD, "log", Tear.DELTA_WITHOUT_OFFSET, COMMITTED, 9, 800)
     position = torn.delta_position
     assert position is not None
     assert position.encode_metadata() == "1:9:9:f"
 
 
-def test_delta_of_several_inputs_says_where_each_goes_on() -> None:
+def test_delta_of_several_inputs_says_where_each_continues() -> None:
     committed = replace(COMMITTED, further=(InputOffset(50, "id-b"), InputOffset(60, "id-c")))
     torn = TornShard(
         SHARD,

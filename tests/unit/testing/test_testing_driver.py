@@ -62,7 +62,7 @@ def pairs(driver: Driver, topic: Any) -> list[tuple[Any, Any]]:
 # --- records --------------------------------------------------------------------------------------------
 
 
-def test_record_goes_through_all_stages_before_send_returns() -> None:
+def test_record_passes_all_stages_before_send_returns() -> None:
     counting = Counting()
     with counting.driver() as driver:
         driver.send(counting.words, "one", key="k")
@@ -74,7 +74,7 @@ def test_record_goes_through_all_stages_before_send_returns() -> None:
         assert pairs(driver, counting.lengths) == [(3, {"length": 3, "n": 1}), (3, {"length": 3, "n": 2})]
 
 
-def test_read_gives_each_record_once_and_records_gives_all() -> None:
+def test_read_returns_each_record_once_and_records_returns_all() -> None:
     counting = Counting()
     driver = counting.driver()
     driver.send("words", "one", key="k")
@@ -85,7 +85,7 @@ def test_read_gives_each_record_once_and_records_gives_all() -> None:
     assert [record.value["n"] for record in driver.records("counts")] == [1, 2]
 
 
-def test_key_timestamp_and_headers_carry_over_and_stand_in_the_output() -> None:
+def test_key_timestamp_and_headers_are_kept_in_the_output() -> None:
     counting = Counting()
     driver = counting.driver(now_ms=1000)
     sent = driver.send("words", "one", key="k", headers=[("h", "text"), ("none", None)])
@@ -116,7 +116,7 @@ def test_record_may_set_all_and_a_timestamp_of_0_is_written_as_none() -> None:
     assert (set_record.key, set_record.value, set_record.headers) == ([1], "text", [("h", b"1")])
 
 
-def test_tombstone_comes_as_none() -> None:
+def test_tombstone_arrives_as_none() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     job.stream(source).to(out)
@@ -146,7 +146,7 @@ def test_partition_is_that_of_the_key_or_the_one_that_is_named() -> None:
         driver.send("words", "w", key="k", partition=7)
 
 
-def test_repartitioned_record_meets_the_shard_of_its_new_key() -> None:
+def test_repartitioned_record_goes_to_the_shard_of_its_new_key() -> None:
     counting = Counting()
     driver = counting.driver(partitions=5)
     for length in range(1, 20):
@@ -223,7 +223,7 @@ def test_state_of_a_record_in_another_partition_than_its_keys() -> None:
     assert driver.state("count", "a", partition=elsewhere) == {"n": 1}
 
 
-def test_state_that_cannot_be_kept_stops_the_job_at_its_record() -> None:
+def test_state_that_cannot_be_stored_stops_the_job_at_its_record() -> None:
     counting = Counting()
     driver = counting.driver()
     driver.send(counting.words, "one", key="k")
@@ -234,7 +234,7 @@ def test_state_that_cannot_be_kept_stops_the_job_at_its_record() -> None:
     assert driver.read_values(counting.counts) == [{"word": "one", "n": 1}]
 
 
-def test_handler_that_keeps_a_dict_beyond_its_record_is_found() -> None:
+def test_handler_that_keeps_state_beyond_its_record_is_found() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     kept: list[Any] = []
@@ -272,7 +272,7 @@ def test_job_that_stops_names_the_record_and_shows_the_handlers_own_exception() 
     assert stop.value.__notes__ == ["Its key: b'k'", "Its value: b'\"bad\"'"]
 
 
-def test_stopped_job_takes_nothing_more_until_it_is_started_again() -> None:
+def test_stopped_job_accepts_nothing_until_it_is_restarted() -> None:
     counting = Counting()
     driver = counting.driver()
     with pytest.raises(JobStopped):
@@ -285,7 +285,7 @@ def test_stopped_job_takes_nothing_more_until_it_is_started_again() -> None:
         driver.crash()
 
 
-def test_restarted_job_tries_the_record_again() -> None:
+def test_restarted_job_retries_the_record() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     service = {"is_down": True}
@@ -322,7 +322,7 @@ def test_undecodable_record_stops_or_becomes_a_dead_letter() -> None:
     assert driver.read(out) == []
 
 
-def test_dead_letter_tells_where_it_came_from_and_leaves_no_other_trace() -> None:
+def test_dead_letter_names_its_origin_and_leaves_no_other_effect() -> None:
     job = Job("j")
     source, out, dead = job.topic("in"), job.topic("out"), job.topic("dead", value="bytes")
 
@@ -345,7 +345,7 @@ def test_dead_letter_tells_where_it_came_from_and_leaves_no_other_trace() -> Non
     assert driver.skipped == 1
 
 
-def test_interrupt_and_pytests_own_outcomes_come_through_whatever_the_rule_is() -> None:
+def test_interrupt_and_pytests_outcomes_are_raised_whatever_the_rule_is() -> None:
     for error in (KeyboardInterrupt, pytest.fail.Exception):
         job = Job("j", on_error="skip")
         source, out = job.topic("in"), job.topic("out")
@@ -364,7 +364,7 @@ def test_interrupt_and_pytests_own_outcomes_come_through_whatever_the_rule_is() 
         assert driver.read_values(out) == [1, 2]
 
 
-def test_unknown_names_are_refused_with_the_near_one() -> None:
+def test_unknown_names_are_refused_with_a_similar_one() -> None:
     driver = Counting().driver()
     for call, name in (
         (lambda: driver.send("word", "x"), "Did you mean 'words'"),
@@ -384,7 +384,7 @@ def test_unknown_names_are_refused_with_the_near_one() -> None:
 # --- epochs ---------------------------------------------------------------------------------------------
 
 
-def test_open_epoch_is_seen_by_read_uncommitted_only_and_by_no_stage_behind() -> None:
+def test_open_epoch_is_visible_to_read_uncommitted_only_and_to_no_later_stage() -> None:
     counting = Counting()
     driver = counting.driver(auto_barrier=False)
     driver.send(counting.words, "one", key="k")
@@ -399,7 +399,7 @@ def test_open_epoch_is_seen_by_read_uncommitted_only_and_by_no_stage_behind() ->
     assert driver.read_values(counting.lengths) == [{"length": 3, "n": 1}]
 
 
-def test_crash_takes_back_what_is_open_and_processes_it_again() -> None:
+def test_crash_rolls_back_the_open_epoch_and_processes_it_again() -> None:
     counting = Counting()
     driver = counting.driver(auto_barrier=False)
     driver.send(counting.words, "one", key="k")
@@ -420,7 +420,7 @@ def test_crash_takes_back_what_is_open_and_processes_it_again() -> None:
     assert driver.read_values(counting.counts) == [{"word": "two", "n": 2}]
 
 
-def test_state_after_a_crash_is_what_the_deltas_say() -> None:
+def test_state_after_a_crash_follows_from_the_deltas() -> None:
     counting = Counting()
     driver = counting.driver()
     for number in range(20):
@@ -447,7 +447,7 @@ def test_deleted_state_stays_deleted_after_a_crash() -> None:
     assert driver.states("handle") == {}
 
 
-def test_failure_in_an_open_epoch_commits_what_is_before_it() -> None:
+def test_failure_in_an_open_epoch_commits_the_records_before_it() -> None:
     counting = Counting()
     driver = counting.driver(auto_barrier=False)
     driver.send(counting.words, "one", key="k")
@@ -458,7 +458,7 @@ def test_failure_in_an_open_epoch_commits_what_is_before_it() -> None:
     assert driver.state("count", "k") == {"n": 1}
 
 
-def test_unkept_state_in_a_large_epoch_is_its_own_records_doing() -> None:
+def test_bad_state_in_a_large_epoch_is_traced_to_its_record() -> None:
     counting = Counting()
     driver = counting.driver(auto_barrier=False)
     for word in ("one", "set", "two"):
@@ -469,7 +469,7 @@ def test_unkept_state_in_a_large_epoch_is_its_own_records_doing() -> None:
     assert [record.value["word"] for record in driver.records(counting.counts)] == ["one"]
 
 
-def test_unkept_state_is_skipped_by_the_rule_of_its_handler() -> None:
+def test_bad_state_follows_the_rule_of_its_handler() -> None:
     counting = Counting(on_error="skip")
     driver = counting.driver(auto_barrier=False)
     for word in ("one", "set", "two", "bad"):
@@ -479,7 +479,7 @@ def test_unkept_state_is_skipped_by_the_rule_of_its_handler() -> None:
     assert driver.skipped == 2
 
 
-def test_delta_that_is_damaged_is_noticed() -> None:
+def test_damaged_delta_is_noticed() -> None:
     counting = Counting()
     driver = counting.driver(partitions=1)
     driver.send(counting.words, "one", key="k")
@@ -530,14 +530,14 @@ def run_with(sent: list[tuple[str, str]], between: list[str]) -> dict[str, Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(words, pauses)
-def test_what_is_committed_depends_on_no_barrier_and_no_crash(
+def test_committed_results_do_not_depend_on_barriers_and_crashes(
     sent: list[tuple[str, str]], between: list[str]
 ) -> None:
     assert run_with(sent, between) == run_with(sent, [])
 
 
 @pytest.mark.parametrize("planted", ["outputs stay", "offsets stay behind", "state goes on"])
-def test_that_comparison_is_able_to_fail(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_comparison_can_fail(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if planted == "outputs stay":
         monkeypatch.setattr(driver_module.Topics, "abort", driver_module.Topics.commit)
     elif planted == "offsets stay behind":
@@ -619,7 +619,7 @@ def test_merged_records_that_wait_together_are_processed_by_their_timestamps() -
         assert driver.read_values("out") == ["second 20", "first 30", "second 30", "first 40"]
 
 
-def test_failed_record_of_one_merged_topic_is_not_that_of_another_with_its_offset() -> None:
+def test_failed_record_is_not_confused_with_that_of_another_topic_at_its_offset() -> None:
     job = Job("j")
     first, second = job.topic("first"), job.topic("second", value="text")
 
@@ -641,7 +641,7 @@ def test_merged_topics_with_different_numbers_of_partitions_are_refused() -> Non
         Driver(job, partitions={"first": 2, "second": 3})
 
 
-def test_stop_behind_a_state_that_cannot_be_kept_ends_also_where_timestamps_order_the_records() -> None:
+def test_stop_after_bad_state_ends_although_timestamps_order_the_records() -> None:
     job = Job("j", on_error="skip")
     first, second, third = job.topic("first"), job.topic("second"), job.topic("third")
     calls: list[Any] = []

@@ -33,7 +33,7 @@ def test_driver_of_the_test_before_is_closed():
 """
 
 
-def test_entry_point_leads_to_the_module_with_the_fixture() -> None:
+def test_entry_point_names_the_module_with_the_fixture() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (module,) = project["entry-points"]["pytest11"].values()
     assert hasattr(importlib.import_module(module), "fcluster_driver")

@@ -123,7 +123,7 @@ def run_with(sent: list[tuple[str, str, int]], between: list[str]) -> tuple[Any,
 
 @settings(max_examples=150, deadline=None)
 @given(sent_words, pauses)
-def test_states_depend_on_no_barrier_no_crash_and_no_look(
+def test_states_do_not_depend_on_barriers_crashes_and_inspection(
     sent: list[tuple[str, str, int]], between: list[str]
 ) -> None:
     assert run_with(sent, between) == run_with(sent, [])

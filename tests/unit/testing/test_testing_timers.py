@@ -40,7 +40,7 @@ def sessions(**options: Any) -> Job:
 
 
 @pytest.mark.parametrize("crash", [False, True])
-def test_event_time_closes_what_processing_time_would_have_abandoned(crash: bool) -> None:
+def test_event_time_closes_sessions_that_processing_time_would_have_abandoned(crash: bool) -> None:
     with Driver(sessions(), partitions=2) as driver:
         driver.send("clicks", 1, key="ann", timestamp=START_MS)
         driver.send("clicks", 1, key="ann", timestamp=START_MS + 20_000)
@@ -66,7 +66,7 @@ def test_event_time_closes_what_processing_time_would_have_abandoned(crash: bool
         assert driver.read_values("done") == []
 
 
-def test_records_move_event_time_less_the_delay() -> None:
+def test_records_move_event_time_minus_the_delay() -> None:
     with Driver(sessions(), partitions=1) as driver:
         driver.send("clicks", 1, key="ann", timestamp=START_MS)
         driver.send("clicks", 1, key="bob", timestamp=START_MS + 30_999)
@@ -80,7 +80,7 @@ def test_records_move_event_time_less_the_delay() -> None:
         )
 
 
-def test_timers_behind_a_repartition_fire_by_watermarks_of_all_partitions_upstream() -> None:
+def test_timers_after_a_repartition_fire_by_watermarks_of_all_upstream_partitions() -> None:
     job = Job("late")
     source, out = job.topic("in"), job.topic("out")
 
@@ -101,7 +101,7 @@ def test_timers_behind_a_repartition_fire_by_watermarks_of_all_partitions_upstre
         assert sorted(driver.read_values("out")) == [["bob", START_MS + 110], ["cid", START_MS + 60]]
 
 
-def test_stop_commits_what_is_before_the_timer_and_the_timer_is_there_for_the_next_run() -> None:
+def test_stop_commits_what_is_before_the_timer_and_keeps_it_for_the_next_run() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     broken = True
@@ -152,7 +152,7 @@ def test_dead_letter_of_a_timer() -> None:
         assert driver.skipped == 1
 
 
-def test_outputs_of_an_open_epoch_with_timers_are_lost_and_come_again() -> None:
+def test_outputs_of_an_open_epoch_with_timers_are_lost_and_written_again() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
 
@@ -181,7 +181,7 @@ def test_advance_takes_one_time() -> None:
                 driver.advance(**arguments)  # type: ignore[arg-type]
 
 
-def test_timer_that_always_sets_itself_anew_lets_records_through() -> None:
+def test_timer_that_always_sets_itself_again_lets_records_through() -> None:
     job = Job("polling")
     source, out = job.topic("in"), job.topic("out")
 

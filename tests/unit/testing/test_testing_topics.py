@@ -24,7 +24,7 @@ def seen(topics: Topics, isolation: Isolation, offset: int = 0) -> list[bytes | 
     return [record.value() for record in topics.partitions("t")[0].read(offset, isolation)]
 
 
-def test_open_records_are_seen_by_read_uncommitted_only() -> None:
+def test_open_records_are_visible_to_read_uncommitted_only() -> None:
     topics = Topics({"t": 1})
     add(topics, b"1", Visibility.COMMITTED)
     add(topics, b"2", Visibility.OPEN)
@@ -32,7 +32,7 @@ def test_open_records_are_seen_by_read_uncommitted_only() -> None:
     assert seen(topics, "read-uncommitted") == [b"1", b"2"]
 
 
-def test_read_committed_waits_in_front_of_an_open_record_also_for_others() -> None:
+def test_read_committed_stops_before_an_open_record() -> None:
     topics = Topics({"t": 1})
     add(topics, b"1", Visibility.OPEN)
     add(topics, b"2", Visibility.COMMITTED)
@@ -41,7 +41,7 @@ def test_read_committed_waits_in_front_of_an_open_record_also_for_others() -> No
     assert seen(topics, "read-committed") == [b"1", b"2"]
 
 
-def test_aborted_records_keep_their_offsets_and_are_passed_over() -> None:
+def test_aborted_records_keep_their_offsets_and_are_skipped() -> None:
     topics = Topics({"t": 1})
     add(topics, b"1", Visibility.OPEN)
     topics.abort()
@@ -54,7 +54,7 @@ def test_aborted_records_keep_their_offsets_and_are_passed_over() -> None:
 
 
 @given(st.lists(st.sampled_from(["send", "write", "commit", "abort"]), max_size=30))
-def test_read_committed_never_takes_back_what_it_has_given(steps: list[str]) -> None:
+def test_read_committed_never_retracts_records(steps: list[str]) -> None:
     topics = Topics({"t": 1})
     given_before: list[bytes | None] = []
     for number, step in enumerate(steps):
@@ -67,7 +67,7 @@ def test_read_committed_never_takes_back_what_it_has_given(steps: list[str]) -> 
         given_before = now
 
 
-def test_record_without_a_key_goes_by_its_value() -> None:
+def test_value_decides_the_partition_without_a_key() -> None:
     topics = Topics({"t": 8})
     chosen = {topics.partition_for("t", None, b"%d" % number) for number in range(50)}
     assert len(chosen) > 4
@@ -82,7 +82,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     st.none() | st.binary(max_size=80),
     st.lists(st.tuples(texts, st.none() | st.binary(max_size=150)), max_size=3),
 )
-def test_size_is_what_the_real_client_compares(key: bytes | None, headers: list[tuple[str, Any]]) -> None:
+def test_size_equals_the_real_clients(key: bytes | None, headers: list[tuple[str, Any]]) -> None:
     bound = 4_000
     producer = Producer({"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": bound, "log_level": 0})
     room = bound - _size_bytes(b"", key, headers)

@@ -44,7 +44,7 @@ def test_address_is_split(address: str, parts: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("bound", ["tcp://127.0.0.1:7070", "tcp://10.0.0.0:7070", "tcp://[::1]:7070"])
-def test_address_of_one_interface_is_told_as_it_is(bound: str) -> None:
+def test_address_of_one_interface_is_advertised_unchanged(bound: str) -> None:
     assert announced_address(bound, "", "broker:9092").address == bound
 
 
@@ -57,7 +57,7 @@ def test_address_of_one_interface_is_told_as_it_is(bound: str) -> None:
         ("[fd00::1]", "tcp://[fd00::1]:7070"),
     ],
 )
-def test_advertised_address_wins_over_what_the_coordinator_sees(advertised: str, told: str) -> None:
+def test_configured_address_overrides_the_detected_one(advertised: str, told: str) -> None:
     settings = resolve({}, None, {}, {"coordinator.advertised.address": advertised})
     found = announced_address("tcp://0.0.0.0:7070", settings.coordinator_advertised_address, "broker:9092")
     assert found.address == told
@@ -65,7 +65,7 @@ def test_advertised_address_wins_over_what_the_coordinator_sees(advertised: str,
 
 
 @pytest.mark.parametrize("wrong", ["two hosts", "host:port", "http://host:80", "host:1:2", "a/b"])
-def test_advertised_address_that_is_none_is_refused_at_start(wrong: str) -> None:
+def test_invalid_advertised_address_is_refused_at_start(wrong: str) -> None:
     with pytest.raises(SettingsError, match="host-a:7070"):
         resolve({}, None, {}, {"coordinator.advertised.address": wrong})
 
@@ -80,13 +80,13 @@ def names(monkeypatch: pytest.MonkeyPatch, own: str, **addresses: str) -> None:
     monkeypatch.setattr(reach.socket, "gethostname", lambda: own)
 
 
-def test_name_that_leads_beyond_loopback_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_resolves_beyond_loopback_is_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     names(monkeypatch, "host-a", **{"host-a": "192.0.2.7"})
     assert announced_address("tcp://0.0.0.0:7070", "", "").address == "tcp://host-a:7070"
 
 
 @pytest.mark.parametrize("addresses", [{}, {"host-a": "127.0.1.1"}])
-def test_name_that_means_nothing_to_others_gives_way_to_the_address_towards_the_brokers(
+def test_address_towards_the_brokers_is_used_if_the_name_means_nothing_to_others(
     monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]
 ) -> None:
     names(monkeypatch, "host-a", **addresses)
@@ -96,14 +96,14 @@ def test_name_that_means_nothing_to_others_gives_way_to_the_address_towards_the_
     assert not found.warning
 
 
-def test_nothing_that_others_can_use_is_told_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_usable_address_is_logged_as_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     names(monkeypatch, "host-a")
     found = announced_address("tcp://0.0.0.0:7070", "", "127.0.0.1:9092,[broken,:x")
     assert found.address == "tcp://host-a:7070"
     assert "coordinator.advertised.address" in found.warning
 
 
-def test_trouble_is_named_in_words_that_help(listener: str) -> None:
+def test_connection_trouble_is_described(listener: str) -> None:
     assert trouble_reaching(listener) == ""
     assert "nothing listens" in trouble_reaching(closed_address())
     assert "can't resolve" in trouble_reaching("tcp://no-such-host.invalid:7070")
@@ -111,7 +111,7 @@ def test_trouble_is_named_in_words_that_help(listener: str) -> None:
     assert trouble_reaching("nonsense")
 
 
-def test_watch_says_why_an_address_is_not_reached_and_is_quiet_about_one_that_is(listener: str) -> None:
+def test_watch_says_why_an_address_is_not_reached_and_nothing_about_others(listener: str) -> None:
     said: list[str] = []
     watch = ReachWatch(said.append, patience_s=0.02)
     watch.expect("tcp://no-such-host.invalid:7070")

@@ -76,7 +76,7 @@ def test_stop_returns_when_the_coordinator_agrees(serve: Callable[..., FakeCoord
     assert coordinator.requests == [messages.StopRequest()]
 
 
-def test_refusal_tells_its_reason(serve: Callable[..., FakeCoordinator]) -> None:
+def test_refusal_names_its_reason(serve: Callable[..., FakeCoordinator]) -> None:
     coordinator = serve(
         lambda _request: messages.encode(messages.Refused(term=1, reason="deposed", retry=False))
     )
@@ -99,13 +99,15 @@ def test_malformed_answer_is_an_error_for_users(serve: Callable[..., FakeCoordin
         client.status()
 
 
-def test_status_that_is_no_document_is_refused(serve: Callable[..., FakeCoordinator]) -> None:
+def test_status_that_is_not_a_document_is_refused(serve: Callable[..., FakeCoordinator]) -> None:
     coordinator = serve(lambda _request: status_of([1]))
     with AdminClient(coordinator.address) as client, pytest.raises(RequestRefused, match="not a document"):
         client.status()
 
 
-def test_silence_ends_at_the_time_out_and_names_the_address(serve: Callable[..., FakeCoordinator]) -> None:
+def test_missing_answer_ends_at_the_timeout_and_names_the_address(
+    serve: Callable[..., FakeCoordinator],
+) -> None:
     coordinator = serve(lambda _request: None)
     with AdminClient(coordinator.address) as client, pytest.raises(CoordinatorSilent) as raised:
         client.status(timeout_ms=50)

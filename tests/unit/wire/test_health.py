@@ -87,7 +87,7 @@ def raw(server: HealthServer, request: bytes) -> bytes:
         return received
 
 
-def test_probes_get_the_verdict_as_code_and_reason(server: HealthServer, told: Told) -> None:
+def test_probes_get_a_code_and_the_reason(server: HealthServer, told: Told) -> None:
     assert ask(server, "/live")[::2] == (200, "lives\n")
     assert ask(server, "/ready")[::2] == (503, "restoring\n")
     told.ready_verdict = Verdict(True, "runs")
@@ -119,7 +119,7 @@ def test_nothing_else_is_answered(server: HealthServer) -> None:
     assert b" 400 " in raw(server, b"GET /live HTTP/9.9.9\r\n\r\n")
 
 
-def test_answers_tell_no_versions(server: HealthServer) -> None:
+def test_answers_contain_no_versions(server: HealthServer) -> None:
     assert ask(server, "/live")[1]["Server"].strip() == "fcluster"
 
 
@@ -132,7 +132,7 @@ def test_request_that_is_too_large_is_refused(server: HealthServer) -> None:
     assert ask(server, "/live")[0] == 200
 
 
-def test_crowd_is_sent_away_and_probes_are_answered_when_it_has_gone(
+def test_too_many_connections_are_closed_and_probes_are_answered_afterwards(
     server: HealthServer, told: Told
 ) -> None:
     told.hold.clear()
@@ -154,7 +154,7 @@ def _answering() -> int:
     return sum(thread.name == "http-answer" for thread in threading.enumerate())
 
 
-def test_connection_that_dawdles_is_closed(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_connection_is_closed(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "CONNECTION_S_MAX", 1.0)
     with socket.create_connection(address_of(server), 5) as connection:
         connection.settimeout(10)
@@ -167,13 +167,13 @@ def test_connection_that_dawdles_is_closed(server: HealthServer, monkeypatch: py
     wait_until_equal(_answering, 0, "its thread has ended", 5)
 
 
-def test_connection_that_says_nothing_is_closed(server: HealthServer) -> None:
+def test_silent_connection_is_closed(server: HealthServer) -> None:
     with socket.create_connection(address_of(server), 5) as connection:
         connection.settimeout(10)
         assert connection.recv(1) == b""
 
 
-def test_port_is_none_unless_asked_for_and_a_taken_one_is_named(told: Told) -> None:
+def test_port_is_off_by_default_and_a_taken_one_is_named(told: Told) -> None:
     with health_port("", told) as none:
         assert none is None
     with health_port("127.0.0.1:0", told) as server:
@@ -185,7 +185,7 @@ def test_port_is_none_unless_asked_for_and_a_taken_one_is_named(told: Told) -> N
         pass  # it was closed
 
 
-def test_status_is_told_beyond_loopback_only_in_a_trusted_network(told: Told) -> None:
+def test_status_is_shown_beyond_loopback_only_in_a_trusted_network(told: Told) -> None:
     """Otherwise an admin's key is needed."""
     for bind, insecure, code in (
         ("0.0.0.0:0", False, 403),
@@ -210,7 +210,7 @@ def test_bad_address_is_refused(bind: str) -> None:
         split_address(bind)
 
 
-def test_pulse_tells_who_stopped_and_since_when() -> None:
+def test_pulse_names_what_stopped_and_since_when() -> None:
     pulse = Pulse("the loop", 60)
     assert not pulse.trouble()
     pulse.beat(0.01)
@@ -224,7 +224,7 @@ def test_pulse_tells_who_stopped_and_since_when() -> None:
 LEADER = Leader("tcp://127.0.0.1:7000", 3, "host", 42, "run")
 
 
-def test_coordinator_is_ready_as_leader_and_as_standby_and_says_which() -> None:
+def test_coordinator_is_ready_as_leader_and_as_standby_and_reports_which() -> None:
     health = CoordinatorHealth("job")
     assert not health.ready().ok
     health.looks_for_leader()

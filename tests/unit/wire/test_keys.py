@@ -46,7 +46,7 @@ def test_new_keys_are_pairs_that_only_their_owner_can_read(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("file", ["coordinator.key", "admin.pub"])
-def test_nothing_is_overwritten_and_nothing_is_added_beside_it(tmp_path: Path, file: str) -> None:
+def test_existing_files_are_not_overwritten_and_no_others_are_added(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("mine")
     with pytest.raises(KeysUnusable, match="already exists"):
         create_keys(tmp_path)
@@ -145,7 +145,7 @@ def test_missing_directory_is_named(tmp_path: Path) -> None:
     assert "security.keys.dir" in raised.value.remedy
 
 
-def test_other_files_are_left_alone(directory: Path) -> None:
+def test_other_files_are_ignored(directory: Path) -> None:
     (directory / "notes.pub").write_text("hello")
     assert len(Keyring(directory).allowed()) == 3
 
@@ -160,14 +160,14 @@ def test_description_shows_public_halves_only(directory: Path) -> None:
     assert rows["worker"]["public"] == Keyring(directory).pair(Role.WORKER)[0].decode()
 
 
-def test_halves_of_different_pairs_are_told(directory: Path, tmp_path: Path) -> None:
+def test_halves_of_different_pairs_are_reported(directory: Path, tmp_path: Path) -> None:
     create_keys(tmp_path / "other")
     (tmp_path / "other" / "worker.pub").replace(directory / "worker.pub")
     with pytest.raises(KeysUnusable, match="don't belong together"):
         describe_keys(directory)
 
 
-def test_text_that_is_no_key_is_told_from_one() -> None:
+def test_other_text_is_distinguished_from_a_key() -> None:
     public, _ = zmq.curve_keypair()
     assert public_key_from(public.decode()) == public
     for text in ("", "short", "#" * 40, "ä" * 40, public.decode() + "x"):

@@ -23,7 +23,7 @@ def connected(term: int = 1) -> Search:
     return search
 
 
-def test_worker_without_an_address_looks_at_once_and_stops_when_connected() -> None:
+def test_worker_without_an_address_searches_at_once_until_it_is_connected() -> None:
     search = Search(fixed=False, silent_ms=SILENT_MS, now_ms=0)
     assert search.is_wanted(0)
     assert search.follows(leader(1), 0, 0)
@@ -33,7 +33,7 @@ def test_worker_without_an_address_looks_at_once_and_stops_when_connected() -> N
     assert not search.is_wanted(40)
 
 
-def test_lost_connection_is_looked_for_at_once_and_the_next_leader_followed() -> None:
+def test_worker_searches_at_once_after_a_lost_connection_and_follows_the_next_leader() -> None:
     search = connected()
     search.unlinked(5_000)
     assert search.is_wanted(5_000)
@@ -48,7 +48,7 @@ def test_leader_that_answers_is_kept_whatever_the_journal_says() -> None:
     assert not search.follows(leader(2), 1, 1_000)
 
 
-def test_silent_leader_is_left_for_one_of_a_newer_term_only() -> None:
+def test_silent_leader_is_left_only_for_one_of_a_newer_term() -> None:
     search = connected(term=2)
     assert search.is_wanted(SILENT_MS)
     assert not search.follows(leader(1), 2, SILENT_MS)
@@ -57,13 +57,13 @@ def test_silent_leader_is_left_for_one_of_a_newer_term_only() -> None:
     assert search.following == leader(3)
 
 
-def test_restarted_leader_at_the_same_address_is_connected_to_anew() -> None:
+def test_worker_reconnects_to_a_leader_that_restarted_at_the_same_address() -> None:
     search = connected()
     search.unlinked(100)
     assert search.follows(leader(2, port=7001), 1, 200)
 
 
-def test_given_address_gets_its_time_and_then_takes_turns_with_the_journals() -> None:
+def test_given_address_is_tried_first_and_then_alternates_with_the_journals() -> None:
     search = Search(fixed=True, silent_ms=SILENT_MS, now_ms=0)
     assert not search.is_wanted(FIXED_PATIENCE_MS - 1)
     assert search.follows(leader(2), 1, FIXED_PATIENCE_MS)
@@ -75,7 +75,7 @@ def test_given_address_gets_its_time_and_then_takes_turns_with_the_journals() ->
     assert search.follows(leader(2), 1, now_ms + TURN_MS)
 
 
-def test_given_address_that_leads_somewhere_is_not_left() -> None:
+def test_given_address_that_answers_is_kept() -> None:
     search = Search(fixed=True, silent_ms=SILENT_MS, now_ms=0)
     search.linked(10)
     search.heard(10_000)
@@ -99,14 +99,14 @@ def test_leader_of_an_older_term_is_left_for_the_one_in_the_journal() -> None:
     assert not search.is_wanted(60)
 
 
-def test_word_of_the_present_term_ends_the_doubt() -> None:
+def test_message_of_the_present_term_ends_the_doubt() -> None:
     search = connected(2)
     search.misled()
     search.heard(10)
     assert not search.is_wanted(20)
 
 
-def test_broken_connection_leaves_no_doubt_behind() -> None:
+def test_broken_connection_ends_the_doubt() -> None:
     search = connected(1)
     search.misled()
     search.unlinked(10)
@@ -128,7 +128,7 @@ def test_broken_connection_leaves_no_doubt_behind() -> None:
         ((leader(4), 0), 3, False),
     ],
 )
-def test_end_counts_if_it_is_newer_than_the_first_look_into_the_journal(
+def test_end_counts_if_it_is_newer_than_the_first_read_of_the_journal(
     first_look: tuple[Leader | None, int], ended_term: int, concerns_us: bool
 ) -> None:
     ends = Ends()
@@ -138,7 +138,9 @@ def test_end_counts_if_it_is_newer_than_the_first_look_into_the_journal(
 
 
 @pytest.mark.parametrize(("ended_term", "concerns_us"), [(3, False), (4, True), (5, True)])
-def test_end_counts_for_who_has_heard_its_leader_or_one_before(ended_term: int, concerns_us: bool) -> None:
+def test_end_counts_for_processes_that_knew_its_leader_or_an_earlier_one(
+    ended_term: int, concerns_us: bool
+) -> None:
     ends = Ends()
     ends.looked(None, ended_term)
     assert ends.concerns_us(ended_term, 4) is concerns_us

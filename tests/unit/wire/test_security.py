@@ -63,7 +63,7 @@ def keyed(keys: Path) -> Settings:
         "inproc://x",
     ],
 )
-def test_loopback_is_told(address: str) -> None:
+def test_loopback_addresses_are_recognised(address: str) -> None:
     assert is_loopback(address)
 
 
@@ -83,7 +83,7 @@ def test_loopback_is_told(address: str) -> None:
         "",
     ],
 )
-def test_all_else_is_not_loopback(address: str) -> None:
+def test_other_addresses_are_not_loopback(address: str) -> None:
     assert not is_loopback(address)
 
 
@@ -92,7 +92,7 @@ def test_loopback_needs_no_keys() -> None:
     assert client_security(Settings(), Role.WORKER, NEAR) is None
 
 
-def test_beyond_loopback_both_sides_refuse_to_go_without_keys() -> None:
+def test_beyond_loopback_both_sides_require_keys() -> None:
     with pytest.raises(SettingsError, match=r"listen on tcp://0\.0\.0\.0:70") as raised:
         coordinator_security(with_settings(Settings(), coordinator_bind="tcp://0.0.0.0:70"))
     assert "fcluster keys new" in raised.value.remedy
@@ -102,7 +102,7 @@ def test_beyond_loopback_both_sides_refuse_to_go_without_keys() -> None:
             client_security(Settings(), role, BEYOND)
 
 
-def test_insecure_allows_it() -> None:
+def test_insecure_allows_connections_without_keys() -> None:
     settings = with_settings(Settings(), insecure=True, coordinator_bind="tcp://0.0.0.0:70")
     assert coordinator_security(settings) is None
     assert client_security(settings, Role.WORKER, BEYOND) is None
@@ -114,7 +114,7 @@ def test_keys_are_used_even_if_insecure_is_set(keyed: Settings) -> None:
     assert client_security(settings, Role.WORKER, BEYOND) is not None
 
 
-def test_who_has_no_keys_is_told_that_the_coordinator_wants_some(keys: Path) -> None:
+def test_client_without_keys_is_told_that_the_coordinator_requires_them(keys: Path) -> None:
     announced = Keyring(keys).pair(Role.COORDINATOR)[0].decode()
     for settings in (Settings(), with_settings(Settings(), insecure=True)):
         with pytest.raises(SettingsError, match="requires a key") as raised:
@@ -122,16 +122,14 @@ def test_who_has_no_keys_is_told_that_the_coordinator_wants_some(keys: Path) -> 
         assert "worker.key" in raised.value.remedy
 
 
-def test_who_has_keys_never_connects_without(keyed: Settings, keys: Path) -> None:
+def test_client_with_keys_never_connects_without(keyed: Settings, keys: Path) -> None:
     (keys / "coordinator.pub").unlink()
     with pytest.raises(SettingsError, match="public key of the coordinator"):
         client_security(with_settings(keyed, insecure=True), Role.WORKER, NEAR, "")
 
 
 @pytest.mark.parametrize("announced", ["nonsense", "#" * 40])
-def test_public_key_in_the_journal_that_is_none_is_refused(
-    keyed: Settings, keys: Path, announced: str
-) -> None:
+def test_invalid_public_key_in_the_journal_is_refused(keyed: Settings, keys: Path, announced: str) -> None:
     (keys / "coordinator.pub").unlink()
     with pytest.raises(SettingsError, match="is not a valid key"):
         client_security(keyed, Role.WORKER, NEAR, announced)
@@ -193,7 +191,7 @@ def failures(events: list[TransportEvent]) -> list[str]:
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_frames_carry_the_role_of_their_senders_key(
+def test_frames_have_the_role_of_their_senders_key(
     router: RouterTransport, client: Client, keyed: Settings, role: Role
 ) -> None:
     address = router.bind("tcp://127.0.0.1:*")
@@ -205,7 +203,9 @@ def test_frames_carry_the_role_of_their_senders_key(
     assert router.failed_handshakes == 0
 
 
-def test_unknown_key_is_refused_and_told_so(router: RouterTransport, client: Client, keys: Path) -> None:
+def test_unknown_key_is_refused_and_the_client_is_told(
+    router: RouterTransport, client: Client, keys: Path
+) -> None:
     address = router.bind("tcp://127.0.0.1:*")
     strangers = zmq.curve_keypair()
     client.transport.connect(address, ClientSecurity(strangers, Keyring(keys).pair(Role.COORDINATOR)[0]))
@@ -218,7 +218,7 @@ def test_unknown_key_is_refused_and_told_so(router: RouterTransport, client: Cli
     assert router.failed_handshakes == 1
 
 
-def test_key_that_is_added_later_gets_in_without_a_restart(
+def test_key_that_is_added_later_is_accepted_without_a_restart(
     router: RouterTransport, client: Client, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(security, "ALLOWED_KEPT_S", 0.0)
@@ -258,7 +258,7 @@ def test_client_with_keys_refuses_a_coordinator_without(client: Client, keyed: S
         router.close()
 
 
-def test_pinned_key_wins_over_the_journals_and_an_impostor_gets_nothing(
+def test_pinned_key_overrides_the_journals_and_an_impostor_gets_nothing(
     client: Client, keyed: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     create_keys(tmp_path / "impostor")
@@ -277,7 +277,7 @@ def test_pinned_key_wins_over_the_journals_and_an_impostor_gets_nothing(
         impostor.close()
 
 
-def test_without_a_pin_the_journals_key_is_believed(
+def test_without_a_pinned_key_the_journals_key_is_trusted(
     router: RouterTransport, client: Client, keyed: Settings, keys: Path
 ) -> None:
     announced = Keyring(keys).pair(Role.COORDINATOR)[0].decode()
@@ -288,7 +288,7 @@ def test_without_a_pin_the_journals_key_is_believed(
     assert frames(poll_until(router, frames))
 
 
-def test_admin_command_with_a_wrong_key_hears_why_before_its_time_is_over(
+def test_admin_command_with_a_wrong_key_fails_with_the_reason_before_its_timeout(
     router: RouterTransport, keys: Path
 ) -> None:
     address = router.bind("tcp://127.0.0.1:*")
@@ -312,7 +312,7 @@ def test_admin_command_with_a_wrong_key_hears_why_before_its_time_is_over(
     assert "admin.key" in error.remedy
 
 
-def test_removed_directory_changes_nothing_until_it_is_back(
+def test_removed_key_directory_changes_nothing_until_it_is_back(
     keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(security, "ALLOWED_KEPT_S", 0.0)
@@ -328,14 +328,14 @@ def test_removed_directory_changes_nothing_until_it_is_back(
     assert server.authenticate(Keyring(keys).pair(Role.ADMIN)[0]) == "admin"
 
 
-def test_file_that_is_being_copied_locks_nobody_else_out(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_key_file_does_not_lock_others_out(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "ALLOWED_KEPT_S", 0.0)
     server = CoordinatorSecurity(Keyring(keys))
     (keys / "admin-new.pub").write_text("fcluster adm")
     assert server.authenticate(Keyring(keys).pair(Role.WORKER)[0]) == "worker"
 
 
-def test_nothing_shows_a_secret_key(keys: Path, keyed: Settings) -> None:
+def test_secret_keys_are_never_shown(keys: Path, keyed: Settings) -> None:
     secrets = [Keyring(keys).pair(role)[1].decode() for role in Role]
     shown: list[Any] = [keyed, keyed.redacted(), Keyring(keys), coordinator_security(keyed)]
     shown += [client_security(keyed, Role.WORKER, NEAR)]

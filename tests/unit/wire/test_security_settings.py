@@ -85,7 +85,7 @@ def test_login_that_librdkafka_refuses_is_not_shown(
     assert "S3cret" not in said + caplog.text
 
 
-def test_keys_directory_is_a_setting_like_others_and_no_secret() -> None:
+def test_keys_directory_is_an_ordinary_setting_and_not_secret() -> None:
     settings = resolve({}, None, {"FCLUSTER_SECURITY_KEYS_DIR": "/etc/keys"}, {})
     assert settings.security_keys_dir == "/etc/keys"
     assert settings.redacted()["security.keys.dir"] == "/etc/keys"
@@ -93,7 +93,7 @@ def test_keys_directory_is_a_setting_like_others_and_no_secret() -> None:
     assert resolve({}, None, {}, settings.as_mapping()) == settings
 
 
-def test_flags_without_secrets_stay_arguments() -> None:
+def test_flags_without_secrets_remain_arguments() -> None:
     assert hand_over({"workers": "4"}) == ({"workers": "4"}, {})
     seen, hidden = hand_over({"workers": "4", "snapshots": "s3://me:pass@host/x"})
     assert seen == {"workers": "4"}
@@ -103,7 +103,9 @@ def test_flags_without_secrets_stay_arguments() -> None:
     resolve({}, None, hidden, {})  # the variable isn't a setting itself
 
 
-def test_coordinator_listens_where_it_is_told_and_is_found_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinator_listens_at_the_configured_address_and_is_found_locally(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(preflight, "reserve_for_process", lambda: 1234)
     listening = preflight.listening_addresses
     assert listening("tcp://127.0.0.1:0") == ("tcp://127.0.0.1:1234",) * 2
@@ -121,7 +123,7 @@ def test_coordinator_listens_where_it_is_told_and_is_found_from_here(monkeypatch
         {"coordinator.bind": "tcp://0.0.0.0:1", "security.keys.dir": "mine"},
     ],
 )
-def test_up_makes_no_keys_where_none_are_needed_or_others_given(
+def test_up_creates_no_keys_if_none_are_needed_or_others_are_given(
     tmp_path: Path, settings: dict[str, str]
 ) -> None:
     resolved = resolve({}, None, {}, settings)
@@ -129,7 +131,7 @@ def test_up_makes_no_keys_where_none_are_needed_or_others_given(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_up_makes_keys_once_when_others_can_connect(tmp_path: Path) -> None:
+def test_up_creates_keys_once_if_others_can_connect(tmp_path: Path) -> None:
     resolved = resolve({}, None, {}, {"coordinator.bind": "tcp://0.0.0.0:1"})
     first = preflight.with_own_keys(resolved, tmp_path)
     assert first.security_keys_dir == str(tmp_path / "keys")
@@ -147,7 +149,7 @@ def run(*arguments: str, code: int = 0) -> str:
     return result.output
 
 
-def test_keys_are_made_added_and_shown(tmp_path: Path) -> None:
+def test_keys_are_created_added_and_shown(tmp_path: Path) -> None:
     directory = str(tmp_path / "keys")
     made = run("keys", "new", directory)
     public = Keyring(tmp_path / "keys").pair(Role.ADMIN)[0].decode()
@@ -162,7 +164,7 @@ def test_keys_are_made_added_and_shown(tmp_path: Path) -> None:
     assert "coordinator" in run("keys", "add", directory, "coordinator", "x", code=2)
 
 
-def test_secret_on_the_command_line_is_warned_of() -> None:
+def test_secret_on_the_command_line_causes_a_warning() -> None:
     said = run("status", "--set", "kafka.sasl.password=S3cret", "--data-dir", "/nonexistent", code=1)
     assert "warning: other users of this host can see kafka.sasl.password" in said
     assert "FCLUSTER_KAFKA_SASL_PASSWORD" in said

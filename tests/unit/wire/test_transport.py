@@ -82,7 +82,9 @@ def count(number: int) -> Callable[[list[TransportEvent]], bool]:
     return lambda events: len(events) >= number
 
 
-def test_frames_go_both_ways(router: RouterTransport, new_worker: Callable[[bytes], Worker]) -> None:
+def test_frames_are_sent_in_both_directions(
+    router: RouterTransport, new_worker: Callable[[bytes], Worker]
+) -> None:
     worker = new_worker(b"w1")
     worker.transport.connect(router.bind("tcp://127.0.0.1:*"))
     assert worker.transport.send(b"hello")
@@ -148,7 +150,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("survivors", [0, 3])
-def test_killed_process_is_seen_within_300_ms(
+def test_killed_process_is_noticed_within_300_ms(
     router: RouterTransport, new_worker: Callable[[bytes], Worker], survivors: int
 ) -> None:
     address = router.bind("tcp://127.0.0.1:*")
@@ -168,7 +170,7 @@ def test_killed_process_is_seen_within_300_ms(
         process.wait()
 
 
-def test_descriptor_used_again_is_not_mistaken_for_its_former_peer(
+def test_reused_descriptor_is_not_mistaken_for_its_former_peer(
     router: RouterTransport, new_worker: Callable[[bytes], Worker]
 ) -> None:
     address = router.bind("tcp://127.0.0.1:*")
@@ -194,7 +196,7 @@ def test_descriptor_used_again_is_not_mistaken_for_its_former_peer(
         ]
 
 
-def test_same_identity_again_takes_over_the_connection(
+def test_new_connection_with_the_same_identity_replaces_the_old_one(
     router: RouterTransport, new_worker: Callable[[bytes], Worker]
 ) -> None:
     address = router.bind("tcp://127.0.0.1:*")
@@ -210,7 +212,7 @@ def test_same_identity_again_takes_over_the_connection(
     assert all(event.peer == b"w1" for event in events if isinstance(event, FrameReceived))
 
 
-def test_coordinator_that_returns_on_its_address_is_found_again(
+def test_coordinator_that_restarts_at_its_address_is_found_again(
     new_worker: Callable[[bytes], Worker],
 ) -> None:
     router = RouterTransport()
@@ -231,7 +233,7 @@ def test_coordinator_that_returns_on_its_address_is_found_again(
         router.close()
 
 
-def test_worker_that_turns_to_a_new_leader_sends_nothing_more_to_the_old_one(
+def test_worker_that_follows_a_new_leader_sends_nothing_more_to_the_old_one(
     router: RouterTransport, new_worker: Callable[[bytes], Worker]
 ) -> None:
     new_leader = RouterTransport()
@@ -301,14 +303,14 @@ def test_address_in_use_is_an_os_error(router: RouterTransport) -> None:
         other.close()
 
 
-def test_address_that_makes_no_sense_is_an_error(new_worker: Callable[[bytes], Worker]) -> None:
+def test_invalid_address_is_an_error(new_worker: Callable[[bytes], Worker]) -> None:
     worker = new_worker(b"w1")
     with pytest.raises(ValueError, match="nonsense"):
         worker.transport.connect("nonsense")
     assert not worker.transport.send(b"nowhere to go")
 
 
-def test_oversized_frame_costs_the_worker_its_connection_but_not_for_good(
+def test_worker_loses_its_connection_by_an_oversized_frame_and_reconnects(
     new_worker: Callable[[bytes], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "GIVEN_UP_RETRY_S", 0.05)
@@ -379,7 +381,7 @@ def silent_connections(address: str, number: int) -> list[socket.socket]:
     return [socket.create_connection((host, int(port)), 5) for _ in range(number)]
 
 
-def test_connections_that_say_nothing_are_bounded_and_in_nobodys_way(
+def test_silent_connections_are_bounded_and_do_not_block_others(
     router: RouterTransport, new_worker: Callable[[bytes], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "SILENT_CONNECTIONS_MAX", 20)
@@ -409,7 +411,7 @@ def test_connections_that_say_nothing_are_bounded_and_in_nobodys_way(
         connection.close()
 
 
-def test_descriptors_are_kept_for_files_and_kafka_when_connections_take_all_they_can(
+def test_descriptors_are_reserved_for_files_and_kafka_when_connections_use_all_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transport, "raise_descriptor_limit", lambda: transport.DESCRIPTORS_KEPT + 30)
@@ -423,7 +425,7 @@ def test_descriptors_are_kept_for_files_and_kafka_when_connections_take_all_they
         router.close()
 
 
-def test_process_gets_as_many_descriptors_as_the_system_grants() -> None:
+def test_process_gets_as_many_descriptors_as_the_system_allows() -> None:
     """In a separate process, because a raised limit can't be lowered again for other tests."""
     program = (
         "import resource as r; from fcluster.wire.transport import raise_descriptor_limit as up\n"
@@ -434,7 +436,7 @@ def test_process_gets_as_many_descriptors_as_the_system_grants() -> None:
     assert done.stdout.split() == ["4000"] * 6
 
 
-def test_descriptor_that_is_no_connection_of_ours_is_left_alone(router: RouterTransport) -> None:
+def test_descriptor_of_something_else_is_not_touched(router: RouterTransport) -> None:
     router.bind("tcp://127.0.0.1:*")
     ours, theirs = socket.socketpair()
     reader, writer = os.pipe()
