@@ -8,7 +8,7 @@ import pytest
 from fcluster.coordinator.core.worker_names import NAMED_MAX, find_worker
 from fcluster.wire import messages
 from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, shard
-from tests.unit.coordinator.test_coordinator_copies import cluster, said
+from tests.unit.coordinator.core.test_copies import cluster, said
 
 ADMIN = b"admin"
 
