@@ -51,11 +51,14 @@ class NoBrokers(FclusterError):  # noqa: N818
     """A command needs Kafka but knows no brokers."""
 
 
-def no_brokers(data_dir: Path) -> NoBrokers:
-    """The error of a command that needs brokers, but has found none."""
+def no_brokers(data_dir: Path, *, or_offline: bool = False) -> NoBrokers:
+    """The error of a command that needs brokers, but has found none. `or_offline`: it has the option
+    --offline.
+    """
+    remedy = "Give --brokers HOST:PORT, or start a broker with `fcluster kafka start`."
     return NoBrokers(
         f"no brokers are given, and no cluster or embedded Kafka runs in {data_dir}",
-        remedy="Give --brokers HOST:PORT, or start a broker with `fcluster kafka start`.",
+        remedy=f"{remedy} Or check only the job, with --offline." if or_offline else remedy,
     )
 
 

@@ -58,7 +58,7 @@ def commands() -> None:
 
 
 for _command in (
-    jobs.new,
+    *(jobs.new, jobs.check),
     *(running.up, running.coordinator, running.worker),
     *(operating.status, operating.drain, operating.scale, operating.reset),
     *(topics.consume, topics.produce),

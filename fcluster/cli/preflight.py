@@ -7,7 +7,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from fcluster.graph.topology import Topology
+    from fcluster.wire.discovery import Leader
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,40 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
         ClusterConflict: the job already runs.
     """
     from fcluster.cli.console_clients import METADATA_TIMEOUT_S, kafka_errors
-    from fcluster.graph.topology import check_copartitioned
     from fcluster.kafka.brokers import connect_or_raise
     from fcluster.kafka.clients import make_admin
-    from fcluster.kafka.missing import missing_topic
 
     admin = make_admin(settings)
     connect_or_raise(admin, settings)
     with kafka_errors():
         topics: Mapping[str, Any] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    counts = {name: len(topic.partitions) for name, topic in topics.items()}
+    for problem in problems_of_sources(settings, topology, counts, embedded=embedded):
+        raise problem
+    check_not_running(settings, topology.job)
+    lines = risks_of_loss(admin, topology)
+    if lines:
+        say("WARNING committed data can be lost on these brokers (docs/kafka.md):")
+        for line in lines:
+            say(f"  {line}")
+
+
+def problems_of_sources(
+    settings: Settings, topology: Topology, counts: Mapping[str, int], *, embedded: bool = False
+) -> Iterator[FclusterError]:
+    """What is wrong with the topics that the job reads.
+
+    Args:
+        settings: with the brokers.
+        topology: the job's topology.
+        counts: the partition counts of all existing topics.
+        embedded: whether the brokers run for this cluster alone.
+    """
+    from fcluster.graph.topology import check_copartitioned
+    from fcluster.kafka.missing import missing_topic
+
     for source in topology.sources:
-        if source.name not in topics:
+        if source.name not in counts:
             where = (
                 f" --data-dir {settings.state_dir}"
                 if embedded
@@ -87,16 +111,16 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
             )
             create = f"fcluster produce {source.name} --partitions 4{where} < lines.jsonl"
             after = " (after `fcluster kafka start`)" if embedded else ""
-            raise missing_topic(source.name, topics, f"The job reads it. To create it: {create}{after}")
-    counts = {name: len(topic.partitions) for name, topic in topics.items()}
+            yield missing_topic(source.name, counts, f"The job reads it. To create it: {create}{after}")
     for stage in topology.stages:
-        check_copartitioned(stage, counts)
-    check_not_running(settings, topology.job)
-    warn_of_losses(admin, topology)
+        try:
+            check_copartitioned(stage, counts)
+        except FclusterError as problem:
+            yield problem
 
 
-def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
-    """Say where committed data can be lost: a few lines at most, or none if all is well or can't be seen."""
+def risks_of_loss(admin: AdminClient, topology: Topology) -> list[str]:
+    """Where committed data can be lost: a few lines at most, or none if all is well or can't be seen."""
     from fcluster.common.ids import journal_topic
     from fcluster.kafka.durability import look_for_risks
 
@@ -104,11 +128,7 @@ def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
     for stage in topology.stages:
         names += [*stage.topics, *([stage.changelog] if stage.changelog is not None else [])]
         names += [chain.sink.name for chain in stage.chains if chain.sink is not None]
-    lines = look_for_risks(admin, [*names, journal_topic(topology.job)])
-    if lines:
-        say("WARNING committed data can be lost on these brokers (docs/kafka.md):")
-        for line in lines:
-            say(f"  {line}")
+    return look_for_risks(admin, [*names, journal_topic(topology.job)])
 
 
 def check_not_running(settings: Settings, job: str) -> None:
@@ -116,18 +136,22 @@ def check_not_running(settings: Settings, job: str) -> None:
     from fcluster.wire.discovery import find_leader
 
     leader = find_leader(settings, job)
-    if leader is None or not leader.address:
-        return
-    try:
-        with open_admin_client(settings, leader.address, leader.public_key) as client:
-            found = client.status(timeout_ms=1_000).get("job")
-    except FclusterError:
-        return  # the coordinator itself will check more closely
-    if found == job:
+    if leader is not None and leader_answers(settings, leader, job):
         raise ClusterConflict(
             f"a cluster of job {job!r} already runs on these brokers: its coordinator is at {leader.address}",
             remedy="Stop that cluster, join it with `fcluster worker`, or give this job another name.",
         )
+
+
+def leader_answers(settings: Settings, leader: Leader, job: str) -> bool:
+    """Whether the coordinator that led `job` last is there, as far as can be told from here."""
+    if not leader.address:
+        return False
+    try:
+        with open_admin_client(settings, leader.address, leader.public_key) as client:
+            return client.status(timeout_ms=1_000).get("job") == job
+    except FclusterError:
+        return False  # the coordinator itself will check more closely
 
 
 def with_own_keys(settings: Settings, directory: Path) -> Settings:

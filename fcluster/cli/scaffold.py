@@ -107,6 +107,7 @@ pythonpath = .
 _FIRST_ORDER = """echo '{"account": "ann", "cents": 250}'"""
 _COMMANDS = (
     ("python -m pytest", "run the tests, without Kafka"),
+    ("fcluster check $module.py --offline", "what the job does"),
     ("fcluster kafka start", "an embedded broker, if you have none"),
     (f"{_FIRST_ORDER} | fcluster produce $name-orders --partitions 4 --key-field account", ""),
     ("fcluster up $module.py", "Ctrl-C drains the job"),

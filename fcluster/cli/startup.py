@@ -52,13 +52,25 @@ def load(
     from fcluster.api.loader import load_job
 
     job = load_job(target)
-    settings = resolve(job.settings, config, env, flags)
-    if not settings.bootstrap_servers:
-        servers = detached_kafka(Path(settings.state_dir))
-        if servers is None:
-            raise no_brokers(Path(settings.state_dir))
-        settings = replace(settings, bootstrap_servers=servers)
-    return job, settings
+    return job, with_known_brokers(resolve(job.settings, config, env, flags))
+
+
+def with_known_brokers(settings: Settings, *, or_offline: bool = False) -> Settings:
+    """The settings. If they name no brokers, those that run in the data directory are meant.
+
+    Args:
+        settings: the resolved settings.
+        or_offline: whether the command could do without brokers. The remedy says so.
+
+    Raises:
+        NoBrokers: there are none.
+    """
+    if settings.bootstrap_servers:
+        return settings
+    servers = detached_kafka(Path(settings.state_dir))
+    if servers is None:
+        raise no_brokers(Path(settings.state_dir), or_offline=or_offline)
+    return replace(settings, bootstrap_servers=servers)
 
 
 def data_directory(flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Path:

@@ -6,11 +6,13 @@ anything. Must not decide what a leader does.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.positions import RESET_FINGERPRINT, CommittedPosition
@@ -19,6 +21,7 @@ from fcluster.coordinator.core.topics import TOPIC_KEY_PREFIX, Role, lost_topic,
 from fcluster.graph.topology import Topology, described_inputs, incompatibility, unverified_keys
 from fcluster.kafka.offsets import read_committed_positions
 from fcluster.kafka.topic_ids import Look, fits, reset_remedy
+from fcluster.kafka.topic_looks import look_at_topics, settled_look
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -66,6 +69,20 @@ def remembered_ids(past: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def look_for(admin: AdminClient, topology: Topology, ids: Mapping[str, str]) -> Look:
+    """What is there of the job's topics. Where that contradicts an id, brokers are asked again for a while.
+
+    Args:
+        admin: a connected client.
+        topology: the job, with the actual names of its internal topics.
+        ids: the recorded ids of topics.
+    """
+    expected = dict.fromkeys(roles_of(topology), "") | dict(ids)
+    look = functools.partial(look_at_topics, admin)
+    doubtful = {topic: topic_id for topic, topic_id in expected.items() if topic_id}
+    return {**look(expected.keys() - doubtful.keys()), **settled_look(look, doubtful)}
+
+
 def check_topics(
     topology: Topology, settings: Settings, ids: Mapping[str, str], look: Look
 ) -> dict[str, str]:
@@ -103,13 +120,18 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
         return
     reason = incompatibility(former, topology)
     if reason is not None:
-        raise IncompatibleState(
-            f"The job has changed in such a way that its state no longer fits. {reason}",
-            remedy="Undo that change, or run the job under another name, which starts with empty state, or "
-            f"reset it: {reset_remedy(topology.job)}",
-        )
+        raise no_longer_fits(topology.job, reason)
     for remark in unverified_keys(former, topology):
         _log.warning("%s", remark)
+
+
+def no_longer_fits(job: str, reason: str) -> IncompatibleState:
+    """The error for a job that has changed so that it can't use its state, for this reason."""
+    return IncompatibleState(
+        f"The job has changed in such a way that its state no longer fits. {reason}",
+        remedy="Undo that change, or run the job under another name, which starts with empty state, or "
+        f"reset it: {reset_remedy(job)}",
+    )
 
 
 def check_inputs(
@@ -156,3 +178,23 @@ def committed_positions(
     ]
     positions = read_committed_positions(consumer, job, wanted)
     return {at: position for at, position in positions.items() if position is not None}
+
+
+def refresh_interval_ms(settings: Settings, remembered_ms: int | None) -> tuple[int, str]:
+    """The longest time between two commits of an idle worker, well within what the brokers remember; and a
+    warning if that is less than the setting, otherwise "".
+
+    Args:
+        settings: the cluster's settings.
+        remembered_ms: how long the brokers remember idle transactional ids. None: unknown.
+    """
+    interval_ms = settings.offset_refresh_interval_ms
+    # A worker's two ids are used in turn, and each has to be used before it is forgotten.
+    if remembered_ms is None or interval_ms <= remembered_ms // 4:
+        return interval_ms, ""
+    return remembered_ms // 4, (
+        f"the brokers forget transactional ids that are idle for {remembered_ms} ms "
+        f"(transactional.id.expiration.ms), but offset.refresh.interval.ms is {interval_ms} ms: an idle "
+        "worker's next epoch may have to be run twice. Set offset.refresh.interval.ms to at most "
+        f"{remembered_ms // 4} ms."
+    )

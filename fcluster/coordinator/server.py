@@ -43,7 +43,7 @@ from fcluster.common.failures import Ended
 from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
-from fcluster.coordinator.checks import check_partitions, check_reset, check_topology
+from fcluster.coordinator.checks import check_partitions, check_reset, check_topology, refresh_interval_ms
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.events import Event
@@ -342,19 +342,11 @@ def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, read
 
 def refresh_interval_s(settings: Settings, admin: Admin) -> float:
     """The longest time between two journal writes, in seconds: well within what the brokers remember."""
-    interval_ms = settings.offset_refresh_interval_ms
-    remembered_ms = broker_setting(admin, "transactional.id.expiration.ms")
-    # A worker's two ids are used in turn, and each has to be used before it is forgotten.
-    if remembered_ms is not None and interval_ms > remembered_ms // 4:
-        _log.warning(
-            "the brokers forget transactional ids that are idle for %d ms "
-            "(transactional.id.expiration.ms), but offset.refresh.interval.ms is %d ms: an idle worker's "
-            "next epoch may have to be run twice. Set offset.refresh.interval.ms to at most %d ms.",
-            remembered_ms,
-            interval_ms,
-            remembered_ms // 4,
-        )
-        interval_ms = remembered_ms // 4
+    interval_ms, warning = refresh_interval_ms(
+        settings, broker_setting(admin, "transactional.id.expiration.ms")
+    )
+    if warning:
+        _log.warning("%s", warning)
     return interval_ms / 1000
 
 

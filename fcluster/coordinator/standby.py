@@ -14,7 +14,6 @@ Must not: lead, or know what a leader does.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import queue
@@ -40,10 +39,10 @@ from fcluster.coordinator.checks import (
     check_reset,
     check_topics,
     committed_positions,
+    look_for,
     remembered_ids,
 )
 from fcluster.coordinator.core.election import Bounds, Watch
-from fcluster.coordinator.core.topics import roles_of
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 from fcluster.coordinator.owned_topics import own_names
@@ -51,7 +50,6 @@ from fcluster.graph.topology import Topology
 from fcluster.kafka.brokers import connect_or_raise
 from fcluster.kafka.clients import make_admin, make_consumer
 from fcluster.kafka.topic_ids import Look
-from fcluster.kafka.topic_looks import look_at_topics, settled_look
 from fcluster.kafka.topics import ensure_internal_topics
 from fcluster.wire import messages
 from fcluster.wire.discovery import Leader, ended_in, leader_in, read_journal
@@ -141,10 +139,7 @@ class Candidate:
         return found, counts, max((position.epoch for position in positions.values()), default=0)
 
     def _look(self, ids: Mapping[str, str]) -> Look:
-        expected = dict.fromkeys(roles_of(self.topology), "") | dict(ids)
-        look = functools.partial(look_at_topics, self.admin)
-        doubtful = {topic: topic_id for topic, topic_id in expected.items() if topic_id}
-        return {**look(expected.keys() - doubtful.keys()), **settled_look(look, doubtful)}
+        return look_for(self.admin, self.topology, ids)
 
     def open_journal(self) -> tuple[Journal, dict[str, Any]]:
         """See `journal.open_journal`."""

@@ -655,12 +655,19 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
     Returns:
         One sentence that names what is incompatible, None if nothing is.
     """
+    return next(incompatibilities(old_description, new_topology), None)
+
+
+def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology) -> Iterator[str]:
+    """Like `incompatibility`, with the first reason of each stage for which there is one."""
     if old_description.get("format") not in _FORMATS_READ:
-        return (
+        yield (
             "The state was written by another version of fcluster, in a format that this version can't read."
         )
+        return
     if old_description.get("job") != new_topology.job:
-        return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
+        yield f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
+        return
     old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
     new_stages = cast(dict[str, dict[str, Any]], new_topology.describe()["stages"])
     new_homes: dict[str, str] = {
@@ -678,8 +685,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
             or _changed_inputs(name, old, new_stages)
         )
         if reason:
-            return reason
-    return None
+            yield reason
 
 
 def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:

@@ -72,16 +72,38 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
             written, or it has another count than a topic with which it is merged.
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
-    existing = existing_topics(admin)
-    plan = _TopicPlan(topology, existing)
+    plan = plan_topics(topology, existing_topics(admin))
+    _create_topics(admin, plan.missing, settings)
+    return plan.counts
+
+
+def plan_topics(topology: Topology, existing: Mapping[str, int]) -> TopicPlan:
+    """What `ensure_internal_topics` would create.
+
+    Args:
+        topology: the job's topology.
+        existing: the partition counts of all existing topics.
+
+    Raises:
+        MissingTopic, IncompatibleState: as there.
+    """
+    plan = TopicPlan(topology, existing)
     plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
     for stage in topology.stages:
         plan.add_stage(stage)
     most = max(plan.counts[topic.name] for topic in topology.sources)
     for topic in topology.outputs:
         plan.want(topic.name, most, {})
-    _create_topics(admin, plan.missing, settings)
-    return plan.counts
+    return plan
+
+
+def check_creation(admin: AdminClient, plan: TopicPlan, settings: Settings) -> None:
+    """Ask the brokers whether the missing topics of the plan could be created. Nothing is created.
+
+    Raises:
+        KafkaUnavailable: they couldn't, for the reason in the message, or the brokers don't answer.
+    """
+    _create_topics(admin, plan.missing, settings, only_ask=True)
 
 
 # Data that only we read may never expire by time; we delete processed records by offset.
@@ -100,8 +122,13 @@ _JOURNAL_CONFIG: Final = {
 }
 
 
-class _TopicPlan:
-    """The required topics, derived stage by stage, upstream first."""
+class TopicPlan:
+    """The required topics, derived stage by stage, upstream first.
+
+    Attributes:
+        counts: the partition counts of all of them, by name.
+        missing: those to be created: partition count and settings, by name.
+    """
 
     def __init__(self, topology: Topology, existing: Mapping[str, int]) -> None:
         self._job = topology.job
@@ -197,7 +224,11 @@ def existing_topics(admin: AdminClient) -> dict[str, int]:
 
 
 def _create_topics(
-    admin: AdminClient, missing: Mapping[str, tuple[int, Mapping[str, str]]], settings: Settings
+    admin: AdminClient,
+    missing: Mapping[str, tuple[int, Mapping[str, str]]],
+    settings: Settings,
+    *,
+    only_ask: bool = False,
 ) -> None:
     if not missing:
         return
@@ -205,8 +236,9 @@ def _create_topics(
         ways = replications(admin, settings.replication_factor)
     left = dict(missing)
     for number, way in enumerate(ways, 1):
-        left = _try_to_create(admin, left, way, settings, last=number == len(ways))
-    _wait_for_leaders(admin, settings, list(missing))
+        left = _try_to_create(admin, left, way, settings, last=number == len(ways), only_ask=only_ask)
+    if not only_ask:
+        _wait_for_leaders(admin, settings, list(missing))
 
 
 def _try_to_create(
@@ -216,9 +248,10 @@ def _try_to_create(
     settings: Settings,
     *,
     last: bool,
+    only_ask: bool,
 ) -> dict[str, tuple[int, Mapping[str, str]]]:
-    """Create the topics. Returns those for which there are too few brokers for the replicas, unless this was
-    the last way to try.
+    """Create the topics, or only ask whether they could be created. Returns those for which there are too few
+    brokers for the replicas, unless this was the last way to try.
     """
     if not missing:
         return {}
@@ -227,7 +260,10 @@ def _try_to_create(
         for name, (partitions, config) in missing.items()
     ]
     futures: dict[str, Future[None]] = untyped(admin).create_topics(
-        new, request_timeout=TOPIC_CREATION_TIMEOUT_S, operation_timeout=TOPIC_CREATION_TIMEOUT_S
+        new,
+        request_timeout=TOPIC_CREATION_TIMEOUT_S,
+        operation_timeout=TOPIC_CREATION_TIMEOUT_S,
+        validate_only=only_ask,
     )
     refused = dict[str, tuple[int, Mapping[str, str]]]()
     for name, future in futures.items():

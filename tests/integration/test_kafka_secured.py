@@ -252,6 +252,34 @@ def test_output_that_may_not_be_written_stops_the_job_with_its_topic_and_what_to
     assert seconds < 60
 
 
+def test_check_finds_nothing_wrong_with_the_acls_of_the_documentation(job: SecuredJob) -> None:
+    job.allow(USER)
+    code, said, _ = run(job, job.config(), PASSWORD, "check", str(JOB_FILE))
+    assert code == 0, said
+    assert "ok       this Kafka user may do what the job does" in said
+    assert f"'{job.name}-journal' will be created" in said
+
+
+def test_check_names_the_right_that_lacks(job: SecuredJob) -> None:
+    job.allow(USER, may_write=False)
+    code, said, _ = run(job, job.config(), PASSWORD, "check", str(JOB_FILE))
+    assert code == 1, said
+    assert f"error    this Kafka user lacks the right Write on the output topic '{job.output}'" in said
+    assert "1 error" in said.splitlines()[-1]
+
+
+def test_check_finds_that_the_group_may_not_be_used(job: SecuredJob) -> None:
+    job.allow(USER, but=ResourceType.GROUP)
+    code, said, _ = run(job, job.config(), PASSWORD, "check", str(JOB_FILE))
+    assert code == 1, said
+    assert (
+        f"error    A request to Kafka failed (reading the committed offsets of the group '{job.name}')"
+        in said
+    )
+    assert f"a missing authorization for the group '{job.name}'" in said
+    assert "no state yet" not in said
+
+
 def status(job: SecuredJob) -> dict[str, Any]:
     code, said, _ = run(job, job.config(), PASSWORD, "status", "--json", "--job", job.name)
     assert code == 0, said

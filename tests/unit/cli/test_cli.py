@@ -17,6 +17,7 @@ from fcluster.worker import handler_processes
 
 ALL_COMMANDS = (
     ["new"],
+    ["check"],
     ["up"],
     ["status"],
     ["consume"],

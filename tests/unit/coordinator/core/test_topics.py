@@ -16,7 +16,7 @@ from fcluster.coordinator.core import events
 from fcluster.coordinator.core.topics import CONFIRM_MS, Role, roles_of, topic_key
 from fcluster.graph.topology import Chain, Input, Stage, Topology
 from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
-from fcluster.kafka.topics import _TopicPlan
+from fcluster.kafka.topics import TopicPlan
 from fcluster.wire.messages import ShardStatus
 from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, one_stage, topic, two_stages
 
@@ -287,7 +287,7 @@ def test_merged_repartition_topic_gets_as_many_partitions_as_the_other_inputs() 
     crossing = repartition_topic("j", "count")
 
     def counts(existing: dict[str, int]) -> dict[str, int]:
-        plan = _TopicPlan(topology, existing)
+        plan = TopicPlan(topology, existing)
         for stage in topology.stages:
             plan.add_stage(stage)
         return plan.counts

@@ -1,0 +1,162 @@
+"""How `fcluster check` shows a job: as text, as a Mermaid diagram and as JSON; and its findings.
+
+Responsible for: the form only. Names come from a user's job, so each form escapes them. Must not know what a
+finding means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import orjson
+
+from fcluster.graph.outline import ChainOutline, Flow, InputOutline, JobOutline, StageOutline, StepOutline
+
+if TYPE_CHECKING:
+    from fcluster.cli.check import Finding
+
+_LEVEL_WIDTH = len("warning")
+
+
+def as_json(job: JobOutline, findings: Sequence[Finding] | None) -> str:
+    """One JSON document. `findings` is null if the brokers weren't asked."""
+    return orjson.dumps({"job": job, "findings": findings}, option=orjson.OPT_INDENT_2).decode()
+
+
+# --- text ----------------------------------------------------------------------------------------------
+
+
+def as_text(job: JobOutline) -> list[str]:
+    """The job in lines: its topics, then its stages with their steps."""
+    lines = [f"job {job.job!r}, topology {job.fingerprint}", "", "topics"]
+    width = max(len(topic.name) for topic in job.topics)
+    for topic in job.topics:
+        parts = [f"{topic.key} keys", f"{topic.value} values"] if topic.key is not None else []
+        parts += [topic.isolation] if topic.isolation is not None else []
+        described = f": {', '.join(parts)}" if parts else ""
+        lines.append(f"  {topic.name:{width}}  {', '.join(topic.roles)}{described}")
+    for stage in job.stages:
+        lines += ["", f"stage {stage.name!r}"]
+        lines += [f"  reads {_input_text(source)}" for source in stage.inputs]
+        lines.append(
+            f"  keeps its state in {stage.changelog}" if stage.changelog is not None else "  has no state"
+        )
+        for chain in stage.chains:
+            lines.append(f"  chain {chain.name!r}, of {chain.topic}")
+            lines += [f"    {line}" for step in chain.steps for line in _step_lines(step)]
+    return lines
+
+
+def _input_text(source: InputOutline) -> str:
+    parts = [source.topic]
+    if source.watermark is not None and source.internal:
+        parts.append("event time is that of the stages before")
+    elif source.watermark is not None:
+        idle_ms = source.watermark.idle_ms
+        idle = "" if idle_ms is None else f", idle after {idle_ms} ms"
+        parts.append(f"event time: delay {source.watermark.max_delay_ms} ms{idle}")
+    parts += _failures_text(source.on_error, source.writes)
+    return "; ".join(parts)
+
+
+def _failures_text(rule: str, writes: Sequence[Flow]) -> list[str]:
+    topics = [flow.topic for flow in writes if flow.what == "failures"]
+    return [] if rule == "stop" else [f"failures: {' to '.join([rule, *topics])}"]
+
+
+def _step_lines(step: StepOutline) -> Iterator[str]:
+    yield f"{step.kind} {step.name!r}" if step.state else f"{step.kind} {step.name}".rstrip()
+    for name, text in step.details.items():
+        if name != "on_error":
+            yield f"  {name}: {text}"
+    if step.state:
+        yield f"  state: {', '.join(step.state)}"
+    for flow in step.writes:
+        if flow.what not in ("results", "failures"):
+            yield f"  {flow.what}: to {flow.topic}"
+    for text in _failures_text(step.details.get("on_error", "stop"), step.writes):
+        yield f"  {text}"
+
+
+def findings_as_text(findings: Sequence[Finding]) -> list[str]:
+    """The findings in lines, by subject, and how many errors and warnings there are."""
+    lines: list[str] = []
+    for subject in dict.fromkeys(finding.subject for finding in findings):
+        lines += ["", subject]
+        for finding in findings:
+            if finding.subject == subject:
+                message = finding.message.replace("\n", f"\n  {'':{_LEVEL_WIDTH}}  ")
+                lines.append(f"  {finding.level:{_LEVEL_WIDTH}}  {message}")
+                lines += [f"  {'':{_LEVEL_WIDTH}}  remedy: {finding.remedy}"] if finding.remedy else []
+    return [*lines, "", _verdict(findings)] if lines else []
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    counts = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
+    named = [f"{count} {level}{'s' if count > 1 else ''}" for level, count in counts.items() if count]
+    return ", ".join(named) or "nothing stands in the way of a start"
+
+
+# --- Mermaid -------------------------------------------------------------------------------------------
+
+_SPECIAL = re.compile(r"[^\w .,:/()=+*-]", re.ASCII)
+"""What could mean something in a quoted label of Mermaid, or in the HTML that it becomes."""
+
+
+def as_mermaid(job: JobOutline) -> list[str]:
+    """A flowchart of the job in Mermaid's language, in lines."""
+    return _Diagram(job).lines
+
+
+class _Diagram:
+    """A flowchart: topics, and a box with the steps of each stage.
+
+    The names of nodes are numbers: a user's names may be words of Mermaid's language.
+    """
+
+    def __init__(self, job: JobOutline) -> None:
+        self._topics = {topic.name: f"t{number}" for number, topic in enumerate(job.topics)}
+        self._arrows: dict[str, None] = {}
+        """In order. A dict, because several steps may write to the same dead-letter topic."""
+        drawn = [line for number, stage in enumerate(job.stages) for line in self._stage(f"s{number}", stage)]
+        joined = " ".join(self._arrows)
+        nodes = [
+            f'  {node}[("{_label(name)}")]'
+            for name, node in self._topics.items()
+            if re.search(rf"\b{node}\b", joined)  # the journal, for example, is drawn nowhere
+        ]
+        self.lines = ["flowchart LR", *nodes, *drawn, *self._arrows]
+
+    def _stage(self, node: str, stage: StageOutline) -> Iterator[str]:
+        yield f'  subgraph {node}["stage {_label(stage.name)}"]'
+        for number, chain in enumerate(stage.chains):
+            yield from self._chain(f"{node}c{number}", chain)
+        yield "  end"
+        for source in stage.inputs:
+            for flow in source.writes:
+                self._arrow(self._topics[source.topic], self._topics[flow.topic], flow.what)
+        if stage.changelog is not None:
+            self._arrow(node, self._topics[stage.changelog], "state")
+
+    def _chain(self, node: str, chain: ChainOutline) -> Iterator[str]:
+        before = self._topics[chain.topic]
+        for number, step in enumerate(chain.steps):
+            here = f"{node}n{number}"
+            if step.kind != "to":
+                opening, closing = ("[[", "]]") if step.state else ("[", "]")
+                yield f'    {here}{opening}"{_label(f"{step.kind} {step.name}")}"{closing}'
+                self._arrow(before, here)
+                before = here
+            for flow in step.writes:
+                # Results are drawn as the way that records take, all else as a way aside.
+                self._arrow(before, self._topics[flow.topic], "" if flow.what == "results" else flow.what)
+
+    def _arrow(self, begin: str, end: str, label: str = "") -> None:
+        arrow = f'-. "{label}" .->' if label else "-->"
+        self._arrows[f"  {begin} {arrow} {end}"] = None
+
+
+def _label(text: str) -> str:
+    return _SPECIAL.sub(lambda match: f"#{ord(match[0])};", text)
