@@ -13,16 +13,8 @@ from typing import Any
 import pytest
 
 from fcluster.common.errors import SettingsError
-from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
-from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.wire import http_port as port
-from fcluster.wire.discovery import Leader
 from fcluster.wire.http_port import HealthServer, Pulse, Verdict, health_port, split_address
-from fcluster.wire.messages import Assign, Welcome, WorkerStats
-from fcluster.worker.core import events, model
-from fcluster.worker.core import worker as core
-from fcluster.worker.health import WorkerHealth
 from tests.harness import wait_until, wait_until_equal
 
 LOCAL = ("127.0.0.1", 0)
@@ -217,93 +209,3 @@ def test_pulse_names_what_stopped_and_since_when() -> None:
     wait_until(lambda: "the loop has been stuck for" in pulse.trouble(), "the missing pulse is noticed", 5)
     pulse.beat(60)
     assert not pulse.trouble()
-
-
-# --- coordinator --------------------------------------------------------------------------------------
-
-LEADER = Leader("tcp://127.0.0.1:7000", 3, "host", 42, "run")
-
-
-def test_coordinator_is_ready_as_leader_and_as_standby_and_reports_which() -> None:
-    health = CoordinatorHealth("job")
-    assert not health.ready().ok
-    health.looks_for_leader()
-    assert not health.ready().ok
-    health.stands_by(LEADER)
-    assert health.ready() == Verdict(True, "standing by: process 42 on host leads job job in term 3")
-    assert health.status() == {
-        "role": "standby",
-        "job": "job",
-        "leader": {"address": LEADER.address, "term": 3, "host": "host", "pid": 42},
-    }
-    health.looks_for_leader()
-    assert not health.ready().ok, "the one it followed is gone"
-    health.takes_over()
-    assert not health.ready().ok
-    health.leads(LEADER, lambda: {"epoch": 5})
-    assert health.ready() == Verdict(True, "leads job job in term 3")
-    assert health.status() == {"role": "leader", "epoch": 5}
-    assert health.live().ok
-
-
-def test_coordinator_whose_loop_stops_is_neither_live_nor_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcluster.coordinator.health.LOOP_BOUND_S", 0.02)
-    health = CoordinatorHealth("job")
-    health.leads(LEADER, dict)
-    wait_until(lambda: not health.live().ok, "the stopped loop is noticed", 5)
-    assert not health.ready().ok
-    assert "main loop" in health.live().text
-    health.turned()
-    assert health.live().ok
-
-
-# --- worker -------------------------------------------------------------------------------------------
-
-A, B = ShardId("in", 0), ShardId("in", 1)
-
-
-def test_worker_is_ready_when_all_its_shards_run() -> None:
-    identity = model.Identity("w", "host", 1, -1, "topology", "store", "1")
-    worker = core.WorkerCore(identity, model.Bounds(1000, 30_000, 1_000_000), 0)
-    health = WorkerHealth("job", "w")
-
-    def happens(*happened: events.Event) -> None:
-        for event in happened:
-            worker.handle(event, 0)
-            health.publish(worker.state)
-
-    def why_not() -> str:
-        verdict = health.ready()
-        return "" if verdict.ok else verdict.text
-
-    assert "no session" in why_not()
-    happens(events.Connected(), events.MessageReceived(Welcome(1, 7, 0, 0, adopted=False)))
-    assert "producers" in why_not()
-    happens(events.ProducersOpened(7))
-    assert not why_not(), "a worker without shards is ready"
-    happens(events.MessageReceived(Assign(1, 7, [A, B], 1)))
-    health.note_stats(WorkerStats(restoring=2, restore_bytes=1234, restore_ms_left=5600))
-    assert "2 of 2 shards" in why_not()
-    assert "1234 bytes, 5.6 s left" in why_not()
-    position = CommittedPosition(0, 0, 0, "topology")
-    happens(events.ShardRestored(7, A, position))
-    assert "in/1 is restoring" in why_not()
-    happens(events.ShardRestored(7, B, position))
-    assert not why_not()
-    status = health.status()
-    assert status["session"] == 7
-    assert [shard["phase"] for shard in status["shards"]] == ["running", "running"]
-    happens(events.StopRecordReached(7, A, 3, "not JSON"))
-    assert "in/0 is blocked" in why_not()
-    assert health.live().ok
-
-
-def test_worker_whose_loop_or_heartbeats_stop_is_not_live() -> None:
-    health = WorkerHealth("job", "w")
-    assert health.live().ok
-    health.turned(0.01)
-    wait_until(lambda: "main loop" in health.live().text, "the stopped loop is noticed", 5)
-    health.turned(60)
-    assert health.live().ok
-    health.sent_heartbeat(-100)
-    assert "heartbeats" in health.live().text

@@ -1,4 +1,4 @@
-"""A warm copy on a disk that fails for a moment must not lose what it couldn't write."""
+"""Warm copies on a failing disk: what wasn't written doesn't count as written."""
 
 from __future__ import annotations
 
