@@ -54,6 +54,7 @@ from fcluster.graph.topology import (
     Map,
     OnError,
     Operator,
+    Peek,
     Process,
     Rekey,
     Stage,
@@ -294,6 +295,15 @@ class Stream:
         """
         _check_function(function, "flat_map", ("value",), may_yield=True)
         return self._then(FlatMap(function, self._job._rule(on_error, "flat_map")))  # pyright: ignore[reportPrivateUsage]
+
+    def peek(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+        """Call `function(value)` for each value, such as for a log or a metric. The records stay as they are.
+
+        `function` must not change the value. What it returns is ignored. It is called again for records that
+        are replayed after a failure.
+        """
+        _check_function(function, "peek", ("value",))
+        return self._then(Peek(function, self._job._rule(on_error, "peek")))  # pyright: ignore[reportPrivateUsage]
 
     def key_by(
         self,
@@ -946,7 +956,7 @@ class _Builder:
                 f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
-        changed = any(not isinstance(operator, Filter) for operator in before)
+        changed = any(not isinstance(operator, Filter | Peek) for operator in before)
         value: ValueKind = (step.value or "json") if changed else read.value
         if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(

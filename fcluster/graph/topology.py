@@ -97,6 +97,16 @@ class FlatMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Calls `function(value)` for each value and passes the value on. `on_error` says what to do if it
+    fails.
+    """
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A handler with keyed state.
 
@@ -154,7 +164,7 @@ class Window:
         return {"windows": self.windows.describe(), "aggregates": aggregates}
 
 
-Operator = Filter | Map | FlatMap | Process | Window
+Operator = Filter | Map | FlatMap | Peek | Process | Window
 Rekey = str | Callable[[Any], Any]
 """How the new key is found: a field of the value (which is an object then), or a function of the value."""
 
@@ -433,8 +443,8 @@ class Topology:
 
         It names the internal topics too, which identifies them as this job's.
 
-        It leaves out filters, maps and flat_maps, the code of handlers, output topics, isolation and error
-        handling. They may change freely between runs.
+        It leaves out steps without state, the code of handlers, output topics, isolation and error handling.
+        They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
         declares_states = any(stage.state_stores or stage.timed_steps for stage in self.stages)

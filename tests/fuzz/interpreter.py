@@ -22,6 +22,7 @@ from tests.fuzz.plans import (
     apply_handler,
     apply_key,
     apply_map,
+    apply_peek,
     returned_by_handler,
 )
 
@@ -115,7 +116,9 @@ def run_chain(
 ) -> Iterator[tuple[Output, str, str]]:
     """The outputs of a chain, each with the rule and the name of the step that is responsible for it."""
     handlers = [place for place, step in enumerate(chain.steps) if step.kind == "process"]
-    is_raw = plan.value == sink_kind(chain.sink) and all(step.kind == "filter" for step in chain.steps)
+    is_raw = plan.value == sink_kind(chain.sink) and all(
+        step.kind in ("filter", "peek") for step in chain.steps
+    )
 
     def through(place: int, value: Any) -> Iterator[tuple[Output, str, str]]:
         if place == len(chain.steps):
@@ -127,6 +130,9 @@ def run_chain(
         try:
             if step.kind == "filter":
                 going_on = [value] if apply_filter(step.behaviour, value) else []
+            elif step.kind == "peek":
+                apply_peek(step.behaviour, value)
+                going_on = [value]
             elif step.kind == "map":
                 going_on = [apply_map(step.behaviour, value)]
             elif step.kind == "flat_map":

@@ -105,6 +105,7 @@ FLAT_MAPS = (
     "large among them",
     "texts",
 )
+PEEKS = ("nothing", "returns something", "fails on some")
 HANDLERS = (
     "count",
     "several",
@@ -126,6 +127,13 @@ def apply_filter(behaviour: str, value: Any) -> Any:
     if behaviour == "fails on some" and chooses(value, 3):
         fail(value)
     return behaviour != "some" or chooses(value, 2)
+
+
+def apply_peek(behaviour: str, value: Any) -> Any:
+    """What the function of a peek returns."""
+    if behaviour == "fails on some" and chooses(value, 3):
+        fail(value)
+    return {"ignored": True} if behaviour == "returns something" else None
 
 
 def apply_map(behaviour: str, value: Any) -> Any:
@@ -238,6 +246,7 @@ steps = (
     st.builds(StepPlan, st.just("filter"), st.sampled_from(FILTERS), rules)
     | st.builds(StepPlan, st.just("map"), st.sampled_from(MAPS), rules)
     | st.builds(StepPlan, st.just("flat_map"), st.sampled_from(FLAT_MAPS), rules)
+    | st.builds(StepPlan, st.just("peek"), st.sampled_from(PEEKS), rules)
     | st.builds(StepPlan, st.just("process"), st.sampled_from(HANDLERS), rules)
 )
 chains = st.builds(

@@ -31,6 +31,7 @@ from tests.fuzz.plans import (
     apply_handler,
     apply_key,
     apply_map,
+    apply_peek,
     returned_by_handler,
 )
 from tests.unit.worker.test_processing import FakeMessage
@@ -67,6 +68,8 @@ def build(plan: JobPlan) -> Job:
                 stream = stream.map(function, on_error=rule(step.rule))
             elif step.kind == "flat_map":
                 stream = stream.flat_map(function, on_error=rule(step.rule))
+            elif step.kind == "peek":
+                stream = stream.peek(function, on_error=rule(step.rule))
             else:
                 stream = stream.process(function, name=f"h{number}x{place}", on_error=rule(step.rule))
         if chain.end == "key_by":
@@ -83,6 +86,8 @@ def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., 
         return lambda value: apply_map(behaviour, value)
     if kind == "flat_map":
         return lambda value: apply_flat_map(behaviour, value)
+    if kind == "peek":
+        return lambda value: apply_peek(behaviour, value)
     if kind == "key_by":
         return lambda value: apply_key(behaviour, value)
     if behaviour == "returns":

@@ -8,10 +8,11 @@ from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
+from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
 from fcluster.engine.operators.window import WindowOperator
-from fcluster.graph.topology import Filter, FlatMap, Map, Operator, Window
+from fcluster.graph.topology import Filter, FlatMap, Map, Operator, Peek, Window
 from fcluster.graph.windows import Session
 
 __all__ = ["CompiledOperator", "operator_for"]
@@ -25,6 +26,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return MapOperator(node, number, chain)
     if isinstance(node, FlatMap):
         return FlatMapOperator(node, number, chain)
+    if isinstance(node, Peek):
+        return PeekOperator(node, number, chain)
     if isinstance(node, Window):
         return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
     return ProcessOperator(node)

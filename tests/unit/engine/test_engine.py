@@ -62,6 +62,8 @@ def one_step_job(step: str, rule: Any, **job_options: Any) -> Job:
         stream.map(fail, **options).to(out)
     elif step == "flat_map":
         stream.flat_map(fail, **options).to(out)
+    elif step == "peek":
+        stream.peek(fail, **options).to(out)
     elif step == "key_by":
         stream.key_by(fail, **options).to(out)
     elif step == "key_by to a stage":
@@ -73,7 +75,7 @@ def one_step_job(step: str, rule: Any, **job_options: Any) -> Job:
     return job
 
 
-STEPS = ["filter", "map", "flat_map", "key_by", "key_by to a stage", "process", "to"]
+STEPS = ["filter", "map", "flat_map", "peek", "key_by", "key_by to a stage", "process", "to"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -228,7 +230,9 @@ def test_two_rules_for_one_topic_are_refused() -> None:
         job.stream(source, on_error="stop")
 
 
-@pytest.mark.parametrize("build", ["filter", "map", "flat_map", "key_by", "to", "stream", "topic", "job"])
+@pytest.mark.parametrize(
+    "build", ["filter", "map", "flat_map", "peek", "key_by", "to", "stream", "topic", "job"]
+)
 def test_unknown_rule_is_refused_with_the_known_ones(build: str) -> None:
     job = Job("j")
     source = job.topic("in")
@@ -237,6 +241,7 @@ def test_unknown_rule_is_refused_with_the_known_ones(build: str) -> None:
         "filter": lambda: stream.filter(bool, on_error="ignore"),  # type: ignore[arg-type]
         "map": lambda: stream.map(bool, on_error="ignore"),  # type: ignore[arg-type]
         "flat_map": lambda: stream.flat_map(list, on_error="ignore"),  # type: ignore[arg-type]
+        "peek": lambda: stream.peek(bool, on_error="ignore"),  # type: ignore[arg-type]
         "key_by": lambda: stream.key_by("k", on_error="ignore"),  # type: ignore[arg-type]
         "to": lambda: stream.to(source, on_error="ignore"),  # type: ignore[arg-type]
         "stream": lambda: job.stream(source, on_error="ignore"),  # type: ignore[arg-type]
@@ -279,7 +284,7 @@ def fail_with(error: BaseException) -> Any:
 
 @pytest.mark.parametrize("kind", RAISES)
 @pytest.mark.parametrize(
-    "when", ["call", "before the first output", "after it", "filter", "map", "flat_map", "key_by"]
+    "when", ["call", "before the first output", "after it", "filter", "map", "flat_map", "peek", "key_by"]
 )
 def test_any_exception_follows_the_rule_and_is_described_in_one_bounded_line(kind: str, when: str) -> None:
     def handler(_ctx: Any, value: Any) -> Any:
@@ -296,7 +301,7 @@ def test_any_exception_follows_the_rule_and_is_described_in_one_bounded_line(kin
         source, out = job.topic("in"), job.topic("out")
         on_error = job.topic("dead") if rule == "dead" else rule
         stream = job.stream(source)
-        if when in ("filter", "map", "flat_map", "key_by"):
+        if when in ("filter", "map", "flat_map", "peek", "key_by"):
             getattr(stream, when)(lambda _value: RAISES[kind](), on_error=on_error).to(out)
         else:
             function = handler if when == "call" else generator

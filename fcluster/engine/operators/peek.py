@@ -1,0 +1,34 @@
+"""Peek: looks at a value and passes it on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcluster.engine.operators.base import Surroundings, place_of_function
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import Step, StepFailure
+from fcluster.graph.topology import Peek
+
+
+class PeekOperator:
+    """Calls the function with each value, and passes the value on, whatever the result is."""
+
+    stores: tuple[str, ...] = ()
+    keeps_value = True
+
+    def __init__(self, node: Peek, number: int, chain: str) -> None:
+        self._function = node.function
+        self.place = place_of_function("peek", node.function, number, chain, node.on_error)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  required by the protocol
+        """See `CompiledOperator`."""
+        function, place = self._function, self.place
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            try:
+                function(value)
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            following(record, key, value)
+
+        return step
