@@ -46,6 +46,7 @@ from fcluster.graph.timers import TimerClock, TimerFunction
 from fcluster.graph.topology import (
     KEY_KINDS,
     VALUE_KINDS,
+    Branch,
     Chain,
     Filter,
     FlatMap,
@@ -304,6 +305,29 @@ class Stream:
         """
         _check_function(function, "peek", ("value",))
         return self._then(Peek(function, self._job._rule(on_error, "peek")))  # pyright: ignore[reportPrivateUsage]
+
+    def branch(self, *functions: Callable[[Any], Any], on_error: OnError | None = None) -> tuple[Stream, ...]:
+        """Split the stream: each record goes one of several ways, unchanged.
+
+        A record goes the way of the first function for which `function(value)` is true, and the last way if
+        it isn't true for any. The functions must not change the value, and must depend on nothing else.
+
+        Args:
+            functions: one for each way except the last.
+            on_error: what to do with a record for which a function fails. The record goes no way then.
+
+        Returns:
+            A stream for each function, and one for the rest, which needs no further step.
+        """
+        if not functions:
+            raise JobError(
+                "branch() got no functions.",
+                remedy="Give it one for each way: paid, others = stream.branch(is_paid).",
+            )
+        for function in functions:
+            _check_function(function, "branch", ("value",))
+        rule = self._job._rule(on_error, "branch")  # pyright: ignore[reportPrivateUsage]
+        return tuple(self._then(Branch(functions, number, rule)) for number in range(len(functions) + 1))
 
     def key_by(
         self,
@@ -930,6 +954,8 @@ class _Builder:
         self, node: _Node, step: _Merge | Operator, source: str, operators: tuple[Operator, ...]
     ) -> None:
         if not node.children:
+            if isinstance(step, Branch) and step.is_rest:
+                return
             if not isinstance(step, Process):
                 raise JobError(
                     f"The stream on topic {self._inputs[source][0].name!r} ends in a {_step_name(step)} with "
@@ -956,7 +982,7 @@ class _Builder:
                 f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
-        changed = any(not isinstance(operator, Filter | Peek) for operator in before)
+        changed = any(not isinstance(operator, Filter | Peek | Branch) for operator in before)
         value: ValueKind = (step.value or "json") if changed else read.value
         if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(

@@ -15,6 +15,7 @@ from typing import Any, cast
 from fcluster.common.ids import journal_topic
 from fcluster.graph.codecs import codec_name
 from fcluster.graph.topology import (
+    Branch,
     Chain,
     Input,
     OnError,
@@ -204,6 +205,8 @@ def _step(step: Operator) -> StepOutline:
         details["emits"] = "each update" if step.emit == "update" else "when a window closes"
         if step.late is not None:
             writes = (Flow(step.late.name, "late records"), *writes)
+    elif isinstance(step, Branch) and step.is_rest:
+        name = "others"
     else:
         name = str(getattr(step.function, "__name__", type(step.function).__name__))
     return StepOutline(kind, name, {**details, **_unless_stop(rule)}, state, writes)

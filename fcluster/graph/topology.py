@@ -107,6 +107,32 @@ class Peek:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """One of several ways that records may go: passes on the values for which this function, and none before
+    it, returns something true.
+
+    Attributes:
+        functions: of all branches, in order.
+        number: which of them this is. If it is the number of functions: the values for which none is true.
+        on_error: what to do if its own function fails.
+    """
+
+    functions: tuple[Callable[[Any], Any], ...]
+    number: int
+    on_error: OnError = "stop"
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it gets what no function wants."""
+        return self.number == len(self.functions)
+
+    @property
+    def function(self) -> Callable[[Any], Any]:
+        """Its own function. For the rest: the last one."""
+        return self.functions[min(self.number, len(self.functions) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A handler with keyed state.
 
@@ -164,7 +190,7 @@ class Window:
         return {"windows": self.windows.describe(), "aggregates": aggregates}
 
 
-Operator = Filter | Map | FlatMap | Peek | Process | Window
+Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window
 Rekey = str | Callable[[Any], Any]
 """How the new key is found: a field of the value (which is an object then), or a function of the value."""
 

@@ -5,6 +5,7 @@ description.
 from __future__ import annotations
 
 from fcluster.engine.operators.base import CompiledOperator
+from fcluster.engine.operators.branch import BranchOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
@@ -12,7 +13,7 @@ from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
 from fcluster.engine.operators.window import WindowOperator
-from fcluster.graph.topology import Filter, FlatMap, Map, Operator, Peek, Window
+from fcluster.graph.topology import Branch, Filter, FlatMap, Map, Operator, Peek, Window
 from fcluster.graph.windows import Session
 
 __all__ = ["CompiledOperator", "operator_for"]
@@ -28,6 +29,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return FlatMapOperator(node, number, chain)
     if isinstance(node, Peek):
         return PeekOperator(node, number, chain)
+    if isinstance(node, Branch):
+        return BranchOperator(node, number, chain)
     if isinstance(node, Window):
         return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
     return ProcessOperator(node)
