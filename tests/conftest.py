@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fcluster.api import job_files
 from fcluster.kafka.embedded import EmbeddedKafka
 from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.store import StoreDirectory
@@ -79,3 +81,14 @@ def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
 def snapshots(tmp_path: Path) -> DirectorySnapshotStore:
     """An empty snapshot store of the job `job`."""
     return DirectorySnapshotStore(tmp_path / "snapshots", "job")
+
+
+@pytest.fixture
+def forgets_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Job files that the test loads into its own process are forgotten after it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    variable = job_files.ENVIRONMENT_VARIABLE
+    monkeypatch.setenv(variable, os.environ.get(variable, ""))
+    yield
+    for name in [name for name in sys.modules if name.startswith(f"{job_files.__name__}.")]:
+        del sys.modules[name]

@@ -120,6 +120,10 @@ class _Diagram:
         self._topics = {topic.name: f"t{number}" for number, topic in enumerate(job.topics)}
         self._arrows: dict[str, None] = {}
         """In order. A dict, because several steps may write to the same dead-letter topic."""
+        self._behind_merges: dict[tuple[str, int], str] = {}
+        """The nodes from a step with state onwards, by its name and how many steps after it. Where streams
+        are merged, several chains run through the same nodes.
+        """
         drawn = [line for number, stage in enumerate(job.stages) for line in self._stage(f"s{number}", stage)]
         joined = " ".join(self._arrows)
         nodes = [
@@ -141,12 +145,17 @@ class _Diagram:
             self._arrow(node, self._topics[stage.changelog], "state")
 
     def _chain(self, node: str, chain: ChainOutline) -> Iterator[str]:
-        before = self._topics[chain.topic]
+        before, stateful, behind = self._topics[chain.topic], "", 0
         for number, step in enumerate(chain.steps):
-            here = f"{node}n{number}"
+            own = here = f"{node}n{number}"
+            if step.state and not stateful:
+                stateful, behind = step.name, number
+            if stateful:
+                here = self._behind_merges.setdefault((stateful, number - behind), own)
             if step.kind != "to":
-                opening, closing = ("[[", "]]") if step.state else ("[", "]")
-                yield f'    {here}{opening}"{_label(f"{step.kind} {step.name}")}"{closing}'
+                if here == own:
+                    opening, closing = ("[[", "]]") if step.state else ("[", "]")
+                    yield f'    {here}{opening}"{_label(f"{step.kind} {step.name}")}"{closing}'
                 self._arrow(before, here)
                 before = here
             for flow in step.writes:

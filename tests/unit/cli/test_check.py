@@ -23,6 +23,7 @@ from fcluster.common.settings import Settings
 from fcluster.graph.outline import outline
 from fcluster.graph.topology import Topology
 
+pytestmark = pytest.mark.usefixtures("forgets_jobs")
 JOB = """
 from fcluster import Job
 
@@ -379,4 +380,27 @@ def test_diagram_of_a_job_without_steps_goes_from_topic_to_topic() -> None:
         '  subgraph s0["stage a"]',
         "  end",
         "  t0 --> t1",
+    ]
+
+
+def test_step_that_merged_streams_share_is_drawn_once() -> None:
+    merged = """
+from fcluster import Job
+job = Job("shop")
+a, b = job.topic("a"), job.topic("b")
+both = job.merge(job.stream(a).filter(bool), b).process(lambda ctx, value: value, name="both")
+both.map(str).to(job.topic("out"))
+"""
+    assert as_mermaid(outline(built(merged)))[5:] == [
+        '  subgraph s0["stage a"]',
+        '    s0c0n0["filter bool"]',
+        '    s0c0n1[["process both"]]',
+        '    s0c0n2["map str"]',
+        "  end",
+        "  t0 --> s0c0n0",
+        "  s0c0n0 --> s0c0n1",
+        "  s0c0n1 --> s0c0n2",
+        "  s0c0n2 --> t2",
+        "  t1 --> s0c0n1",
+        '  s0 -. "state" .-> t3',
     ]

@@ -19,6 +19,7 @@ from fcluster.cli.scaffold import create_scaffold
 from fcluster.common.errors import FclusterError
 from fcluster.common.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("forgets_jobs")
 REPOSITORY = Path(__file__).parents[3]
 NAMES = {"spending": "spending", "Daily.Spend-2": "daily_spend_2", "2fast": "job_2fast", "a" * 100: "a" * 100}
 
@@ -38,12 +39,6 @@ def run_tool(directory: Path, *arguments: str) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(autouse=True)
-def _import_path_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A job that is loaded puts its directory there, and then its module counts as installed.
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def test_new_jobs_pass_their_own_tests(tmp_path: Path) -> None:
