@@ -5,7 +5,7 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
-from fcluster.api.job import UNSET, Context, Job, Record, Stream, WindowedStream
+from fcluster.api.job import UNSET, Context, Job, Record, Stream, Table, WindowedStream
 from fcluster.common.errors import FclusterError
 from fcluster.graph.aggregates import (
     Aggregate,
@@ -44,6 +44,7 @@ __all__ = [
     "Record",
     "Session",
     "Stream",
+    "Table",
     "Topic",
     "Tumbling",
     "ValueState",

@@ -51,6 +51,8 @@ from fcluster.graph.topology import (
     Filter,
     FlatMap,
     Input,
+    JoinTable,
+    KeepTable,
     KeyKind,
     Map,
     OnError,
@@ -59,11 +61,13 @@ from fcluster.graph.topology import (
     Process,
     Rekey,
     Stage,
+    StatefulOperator,
     TopicSpec,
     Topology,
     ValueKind,
     Window,
     rekey_description,
+    step_kind,
     with_event_time,
     written_topics,
 )
@@ -78,6 +82,7 @@ __all__ = [
     "Job",
     "Record",
     "Stream",
+    "Table",
     "Unset",
     "WindowedStream",
 ]
@@ -185,6 +190,8 @@ class Context(Protocol):
 
 
 Handler = Callable[[Any, Any], Any]
+JoinFunction = Callable[[Any, Any], Any]
+"""Makes one value of two that belong together."""
 
 
 class HandlerFunction(Protocol[_P, _R_co]):
@@ -237,15 +244,16 @@ class _Merge:
 @dataclass(eq=False)
 class _Node:
     """One step in the graph of streams. Steps without a following step end a chain. A merge has several
-    parents.
+    parents. So has a join with a table: its records come from the first parent, and the second one is the
+    table.
     """
 
     step: _Source | _Sink | _KeyBy | _Merge | Operator
     parents: tuple[_Node, ...] = ()
     children: list[_Node] = field(default_factory=list["_Node"])
 
-    def add(self, step: _Sink | _KeyBy | Operator) -> _Node:
-        child = _Node(step, (self,))
+    def add(self, step: _Sink | _KeyBy | Operator, *further_parents: _Node) -> _Node:
+        child = _Node(step, (self, *further_parents))
         self.children.append(child)
         return child
 
@@ -448,6 +456,58 @@ class Stream:
         self._check_open()
         return WindowedStream(self, Window(name, windows, (), late, rule, emit))
 
+    def join(
+        self,
+        table: Table,
+        with_: JoinFunction | None = None,
+        *,
+        how: Literal["inner", "left"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream:
+        """Look up the row of each record's key in a table, and pass on `with_(value, row)`.
+
+        A record meets the table as it is when the record's turn comes. The stage that reads the stream reads
+        the table's topic, too, in the order of their timestamps: so it finds the row of its own time, as far
+        as that was written in time. A row that changes later changes no result. Key, timestamp and headers
+        don't change.
+
+        Partition n of the stream and partition n of the table belong to the same shard. So both need the same
+        number of partitions, the same kind of key and the same partitioner. If they don't have that, put a
+        `key_by` in front.
+
+        Args:
+            table: what `Job.table` returns.
+            with_: called with the stream's value and the row's value. Default: a dict with the two as "left"
+                and "right".
+            how: "inner" passes on only records whose key has a row. "left" passes on all; without a row,
+                `with_` gets None.
+            on_error: what to do with a record for which `with_` fails, and in an inner join with a record
+                without a key.
+
+        Raises:
+            JobError: it isn't a table of this job, or an argument is wrong.
+        """
+        job = self._job
+        if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"join() got {bounded_repr(table)}, not a table.",
+                remedy="Join with a table of the job: stream.join(job.table(topic)).",
+            )
+        if how not in ("inner", "left"):
+            raise JobError(
+                f"how={bounded_repr(how)} of the join with {table.name!r} is unknown.",
+                remedy="Use how='inner' or how='left'.",
+            )
+        if with_ is not None:
+            _check_function(with_, "join", ("value", "row"))
+        kept = table._node_of(job)  # pyright: ignore[reportPrivateUsage]
+        rule = job._rule(on_error, f"the join with {table.name!r}")  # pyright: ignore[reportPrivateUsage]
+        self._check_open()
+        step = JoinTable(cast("KeepTable", kept.step), with_ or pair, how, rule)
+        node = self._node.add(step, kept)
+        job._joins.append(node)  # pyright: ignore[reportPrivateUsage]
+        return Stream(job, node)
+
     def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
 
@@ -510,6 +570,30 @@ class WindowedStream:
         return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
 
 
+class Table:
+    """The newest value of each key of a topic. `Job.table` gives it; `Stream.join` looks its rows up.
+
+    Attributes:
+        name: of the table and its state.
+    """
+
+    __slots__ = ("_job", "_node", "name")
+
+    def __init__(self, job: Job, node: _Node) -> None:
+        self._job = job
+        self._node = node
+        self.name: str = cast("KeepTable", node.step).name
+
+    def _node_of(self, job: Job) -> _Node:
+        """Its node, for a join of `job`."""
+        if self._job is not job:
+            raise JobError(
+                f"join() of the job {job.name!r} got the table {self.name!r} of the job {self._job.name!r}.",
+                remedy="Declare the table on this job.",
+            )
+        return self._node
+
+
 class Job:
     """A named topology: topics, and the handlers between them.
 
@@ -541,6 +625,8 @@ class Job:
         self._codec_settings: dict[str, Any] = {}
         self._roots: list[_Node] = []
         self._merges: list[_Node] = []
+        self._joins: list[_Node] = []
+        self._tables: dict[str, Table] = {}
         if isinstance(on_error, TopicSpec):
             on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
         self._on_error: OnError | None = None
@@ -669,6 +755,43 @@ class Job:
         self._roots.append(root)
         return Stream(self, root)
 
+    def table(self, topic: TopicSpec, *, name: str | None = None, on_error: OnError | None = None) -> Table:
+        """The newest value of each key of `topic`, as a table to join with.
+
+        A record puts the row of its key, and a tombstone deletes it. The topic is usually compacted
+        (`cleanup.policy=compact`). It is read from its beginning. The rows are state, committed with the
+        epochs; so a restart reads none of the topic again. Event time doesn't wait for a topic that is only
+        read as a table.
+
+        Args:
+            topic: the source.
+            name: of the table and its state. Default: that of the topic. A job is refused if a table was
+                renamed or removed.
+            on_error: what to do with a record that has no key: "stop", "skip" or a dead-letter topic. It also
+                applies to records that can't be decoded, if the topic has no rule of its own.
+
+        Raises:
+            JobError: the topic is a table of another name already.
+        """
+        self._check_declared(topic, "table()")
+        if name is not None:
+            _check_name(name, "The table name", " with name=")
+        chosen = topic.name if name is None else name
+        known = self._tables.get(topic.name)
+        rule = self._rule(on_error, f"the table {chosen!r}")
+        if known is not None:
+            step = cast("KeepTable", known._node.step)  # pyright: ignore[reportPrivateUsage]
+            if name not in (None, step.name) or (on_error is not None and rule != step.on_error):
+                raise JobError(
+                    f"The topic {topic.name!r} is declared as a table twice, in different ways.",
+                    remedy="Declare it once, and use the returned table in all joins.",
+                )
+            return known
+        root = _Node(_Source(topic))
+        self._roots.append(root)
+        table = self._tables[topic.name] = Table(self, root.add(KeepTable(chosen, topic.value, rule)))
+        return table
+
     def merge(self, *inputs: Stream | TopicSpec) -> Stream:
         """Merge several streams into one. A handler after it sees all their records, with one state per key.
 
@@ -718,7 +841,7 @@ class Job:
             for name, topic in self._topics.items()
         }
         builder = _Builder(self.name, topics, self._topic_rules, self._on_error)
-        builder.lay_out(self._roots, self._merges)
+        builder.lay_out(self._roots, self._merges, self._joins)
         for root in self._roots:
             builder.add_root(root)
         stages = builder.stages()
@@ -831,8 +954,8 @@ class Job:
 class _Builder:
     """Turns the graph of streams into stages.
 
-    `lay_out` comes first. A user's topic is an input; so is the topic after a `key_by`. A merge puts several
-    inputs into one stage. Then each path through the graph becomes a chain.
+    `lay_out` comes first. A user's topic is an input; so is the topic after a `key_by`. A merge or a join
+    puts several inputs into one stage. Then each path through the graph becomes a chain.
     """
 
     def __init__(
@@ -855,17 +978,25 @@ class _Builder:
         self._chains: dict[str, list[Chain]] = {}
         """The input of each name."""
         self._process_names: dict[str, _Node] = {}
+        self._joined_tables: set[str] = set()
 
     # --- laying out -----------------------------------------------------------------------------------
 
-    def lay_out(self, roots: Sequence[_Node], merges: Sequence[_Node]) -> None:
+    def lay_out(self, roots: Sequence[_Node], merges: Sequence[_Node], joins: Sequence[_Node]) -> None:
         """Name the inputs and decide which of them belong to one stage."""
+        self._joined_tables = {cast("JoinTable", join.step).table.name for join in joins}
         for root in roots:
             name = cast(_Source, root.step).topic.name
             self._input_names[name] = name
         groups: dict[_Seed, list[_Seed]] = {}
         for merge in merges:
             seeds = list(dict.fromkeys(_seeds(merge)))
+            united = list(dict.fromkeys(one for seed in seeds for one in groups.get(seed, [seed])))
+            groups |= dict.fromkeys(united, united)
+        for join in joins:
+            # Inputs that are in one stage already come first: a further join doesn't rename it.
+            places = {seed: place for place, seed in enumerate(groups)}
+            seeds = sorted(dict.fromkeys(_seeds(join)), key=lambda seed: places.get(seed, len(places)))
             united = list(dict.fromkeys(one for seed in seeds for one in groups.get(seed, [seed])))
             groups |= dict.fromkeys(united, united)
         for root in roots:
@@ -917,15 +1048,18 @@ class _Builder:
         return list(built.values())
 
     def _stage(self, name: str, names: Sequence[str]) -> Stage:
+        # A record of a topic that is both a table and a stream is in the table before others look it up.
         chains = [
-            replace(chain, input=number) for number, one in enumerate(names) for chain in self._chains[one]
+            replace(chain, input=number)
+            for number, one in enumerate(names)
+            for chain in sorted(self._chains[one], key=lambda chain: not chain.tables)
         ]
         inputs = [
             Input(*self._inputs[one], one, self._source_rule(self._inputs[one][0], self._chains[one]))
             for one in names
         ]
         if len({codec_name(source.topic.key) for source in inputs}) > 1:
-            raise _different_keys(inputs)
+            raise _different_keys(inputs, are_joined=any(chain.tables for chain in chains))
         stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
         return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
@@ -942,10 +1076,15 @@ class _Builder:
         elif isinstance(step, _KeyBy):
             self._walk_key_by(node, step, source, before)
         elif isinstance(step, Operator):
-            if isinstance(step, Process | Window):
+            if isinstance(step, StatefulOperator):
                 self._claim_process_name(step.name, node)
             if isinstance(step, Window):
                 _check_no_window(step, before)
+            if isinstance(step, KeepTable) and step.name not in self._joined_tables:
+                raise JobError(
+                    f"The table {step.name!r} is not used.",
+                    remedy="Join a stream with it, stream.join(table), or remove it.",
+                )
             self._walk_on(node, step, source, (*before, step))
         elif isinstance(step, _Merge):
             self._walk_on(node, step, source, before)
@@ -956,14 +1095,14 @@ class _Builder:
         if not node.children:
             if isinstance(step, Branch) and step.is_rest:
                 return
-            if not isinstance(step, Process):
+            if not isinstance(step, Process | KeepTable):
                 raise JobError(
                     f"The stream on topic {self._inputs[source][0].name!r} ends in a {_step_name(step)} with "
                     "nothing after it.",
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
             self._end_chain(source, operators, None, None)
-        stateful = [operator.name for operator in operators if isinstance(operator, Process | Window)]
+        stateful = [operator.name for operator in operators if isinstance(operator, StatefulOperator)]
         if len(node.children) > 1 and stateful:
             raise JobError(
                 f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so it "
@@ -1016,7 +1155,7 @@ class _Builder:
         sink: TopicSpec | None,
         sink_rule: OnError | None = None,
     ) -> None:
-        named = [operator.name for operator in operators if isinstance(operator, Process | Window)]
+        named = [operator.name for operator in operators if isinstance(operator, StatefulOperator)]
         plain = named[0] if named else f"{source}-to-{sink.name if sink else 'nowhere'}"
         taken = {chain.name for chains in self._chains.values() for chain in chains}
         name, number = plain, 2
@@ -1041,10 +1180,15 @@ class _Builder:
     def _claim_process_name(self, name: str, node: _Node) -> None:
         if self._process_names.setdefault(name, node) is not node:
             raise JobError(
-                f"Two handlers or windows of the job {self._job!r} are named {name!r}, and the name also "
-                "identifies their state.",
+                f"Two handlers, windows or tables of the job {self._job!r} are named {name!r}, and the name "
+                "also identifies their state.",
                 remedy="Give one of them another name with name=.",
             )
+
+
+def pair(left: Any, right: Any) -> dict[str, Any]:
+    """What a join passes on if it isn't told otherwise: both values."""
+    return {"left": left, "right": right}
 
 
 def _first_given(*rules: Any) -> OnError:
@@ -1080,11 +1224,17 @@ def _seeds(node: _Node) -> Iterator[_Seed]:
 
 def _step_name(step: _Merge | Operator) -> str:
     """The step's name in a job file."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__.strip("_")).lower()
+    return "merge" if isinstance(step, _Merge) else step_kind(step)
 
 
-def _different_keys(inputs: Sequence[Input]) -> JobError:
+def _different_keys(inputs: Sequence[Input], *, are_joined: bool) -> JobError:
     kinds = ", ".join(f"{source.topic.name!r} ({codec_name(source.topic.key)})" for source in inputs)
+    if are_joined:
+        return JobError(
+            f"Topics are joined whose keys are of different kinds: {kinds}. Equal keys would be different "
+            "bytes, and never meet.",
+            remedy="Declare the topics with the same key=, or put key_by(..., key=) in front of the join.",
+        )
     return JobError(
         f"Topics are merged whose keys are of different kinds: {kinds}. Equal keys would be different bytes, "
         "and so have different states.",
@@ -1093,9 +1243,11 @@ def _different_keys(inputs: Sequence[Input]) -> JobError:
 
 
 def _stage_name(key_by: _Node) -> str:
-    """The first handler after `key_by`, depth first. Without one, the first topic written to."""
+    """The first handler after `key_by`, depth first. Without one, the first table that is joined, or the
+    first topic written to.
+    """
     names = list(_names_behind(key_by))
-    for kind in (Process, _Sink):
+    for kind in (Process, JoinTable, _Sink):
         for found, name in names:
             if found is kind:
                 return name
@@ -1104,8 +1256,10 @@ def _stage_name(key_by: _Node) -> str:
 
 def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
     for child in node.children:
-        if isinstance(child.step, Process | Window):
+        if isinstance(child.step, StatefulOperator):
             yield Process, child.step.name
+        elif isinstance(child.step, JoinTable):
+            yield JoinTable, f"with-{child.step.table.name}"
         elif isinstance(child.step, _Sink):
             yield _Sink, child.step.topic.name
         if not isinstance(child.step, _KeyBy):

@@ -197,7 +197,10 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
         committed = _committed(consumer, topology.job, sources)
     finally:
         consumer.close()
-    to = chosen_offsets(target, _plain(begins), _plain(ends), by_time)
+    tables = frozenset[str]() if keep_state else topology.table_topics
+    to = chosen_offsets(target, _plain(begins), _plain(ends), by_time, tables)
+    if tables and target.kind in ("latest", "time"):
+        notes.append(f"tables are read from the beginning of their topics ({', '.join(sorted(tables))})")
     moves = [_move(at, committed[at], to[at.topic, at.partition], ends[at]) for at in sources]
 
     internal = [source.topic.name for source in topology.inputs if source.internal]

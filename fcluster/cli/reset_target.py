@@ -7,7 +7,7 @@ except for reading the file of ``offsets:FILE``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +112,7 @@ def chosen_offsets(
     begins: Mapping[SourcePartition, int],
     ends: Mapping[SourcePartition, int],
     by_time: Mapping[SourcePartition, int],
+    tables: Collection[str] = (),
 ) -> dict[SourcePartition, int]:
     """The offset of the next record of each partition.
 
@@ -121,6 +122,8 @@ def chosen_offsets(
         ends: the offset after each partition's last record.
         by_time: for a time: the offset of the first record at or after it, for each partition. None: there is
             no such record.
+        tables: topics that are read from their beginning unless offsets are given: they fill tables that
+            begin empty.
 
     Raises:
         TargetError: a partition is missing, isn't one of the job's sources, or doesn't have that offset.
@@ -128,9 +131,9 @@ def chosen_offsets(
     if target.kind == "earliest":
         return dict(begins)
     if target.kind == "latest":
-        return dict(ends)
+        return {at: begins[at] if at[0] in tables else end for at, end in ends.items()}
     if target.kind == "time":
-        return {at: by_time.get(at, ends[at]) for at in begins}
+        return {at: begin if at[0] in tables else by_time.get(at, ends[at]) for at, begin in begins.items()}
     unknown = sorted(target.offsets.keys() - begins.keys())
     missing = sorted(begins.keys() - target.offsets.keys())
     if unknown:

@@ -4,7 +4,7 @@ Each input has a *watermark*: no more records are expected at or before it. The 
 the highest timestamp read so far, minus the delay that the job allows. The watermark of a repartition topic
 is the lowest event time that the shards upstream report. The shard's event time is the lowest watermark of
 its inputs. An input that is idle is left out. If all are idle, the highest watermark counts: no input holds
-the others back.
+the others back. Inputs that only fill tables are always left out.
 
 Invariants:
 - Event time never goes back (invariant 5): neither through a late record, an input that becomes active again,
@@ -19,7 +19,7 @@ Must not: read a clock, or know epochs. Pure. All times are milliseconds since 1
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -187,16 +187,18 @@ class EventClock:
     Args:
         delays_ms: for each input, how far its records may be out of order. None: it is a repartition topic,
             and only watermark records advance its time.
+        timeless: the numbers of the inputs that event time doesn't depend on. Not all of them.
 
     Attributes:
         now_ms: the shard's event time. None before the first record. Never decreases.
     """
 
-    __slots__ = ("_inputs", "_told_of", "now_ms")
+    __slots__ = ("_counted", "_inputs", "_told_of", "now_ms")
 
-    def __init__(self, delays_ms: Sequence[int | None]) -> None:
+    def __init__(self, delays_ms: Sequence[int | None], timeless: Collection[int] = ()) -> None:
         self._told_of: Callable[[int], int] | None = None
         self._inputs = [_Upstream() if delay is None else _Source(delay) for delay in delays_ms]
+        self._counted = [one for number, one in enumerate(self._inputs) if number not in timeless]
         self.now_ms: int | None = None
 
     def tell_with(self, told_of: Callable[[int], int]) -> None:
@@ -257,7 +259,7 @@ class EventClock:
     @property
     def is_idle(self) -> bool:
         """Whether all inputs are idle. Then others need not wait for this shard."""
-        return all(one.idle for one in self._inputs)
+        return all(one.idle for one in self._counted)
 
     def look(self) -> list[InputTime]:
         """The state of each input, for status."""
@@ -265,7 +267,7 @@ class EventClock:
 
     def _move(self) -> bool:
         lowest_ms: int | None = None
-        for one in self._inputs:
+        for one in self._counted:
             if not one.idle:
                 mark = one.watermark()
                 if mark is None:
@@ -273,7 +275,7 @@ class EventClock:
                 if lowest_ms is None or mark < lowest_ms:
                     lowest_ms = mark
         if lowest_ms is None:  # all are idle: none of them holds the others back
-            marks_ms = [mark for one in self._inputs if (mark := one.watermark()) is not None]
+            marks_ms = [mark for one in self._counted if (mark := one.watermark()) is not None]
             lowest_ms = max(marks_ms, default=None)
         if lowest_ms is None or (self.now_ms is not None and lowest_ms <= self.now_ms):
             return False

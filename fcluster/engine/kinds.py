@@ -16,6 +16,7 @@ the key of the record that is being processed. To add a kind, add a class here a
     //windows    end (8 bytes) | key of the stream     -> what is kept of the window, an element per aggregate
     //sessions   key of the stream                     -> its sessions in order: start, end, and what is kept
       //due      end (8 bytes) | key of the stream     -> nothing: when a session of the key may end
+    //table      key of the stream                     -> the row of a table, as bytes of its codec
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
 from fcluster.graph.codecs import Kind, codec_name, value_codec
 from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
+from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
 from fcluster.graph.windows import WindowStore
 
@@ -191,6 +193,11 @@ def make_window_tables(
     table = EntryTable(store.name, prefix, store.step, layers, codec, _one_group)
     table.key_text = _window_text
     return [table]
+
+
+def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
+    """The rows of a table; see `operators.table`."""
+    return [EntryTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
 
 
 def clock_of_due(due: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Decides which record a shard with several inputs processes next.
 
-The record with the smallest timestamp comes next. If several inputs have the same timestamp, the input that
-is named first comes first. So the order follows from the data, as long as all inputs have a record in memory.
+The record with the smallest timestamp comes next. If several inputs have the same timestamp, their precedence
+decides: tables come first, then the input that is named first. So the order follows from the data, as long as
+all inputs have a record in memory.
 If an input has none:
 
 - If its end isn't known or not reached, the shard waits for it: the brokers may have more records.
@@ -14,7 +15,7 @@ reads the records and passes the time in.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fcluster.engine.records import SourceRecord
 
@@ -35,11 +36,14 @@ class InputMerge:
 
     Args:
         inputs: the number of inputs.
+        precedence: the numbers of the inputs, in the order that decides between equal timestamps. None: the
+            order of the numbers.
         idle_ms: how long to wait for an input that is at its end; -1: never wait for any input.
     """
 
-    def __init__(self, inputs: int, idle_ms: int) -> None:
+    def __init__(self, inputs: int, idle_ms: int, precedence: Sequence[int] | None = None) -> None:
         self._inputs = [_Waiting() for _ in range(inputs)]
+        self._in_order = [self._inputs[number] for number in precedence or range(inputs)]
         self._idle_ms = idle_ms
 
     def add(self, number: int, records: Iterable[SourceRecord]) -> None:
@@ -67,7 +71,7 @@ class InputMerge:
         while len(taken) < records_max:
             first: deque[tuple[int, SourceRecord]] | None = None
             first_ms, has_to_wait = 0, False
-            for waiting in self._inputs:
+            for waiting in self._in_order:
                 records = waiting.records
                 if not records:
                     has_to_wait |= not self._is_done_without(waiting, now_ms)

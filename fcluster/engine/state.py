@@ -42,9 +42,10 @@ from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
-from fcluster.engine.kinds import make_tables, make_timer_tables, make_window_tables
+from fcluster.engine.kinds import make_kept_table, make_tables, make_timer_tables, make_window_tables
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.states import StateStore
+from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
 from fcluster.graph.windows import WindowStore
 
@@ -384,7 +385,7 @@ class ShardState:
     Args:
         store: holds committed state, and knows its epoch.
         stores: the names of the operators that have a dict for each key, the states that handlers declare,
-            the timers of handlers that have some, and the open windows of steps that have some.
+            the timers of handlers that have some, the open windows of steps that have some, and tables.
         cache_entries_max: how many clean dicts are kept over a barrier, in all tables together.
         flush_limits: when committed changes are written to the store.
 
@@ -400,7 +401,7 @@ class ShardState:
     def __init__(
         self,
         store: Store,
-        stores: Sequence[str | StateStore | TimerStore | WindowStore],
+        stores: Sequence[str | StateStore | TimerStore | WindowStore | TableStore],
         cache_entries_max: int,
         flush_limits: FlushLimits | None = None,
     ) -> None:
@@ -413,6 +414,8 @@ class ShardState:
                 made = make_timer_tables(wanted, self, store_prefix)
             elif isinstance(wanted, WindowStore):
                 made = make_window_tables(wanted, self, store_prefix)
+            elif isinstance(wanted, TableStore):
+                made = make_kept_table(wanted, self, store_prefix)
             else:
                 continue
             self._entry_tables.update((table.name, table) for table in made)

@@ -50,7 +50,7 @@ def make_clock(stage: Stage, position: CommittedPosition) -> EventClock | None:
     """
     if not stage.keeps_time:
         return None
-    clock = EventClock([_delay_ms(source) for source in stage.inputs])
+    clock = EventClock([_delay_ms(source) for source in stage.inputs], stage.timeless_inputs)
     for number, at in enumerate(position.inputs):
         clock.restore(number, at.clock)
     return clock

@@ -7,7 +7,6 @@ writes is in the outline, once. Must not format anything: `fcluster.cli` does th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +17,8 @@ from fcluster.graph.topology import (
     Branch,
     Chain,
     Input,
+    JoinTable,
+    KeepTable,
     OnError,
     Operator,
     Process,
@@ -28,6 +29,7 @@ from fcluster.graph.topology import (
     described_inputs,
     incompatibilities,
     rekey_description,
+    step_kind,
     unverified_keys,
 )
 from fcluster.graph.watermark import Watermark
@@ -187,7 +189,7 @@ def _chain(stage: Stage, chain: Chain) -> ChainOutline:
 
 def _step(step: Operator) -> StepOutline:
     rule, writes = _rule(step.on_error)
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__).lower()
+    kind = step_kind(step)
     details, state = dict[str, str](), tuple[str, ...]()
     if isinstance(step, Process):
         name = step.name
@@ -207,7 +209,11 @@ def _step(step: Operator) -> StepOutline:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, Branch) and step.is_rest:
         name = "others"
+    elif isinstance(step, KeepTable):
+        name, state = step.name, (step.name,)
     else:
+        if isinstance(step, JoinTable):
+            details |= {"table": step.table.name, "how": step.how}
         name = str(getattr(step.function, "__name__", type(step.function).__name__))
     return StepOutline(kind, name, {**details, **_unless_stop(rule)}, state, writes)
 

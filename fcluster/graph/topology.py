@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -30,6 +31,7 @@ from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
 from fcluster.graph.states import StateStore
+from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerFunction, TimerStore
 from fcluster.graph.watermark import Watermark
 from fcluster.graph.windows import Session, Windows, WindowStore
@@ -41,7 +43,7 @@ KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
 VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
 
 _FORMAT_WITHOUT_STATES = 1
-"""The format for jobs whose handlers declare no states or timers. Older versions can read it."""
+"""The format for jobs without declared states, timers, windows and tables. Older versions can read it."""
 _DESCRIPTION_FORMAT = 2
 _FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
 
@@ -190,7 +192,57 @@ class Window:
         return {"windows": self.windows.describe(), "aggregates": aggregates}
 
 
-Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window
+@dataclass(frozen=True, slots=True)
+class KeepTable:
+    """Keeps the newest value of each key, for joins. A tombstone deletes the key.
+
+    Attributes:
+        name: of the table and of its store; unique in the job.
+        value: the codec of the values that it keeps.
+        on_error: what to do with a record that has no key.
+    """
+
+    name: str
+    value: ValueKind
+    on_error: OnError = "stop"
+
+    @property
+    def store(self) -> TableStore:
+        """Where its rows are kept."""
+        return TableStore(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTable:
+    """Replaces each value by `function(value, row)`, with the present row of its key in a table.
+
+    Attributes:
+        table: the table, which is kept in the same stage.
+        function: called with the value, and the row's value.
+        how: "inner" drops values whose key has no row; "left" calls the function with None for the row.
+        on_error: what to do if the function fails.
+    """
+
+    table: KeepTable
+    function: Callable[[Any, Any], Any]
+    how: Literal["inner", "left"] = "inner"
+    on_error: OnError = "stop"
+
+
+Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window | KeepTable | JoinTable
+StatefulOperator = Process | Window | KeepTable
+"""Those that have state, and a name that identifies it."""
+
+
+def step_kind(step: Operator) -> str:
+    """The name of the step in a job file, such as "flat_map"."""
+    if isinstance(step, KeepTable):
+        return "table"
+    if isinstance(step, JoinTable):
+        return "join"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__).lower()
+
+
 Rekey = str | Callable[[Any], Any]
 """How the new key is found: a field of the value (which is an object then), or a function of the value."""
 
@@ -229,9 +281,14 @@ class Chain:
         return tuple(operator for operator in self.operators if isinstance(operator, Process))
 
     @property
-    def stateful(self) -> tuple[Process | Window, ...]:
+    def stateful(self) -> tuple[StatefulOperator, ...]:
         """The operators that have state, and a name that identifies it."""
-        return tuple(operator for operator in self.operators if isinstance(operator, Process | Window))
+        return tuple(operator for operator in self.operators if isinstance(operator, StatefulOperator))
+
+    @property
+    def tables(self) -> tuple[KeepTable, ...]:
+        """The tables that it keeps."""
+        return tuple(operator for operator in self.operators if isinstance(operator, KeepTable))
 
     @property
     def rules(self) -> tuple[OnError, ...]:
@@ -272,7 +329,7 @@ class Stage:
     Attributes:
         name: the name of its first input.
         inputs: the topics that it reads, usually one. Several are co-partitioned: partition n of each belongs
-            to the stage's shard n. Their order decides between records with the same timestamp.
+            to the stage's shard n.
         chains: its chains. Each record runs through all chains of its input, in this order.
         stores: the names of its operators with state, in the order of the job file.
         changelog: the topic of the stage's deltas; None when there are no stores.
@@ -299,6 +356,30 @@ class Stage:
         """Whether something in it may depend on event time."""
         return bool(self.timed_steps)
 
+    @property
+    def precedence(self) -> tuple[int, ...]:
+        """The numbers of its inputs, in the order that decides between records with the same timestamp.
+
+        Tables come first, so that a record finds the rows of its own time.
+        """
+        kept = {chain.input for chain in self.chains if chain.tables}
+        return tuple(sorted(range(len(self.inputs)), key=lambda number: number not in kept))
+
+    @property
+    def table_inputs(self) -> frozenset[int]:
+        """The numbers of the inputs that only fill tables."""
+        streams = {chain.input for chain in self.chains if not chain.tables}
+        return frozenset(range(len(self.inputs))) - streams
+
+    @property
+    def timeless_inputs(self) -> frozenset[int]:
+        """The inputs that event time doesn't wait for: those that only fill tables, if there are others.
+
+        A table may get no record for days, and that says nothing about the stream that is joined with it.
+        """
+        numbers = self.table_inputs
+        return numbers if len(numbers) < len(self.inputs) else frozenset()
+
     def chains_of(self, number: int) -> tuple[Chain, ...]:
         """The chains through which records of this input run."""
         return tuple(chain for chain in self.chains if chain.input == number)
@@ -308,18 +389,26 @@ class Stage:
         return self.topics.index(topic)
 
     @property
-    def all_stores(self) -> tuple[str | StateStore | TimerStore | WindowStore, ...]:
+    def all_stores(self) -> tuple[str | StateStore | TimerStore | WindowStore | TableStore, ...]:
         """The stores that `ShardState` is created with."""
-        timers = (process.timer_store for process in self.timed_processes)
+        timers = (one for process in self.timed_processes if (one := process.timer_store) is not None)
         windows = (window.store for window in self.windows)
-        return (*self.stores, *self.state_stores, *(one for one in timers if one is not None), *windows)
+        tables = (table.store for table in self.tables)
+        return (*self.stores, *self.state_stores, *timers, *windows, *tables)
 
     @property
     def timed_steps(self) -> tuple[Process | Window, ...]:
         """Its operators in which something happens because time has passed, in the order of the job file."""
-        steps = (step for chain in self.chains for step in chain.stateful)
-        named = {step.name: step for step in steps if isinstance(step, Window) or step.timers}
+        named: dict[str, Process | Window] = {}
+        for step in (step for chain in self.chains for step in chain.stateful):
+            if isinstance(step, Window) or (isinstance(step, Process) and step.timers):
+                named[step.name] = step
         return tuple(named.values())
+
+    @property
+    def tables(self) -> tuple[KeepTable, ...]:
+        """The tables that it keeps, in the order of the job file."""
+        return tuple({table.name: table for chain in self.chains for table in chain.tables}.values())
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -399,6 +488,12 @@ class Topology:
         return tuple(source.topic for source in self.inputs if not source.internal)
 
     @property
+    def table_topics(self) -> frozenset[str]:
+        """The topics of the user that only fill tables."""
+        found = (stage.inputs[number] for stage in self.stages for number in stage.table_inputs)
+        return frozenset(source.topic.name for source in found if not source.internal)
+
+    @property
     def stages_by_topic(self) -> dict[str, Stage]:
         """The stage that reads each topic, by the topic's name."""
         return {topic: stage for stage in self.stages for topic in stage.topics}
@@ -473,7 +568,9 @@ class Topology:
         They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
-        declares_states = any(stage.state_stores or stage.timed_steps for stage in self.stages)
+        declares_states = any(
+            stage.state_stores or stage.timed_steps or stage.tables for stage in self.stages
+        )
         return {
             "format": _DESCRIPTION_FORMAT if declares_states else _FORMAT_WITHOUT_STATES,
             "job": self.job,
@@ -523,8 +620,10 @@ def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
     known = {topic: counts[topic] for topic in stage.topics if topic in counts}
     if len(set(known.values())) <= 1:
         return
+    if stage.tables:
+        raise _not_copartitioned_join(stage, known)
     most = max(known.values())
-    named = " and ".join(f"{topic!r} ({count} partitions)" for topic, count in known.items())
+    named = _with_counts(known)
     fewer = next(topic for topic, count in known.items() if count < most)
     raise IncompatibleState(
         f"The stage {stage.name!r} merges topics with different numbers of partitions: {named}. Records of "
@@ -533,6 +632,39 @@ def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
         f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing depends on "
         "where its keys are: they move.",
     )
+
+
+def _not_copartitioned_join(stage: Stage, counts: Mapping[str, int]) -> IncompatibleState:
+    """The error for streams and tables that are joined, but don't have equally many partitions."""
+    kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables}
+    internal = {source.topic.name for source in stage.inputs if source.internal}
+    tables = {topic: count for topic, count in counts.items() if topic in kept}
+    wanted = next(iter(tables.values() if tables else counts.values()))
+    other = next((topic for topic, count in counts.items() if count != wanted), "")
+    if len(set(tables.values())) > 1:
+        remedy = (
+            f"Copy {other!r} to a topic with {wanted} partitions, with job.stream(topic).to(copy), and "
+            "declare the table over the copy."
+        )
+    elif other in internal:
+        remedy = (
+            "That topic was made by key_by before there was a join. `fcluster reset` deletes it and the "
+            f"stage's state; the next start makes it with {wanted} partitions."
+        )
+    else:
+        remedy = (
+            f"Put .key_by(...) between the stream of {other!r} and the join: the cluster makes a topic for "
+            f"it with {wanted} partitions, as the table has."
+        )
+    return IncompatibleState(
+        f"The stage {stage.name!r} joins topics with different numbers of partitions: "
+        f"{_with_counts(counts)}. A record and the row of its key would be in shards with different numbers.",
+        remedy=remedy,
+    )
+
+
+def _with_counts(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{topic!r} ({count} partitions)" for topic, count in counts.items())
 
 
 def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
@@ -625,6 +757,8 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
         }
     if stage.windows:
         description["windows"] = {window.name: window.describe() for window in stage.windows}
+    if stage.tables:
+        description["tables"] = {table.name: _describe_table(stage, table) for table in stage.tables}
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
     if further:
@@ -634,6 +768,16 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
             {"name": source.name, **_describe_input(source, feeds)} for source in further
         ]
     return description
+
+
+def _describe_table(stage: Stage, table: KeepTable) -> dict[str, Any]:
+    """What the keys and the bytes of a table depend on."""
+    sources = [stage.inputs[chain.input] for chain in stage.chains if table in chain.tables]
+    return {
+        "sources": [source.name for source in sources],
+        "key": codec_name(sources[0].topic.key),
+        "value": codec_name(table.value),
+    }
 
 
 def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
@@ -717,6 +861,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
             or _changed_states(old, new_stages.get(name, {}))
             or _lost_timer(old, new_stages.get(name, {}))
             or _changed_windows(old, new_stages.get(name, {}))
+            or _changed_tables(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
             or _changed_inputs(name, old, new_stages)
         )
@@ -726,12 +871,13 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
 
 def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
     for store in old.get("stores", ()):
+        kind = "table" if store in old.get("tables", ()) else "handler"
         if store not in homes:
             near = _nearest(store, added)
             hint = f" (renamed to {near!r}?)" if near else ""
-            return f"The handler {store!r} of stage {stage!r} has state, but is no longer in the job{hint}."
+            return f"The {kind} {store!r} of stage {stage!r} has state, but is no longer in the job{hint}."
         if homes[store] != stage:
-            return f"The handler {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
+            return f"The {kind} {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
     return None
 
 
@@ -790,6 +936,34 @@ def _changed_windows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
                     "them under another name.)"
                 )
     return None
+
+
+def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the rows of a stage's tables don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("tables", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("tables", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a table") if before is None else ("a table", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        if before.get("sources") != now["sources"]:
+            return (
+                f"The table {name!r} used to be filled from {_listed(before.get('sources', ()))}, and is now "
+                f"filled from {_listed(now['sources'])}: the rows that it has are of the former topic. "
+                "(Declare a table of another name.)"
+            )
+        if before != now:
+            return (
+                f"The table {name!r} has {before.get('key')} keys and {before.get('value')} values, and is "
+                f"now declared with {now['key']} keys and {now['value']} values: its rows can't be read that "
+                "way. (Declare a table of another name, over another topic declaration.)"
+            )
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def _windows_text(described: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fcluster.api.job import Job
+from fcluster.api.job import Job, Table
 from fcluster.common.errors import FclusterError, JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
@@ -456,6 +456,27 @@ class Driver:
                     found[decode(raw_key)] = state
         return found
 
+    def table(self, table: Table | str) -> dict[Any, Any]:
+        """The rows of a table, by key, of all partitions. Keys must be hashable.
+
+        Args:
+            table: what `Job.table` returned, or the table's name.
+
+        Raises:
+            JobError: the job has no such table.
+        """
+        name = table if isinstance(table, str) else table.name
+        tables = {one.name: (stage, one) for stage in self.topology.stages for one in stage.tables}
+        if name not in tables:
+            raise _unknown("table", name, tables, f"is not one of the job {self.topology.job!r}")
+        stage, kept = tables[name]
+        decode_key, decode = key_codec(stage.inputs[0].topic.key)[0], value_codec(kept.value)[0]
+        return {
+            decode_key(key): decode(row)
+            for partition in range(self._stage_sizes[stage.name])
+            for key, row in self._shard(stage, partition).rows_of(kept).items()
+        }
+
     # --- processing ---------------------------------------------------------------------------------------
 
     def _advance(self, *, one_by_one: bool, until: int | None = None) -> None:
@@ -509,7 +530,8 @@ class Driver:
         """The next record of a shard: the one with the smallest timestamp of those that its inputs have."""
         running = self._shards.get(ShardId(stage.name, partition))
         first: StoredRecord | None = None
-        for number, source in enumerate(stage.inputs):
+        for number in stage.precedence:
+            source = stage.inputs[number]
             committed, _metadata = self._committed.get((source.topic.name, partition), (0, ""))
             offset = committed if running is None else running.next_offset(number)
             held = self._topics.partitions(source.topic.name)[partition]

@@ -11,12 +11,13 @@ import dataclasses
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import DeltaReader, encode_delta
+from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
@@ -26,7 +27,7 @@ from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, sto
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.topology import Stage
+from fcluster.graph.topology import KeepTable, Stage
 from fcluster.testing.topics import Partition, StoredRecord
 
 
@@ -247,6 +248,14 @@ class Shard:
     def keys_of(self, handler: str) -> list[bytes]:
         """The keys that may have state, including those of the open epoch."""
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
+
+    def rows_of(self, table: KeepTable) -> dict[bytes, bytes]:
+        """The rows of a table, including those of the open epoch."""
+        name = table.store.name
+        entries = cast("EntryTable", self.state.tables[name])
+        keys = dict.fromkeys([*self._store.keys_of(name), *entries.encode_touched()])
+        rows = {key: entries.get(key) for key in keys}
+        return {key: row for key, row in rows.items() if row is not ABSENT}
 
     def look(self, store: StateStore, key: bytes) -> Any:
         """A copy of what a declared state contains for `key`. Unlike a handler's access, this leaves no

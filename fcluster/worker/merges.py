@@ -48,12 +48,19 @@ class ShardMerge:
         inputs: the shard's inputs.
         readers: the reader of each input.
         idle_ms: `max.task.idle.ms`.
+        precedence: see `Stage.precedence`. None: the order of the inputs.
     """
 
-    def __init__(self, inputs: Sequence[InputRunner], readers: Sequence[SourceReader], idle_ms: int) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[InputRunner],
+        readers: Sequence[SourceReader],
+        idle_ms: int,
+        precedence: Sequence[int] | None = None,
+    ) -> None:
         self._inputs = inputs
         self._readers = readers
-        self._merge = InputMerge(len(inputs), idle_ms)
+        self._merge = InputMerge(len(inputs), idle_ms, precedence)
         self._number_of = {one.topic: one.number for one in inputs}
         self._bounds = [_Bound() for _ in inputs]
         self._positions = [one.begun_at for one in inputs]

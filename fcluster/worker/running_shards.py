@@ -137,7 +137,8 @@ class RunningShards:
         readers = [self._reader_of(runner.stage, one.number) for one in runner.inputs]
         merged = len(runner.inputs) > 1
         if merged:
-            merge = ShardMerge(runner.inputs, readers, self._settings.max_task_idle_ms)
+            idle_ms, precedence = self._settings.max_task_idle_ms, runner.stage.precedence
+            merge = ShardMerge(runner.inputs, readers, idle_ms, precedence)
             self._merges[runner.shard] = merge
             self._merge_at |= {(one.topic, one.partition): merge for one in runner.inputs}
         for one, reader in zip(runner.inputs, readers, strict=True):

@@ -126,6 +126,18 @@ def balances() -> list[tuple[str, str | None, dict[str, Any], int]]:
     return made
 
 
+def invoices() -> list[tuple[str, str | None, dict[str, Any], int]]:
+    """Customers, of whom some aren't known, and orders. Those of a customer keep their order."""
+    made: list[tuple[str, str | None, dict[str, Any], int]] = []
+    for number in range(6):
+        customer = {"name": f"N{number}", "country": ("DE", "FR", "IT")[number % 3]}
+        made.append(("customers", f"c{number}", customer, BEGIN_MS + number))
+    for number in range(SENT):
+        order = {"id": number, "customer": (name := f"c{number * 5 % 9}"), "cents": 100 + number}
+        made.append(("orders", name, order, BEGIN_MS + 1_000 + number))
+    return made
+
+
 def carts() -> list[tuple[str, str | None, dict[str, Any], int]]:
     """Carts that are filled over some days. A third of the records means nothing to a cart. Nobody pays,
     because
@@ -153,6 +165,7 @@ CASES = {
     "orders": Case(example("orders"), orders(), ("orders-counted",)),
     "balances": Case(example("balances"), balances(), ("balances",), in_order=False),
     "meters": Case(example("meters"), meters(), ("meter-quarters", "district-hours"), is_simulated=False),
+    "invoices": Case(example("invoices"), invoices(), ("invoices", "orders-unknown"), in_order=False),
     "carts": Case(example("carts"), carts(), ("letters",)),
 }
 

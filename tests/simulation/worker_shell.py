@@ -85,7 +85,8 @@ class Runner(ShardRunner):
         super().__init__(stage, partition, state, position, port, wall_ms)
         self.sources: list[Partition] = [(topic, partition) for topic in stage.topics]
         self.fetched_up_to = [at.offset for at in position.inputs]
-        self.merge = InputMerge(len(self.sources), idle_ms) if len(self.sources) > 1 else None
+        several = len(self.sources) > 1
+        self.merge = InputMerge(len(self.sources), idle_ms, stage.precedence) if several else None
         self.reading = True
         self.may_be_idle = any(
             source.watermark is not None and source.watermark.idle_ms is not None for source in stage.inputs

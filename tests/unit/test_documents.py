@@ -57,7 +57,15 @@ def test_readmes_job_builds() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/event-time.md", "docs/streams.md", "docs/testing.md", "docs/windows.md"]
+    "document",
+    [
+        "README.md",
+        "docs/event-time.md",
+        "docs/joins.md",
+        "docs/streams.md",
+        "docs/testing.md",
+        "docs/windows.md",
+    ],
 )
 def test_tests_in_documents_pass(document: str) -> None:
     names: dict[str, Any] = {}

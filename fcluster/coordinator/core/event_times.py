@@ -34,7 +34,7 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
     idle = [
         {"topic": stage.topics[number], "partition": shard.partition}
         for shard, inputs in times.items()
-        for number, one in enumerate(inputs)
+        for number, one in zip(_counted(stage), inputs, strict=True)
         if one is not None and one.idle
     ]
     running = {
@@ -61,8 +61,13 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
 
 
 def _times_of(stage: Stage, shard: ShardId, progress: Progress) -> list[TimeStatus | None]:
-    standings = [progress.standing(shard, number) for number in range(len(stage.inputs))]
+    standings = [progress.standing(shard, number) for number in _counted(stage)]
     return [None if standing is None else standing.time for standing in standings]
+
+
+def _counted(stage: Stage) -> list[int]:
+    """The inputs that event time depends on."""
+    return [number for number in range(len(stage.inputs)) if number not in stage.timeless_inputs]
 
 
 def _time_ms(inputs: list[TimeStatus | None]) -> int:
@@ -73,9 +78,12 @@ def _time_ms(inputs: list[TimeStatus | None]) -> int:
 
 def _held_back_by(stage: Stage, shard: ShardId, inputs: list[TimeStatus | None]) -> dict[str, Any]:
     """The input that the slowest shard waits for. For a repartition topic, also the shard upstream."""
-    waited_for = [number for number, one in enumerate(inputs) if one is None or not one.idle]
-    number = min(waited_for, key=lambda number: _watermark_ms(inputs[number]))
-    one = inputs[number]
+    waited_for = [
+        (number, one)
+        for number, one in zip(_counted(stage), inputs, strict=True)
+        if one is None or not one.idle
+    ]
+    number, one = min(waited_for, key=lambda waited: _watermark_ms(waited[1]))
     return {
         "topic": stage.topics[number],
         "partition": shard.partition,

@@ -12,8 +12,20 @@ from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
+from fcluster.engine.operators.table import KeepTableOperator
+from fcluster.engine.operators.table_join import JoinTableOperator
 from fcluster.engine.operators.window import WindowOperator
-from fcluster.graph.topology import Branch, Filter, FlatMap, Map, Operator, Peek, Window
+from fcluster.graph.topology import (
+    Branch,
+    Filter,
+    FlatMap,
+    JoinTable,
+    KeepTable,
+    Map,
+    Operator,
+    Peek,
+    Window,
+)
 from fcluster.graph.windows import Session
 
 __all__ = ["CompiledOperator", "operator_for"]
@@ -33,4 +45,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return BranchOperator(node, number, chain)
     if isinstance(node, Window):
         return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
+    if isinstance(node, KeepTable):
+        return KeepTableOperator(node)
+    if isinstance(node, JoinTable):
+        return JoinTableOperator(node, number, chain)
     return ProcessOperator(node)

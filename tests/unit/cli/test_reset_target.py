@@ -52,6 +52,10 @@ def test_offsets_follow_from_the_target() -> None:
     assert chosen_offsets(Target("earliest"), BEGINS, ENDS, {}) == BEGINS
     assert chosen_offsets(Target("latest"), BEGINS, ENDS, {}) == ENDS
     assert chosen_offsets(Target("time", 5), BEGINS, ENDS, {("a", 0): 7}) == {("a", 0): 7, ("a", 1): 5}
+    begins, ends = {**BEGINS, ("t", 0): 2}, {**ENDS, ("t", 0): 8}
+    for target in (Target("latest"), Target("time", 5)):
+        chosen = chosen_offsets(target, begins, ends, {("t", 0): 7}, {"t"})
+        assert chosen == {**ENDS, ("t", 0): 2}, "a table is read from its beginning"
     given = {("a", 0): 9, ("a", 1): 0}
     assert chosen_offsets(Target("offsets", offsets=given), BEGINS, ENDS, {}) == given
 

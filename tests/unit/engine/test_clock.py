@@ -54,6 +54,22 @@ def test_time_of_several_topics_is_that_of_the_slowest() -> None:
     assert clock.now_ms == 500
 
 
+def test_inputs_that_only_fill_tables_do_not_count() -> None:
+    clock = EventClock([0, 0, None], {1, 2})
+    assert not clock.observe(1, 900)
+    assert clock.now_ms is None
+    assert clock.observe(0, 50)
+    assert not clock.heard(2, 1, [Said(0, 10)])
+    assert clock.now_ms == 50
+    clock.set_idle(0, True)
+    assert clock.is_idle
+    assert clock.now_ms == 50
+    restored = EventClock([0, 0, None], {1, 2})
+    for number in range(3):
+        restored.restore(number, clock.encode(number))
+    assert restored.now_ms == 50
+
+
 def test_idle_topic_is_left_out_until_its_next_record_however_old() -> None:
     clock = EventClock([0, 0])
     clock.observe(0, 500)

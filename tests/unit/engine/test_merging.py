@@ -43,6 +43,15 @@ def test_smallest_timestamp_is_next_and_equal_ones_in_the_order_of_inputs() -> N
     assert take(merge) == [], "input 0 has no record ready, and may have more"
 
 
+def test_precedence_decides_between_equal_timestamps() -> None:
+    merge = InputMerge(3, 0, (2, 0, 1))
+    for number in range(3):
+        add(merge, number, 5, 9)
+    assert take(merge) == ["2:5", "0:5", "1:5", "2:9"]
+    add(merge, 2, 9)
+    assert take(merge) == ["2:9"]
+
+
 def test_within_an_input_offsets_decide_whatever_the_timestamps_are() -> None:
     merge = InputMerge(2, 0)
     add(merge, 0, 50, 10, 60)

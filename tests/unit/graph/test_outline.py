@@ -149,3 +149,15 @@ def test_each_stage_that_no_longer_fits_has_its_reason() -> None:
     ]
     assert changes.left == ("extras",)
     assert changes.kept == ("b-orders",)
+
+
+def test_tables_and_joins_are_steps() -> None:
+    job = Job("shop")
+    table = job.table(job.topic("customers"), name="known", on_error="skip")
+    job.stream(job.topic("orders")).join(table, how="left").to(job.topic("out"))
+    (stage,) = outline(job.build(Settings())).stages
+    join, known = stage.chains
+    assert [(step.kind, step.name, step.details, step.state) for step in (join.steps[0], known.steps[0])] == [
+        ("join", "pair", {"table": "known", "how": "left"}, ()),
+        ("table", "known", {"on_error": "skip"}, ("known",)),
+    ]

@@ -63,6 +63,21 @@ def test_idle_shards_and_inputs_are_named_and_do_not_count() -> None:
     assert entry["idle_upstream"] == 2
 
 
+def test_topics_of_tables_are_not_waited_for() -> None:
+    job = Job("j")
+    table = job.table(job.topic("t"))
+    job.stream(job.topic("s", watermark=Watermark())).join(table).to(job.topic("out"))
+    built = job.build(Settings())
+    shards = [ShardId("s", 0)]
+    progress = Progress(built, shards, until_caught_up=False)
+    progress.learn(ShardStatus(ShardId("s", 0), 1, 1, 1, False, 1, 0, TimeStatus(500, 500, False)))
+    progress.learn(ShardStatus(ShardId("s", 0), 1, 1, 1, False, 1, 1, TimeStatus(500, 100, True)))
+    (entry,) = describe_event_times(built, shards, progress)
+    assert entry["time_ms"] == 500
+    assert entry["held_back_by"] == {"topic": "s", "partition": 0, "upstream": -1}
+    assert entry["idle"] == []
+
+
 def test_shard_without_a_report_holds_the_stage_back() -> None:
     entry = described((0, 0, TimeStatus(500, 500, False)), (0, 1, TimeStatus(500, 500, False)))
     assert entry["time_ms"] == -1

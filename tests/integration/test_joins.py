@@ -1,0 +1,117 @@
+"""Joins with a real broker: a worker is killed, each record is joined once, and no row gets lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.checker.check import wait_until_committed
+from tests.checker.generate import create_topic
+from tests.feeding import all_the_time
+from tests.harness import REPOSITORY, Up, wait_until
+from tests.in_driver import by_key, rows_on_kafka
+from tests.job_run import JobRun
+
+pytestmark = pytest.mark.timeout(180)
+
+JOB = REPOSITORY / "tests" / "jobs" / "joined.py"
+PARTITIONS = 2
+KEYS = 40
+
+
+class Run(JobRun):
+    """A cluster with the job.
+
+    Attributes:
+        written: the newest row of each key; None: it was deleted.
+    """
+
+    sent: int
+
+    def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
+        super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
+        self.table = f"{self.source}-rows"
+        create_topic(brokers, self.table, PARTITIONS, {"cleanup.policy": "compact"})
+        self.written: dict[str, int | None] = {}
+
+    def send(self) -> None:
+        """Ten records more, and a few rows between them."""
+        for number in range(self.sent, self.sent + 10):
+            key = f"k{number * 7 % KEYS}"
+            if number % 3 == 0:
+                self.written[key] = row = number if number % 5 else None
+                raw = None if row is None else b"%d" % row
+                self._producer.produce(self.table, raw, key)
+            self._producer.produce(self.source, b"%d" % number, key)
+        self._producer.poll(0)
+        self.sent += 10
+
+    def send_last(self) -> None:
+        """A record for each key, when all rows are in the table."""
+        assert self._producer.flush(30) == 0
+        wait_until_committed(self.brokers, self.job, [self.table, self.source], 60)
+        for number in range(KEYS):
+            self._producer.produce(self.source, b"%d" % (self.sent + number), f"k{number}")
+        assert self._producer.flush(30) == 0
+        self.sent += KEYS
+
+    def joined(self) -> dict[str, list[dict[str, Any]]]:
+        """The results of each key, in order."""
+        found = by_key(rows_on_kafka(self.brokers, self.output))
+        return {
+            key.decode(): [orjson.loads(value or b"") for value in values] for key, values in found.items()
+        }
+
+    def count(self) -> int:
+        """How many results there are."""
+        self.cluster.assert_alive()
+        return sum(map(len, self.joined().values()))
+
+
+@pytest.fixture
+def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
+    run = Run(kafka, topic_prefix, tmp_path)
+    with run.cluster:
+        yield run
+
+
+def test_each_record_is_joined_once_when_a_worker_is_killed_and_rows_are_never_older_than_before(
+    run: Run,
+) -> None:
+    run.cluster.start()
+    with all_the_time(run.send):
+        wait_until(lambda: run.count() >= 1_000, "records are joined", 60, 0.5)
+        killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+        assert in_flight > 0
+        run.cluster.start_worker(int(killed.rpartition("-")[2]))
+        after = run.count()
+        wait_until(lambda: run.count() >= after + 500, "they go on", 60, 0.5)
+    run.send_last()
+    wait_until(lambda: run.count() >= run.sent, f"{run.sent} results are written", 60, 0.5)
+    found = run.joined()
+    assert sorted(one["n"] for results in found.values() for one in results) == list(range(run.sent))
+    for key, results in found.items():
+        met = [one["row"] for one in results if one["row"] is not None]
+        assert met == sorted(met), key
+        assert results[-1]["row"] == run.written.get(key), key
+
+
+def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(
+    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = f"{topic_prefix}in", f"{topic_prefix}out"
+    for topic, partitions in ((source, 4), (f"{source}-rows", 6), (output, 4)):
+        create_topic(kafka, topic, partitions)
+    monkeypatch.setenv("FCLUSTER_TEST_JOB", f"{topic_prefix}job")
+    monkeypatch.setenv("FCLUSTER_TEST_SOURCE", source)
+    monkeypatch.setenv("FCLUSTER_TEST_OUTPUT", output)
+    with Up(JOB, kafka, tmp_path / "data", "--until-caught-up") as up:
+        ended = up.wait(60)
+    assert ended.code == 1, ended.text
+    assert "joins topics with different numbers of partitions" in ended.text
+    assert f"'{source}' (4 partitions) and '{source}-rows' (6 partitions)" in ended.text
+    assert ".key_by(...)" in ended.text

@@ -1,0 +1,234 @@
+"""Tables in the description of a job: what may change, and what the topics of a join need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fcluster import Codec, Job, Table, Topic
+from fcluster.common.errors import IncompatibleState, JobError
+from fcluster.common.ids import repartition_topic
+from fcluster.graph.codecs import decode_json, encode_json
+from fcluster.graph.topology import Topology, check_copartitioned
+from tests.unit.graph.test_topology import built, change, count
+
+Grow = Callable[[Job], Any]
+
+
+def joined(job: Job) -> None:
+    table = job.table(job.topic("t"))
+    job.stream(job.topic("s")).join(table).to(job.topic("out"))
+
+
+def not_joined(job: Job) -> None:
+    job.stream(job.topic("s")).to(job.topic("out"))
+
+
+def keyed(job: Job, **options: Any) -> None:
+    table = job.table(job.topic("t"))
+    job.stream(job.topic("s")).key_by("id", **options).join(table).to(job.topic("out"))
+
+
+# --- what may change --------------------------------------------------------------------------------------
+
+
+def test_table_is_state_of_the_stage_that_joins_it() -> None:
+    (stage,) = built(joined).stages
+    assert (stage.name, stage.topics, stage.stores) == ("s", ("s", "t"), ("t",))
+    assert stage.changelog is not None
+    description = built(joined).describe()
+    assert description["format"] == 2
+    assert description["stages"]["s"]["tables"] == {"t": {"sources": ["t"], "key": "text", "value": "json"}}
+
+
+def test_a_table_may_be_added_and_its_joins_may_change() -> None:
+    def otherwise(job: Job) -> None:
+        table = job.table(job.topic("t"), on_error="skip")
+        stream = job.stream(job.topic("s")).filter(bool)
+        stream.join(table, lambda value, _row: value, how="left").join(table).to(job.topic("another"))
+
+    assert change(not_joined, joined) is None
+    assert change(joined, otherwise) is None
+    assert built(joined).fingerprint == built(otherwise).fingerprint != built(not_joined).fingerprint
+
+
+def test_further_join_does_not_rename_the_stage() -> None:
+    def more(job: Job) -> None:
+        joined(job)
+        table = job.table(job.topic("t"))
+        job.stream(job.topic("another")).join(table).to(job.topic("out"))
+
+    assert change(joined, more) is None
+    assert [stage.topics for stage in built(more).stages] == [("s", "t", "another")]
+
+
+def named(name: str | None = None, topic: str = "t", **options: Any) -> Grow:
+    def grow(job: Job) -> None:
+        table = job.table(job.topic(topic, **options), name=name)
+        stream = job.stream(job.topic("s", key=options.get("key", "text")))
+        stream.join(table).to(job.topic("out", key=options.get("key", "text")))
+
+    return grow
+
+
+def handler(job: Job) -> None:
+    job.stream(job.topic("s")).process(count, name="t", to=job.topic("out"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (named(), not_joined, "The table 't' of stage 's' has state, but is no longer in the job."),
+        (named(), named("rows"), "no longer in the job (renamed to 'rows'?)."),
+        (
+            named("rows"),
+            named("rows", "u"),
+            "The table 'rows' used to be filled from 't', and is now filled from 'u'",
+        ),
+        (
+            named(),
+            named(value="text"),
+            "has text keys and json values, and is now declared with text keys and text",
+        ),
+        (named(), named(key="int"), "is now declared with int keys and json values"),
+        (named(), named(value=Codec("own", encode_json, decode_json)), "text keys and own values"),
+        (named(), handler, "The step 't' has state as a table, and is now a handler."),
+        (handler, named(), "The step 't' has state as a handler, and is now a table."),
+    ],
+)
+def test_change_that_does_not_fit_the_rows_is_incompatible(before: Grow, after: Grow, told: str) -> None:
+    assert told in str(change(before, after))
+
+
+def test_stage_behind_a_key_by_is_named_after_a_handler_or_the_table_whatever_is_written() -> None:
+    def handled(job: Job) -> None:
+        stream = job.stream(job.topic("s")).key_by("id").join(job.table(job.topic("t")))
+        stream.process(count, to=job.topic("out"))
+
+    assert [stage.name for stage in built(keyed).stages] == ["s", "with-t"]
+    assert [stage.name for stage in built(handled).stages] == ["s", "count"]
+
+
+# --- inputs -----------------------------------------------------------------------------------------------
+
+
+def test_tables_come_first_at_equal_timestamps_and_hold_no_event_time_back() -> None:
+    def several(job: Job) -> None:
+        rows, both = job.table(job.topic("rows")), job.topic("both")
+        out = job.topic("out")
+        job.stream(job.topic("s")).join(rows).join(job.table(both)).to(out)
+        job.stream(both).to(out)
+
+    topology = built(several)
+    (stage,) = topology.stages
+    assert stage.topics == ("s", "rows", "both")
+    assert stage.precedence == (1, 2, 0)
+    assert stage.table_inputs == stage.timeless_inputs == {1}
+    assert topology.table_topics == {"rows"}
+    assert [chain.name for chain in stage.chains] == ["s-to-out", "rows", "both", "both-to-out"]
+
+
+def check(topology: Topology, name: str, **counts: int) -> IncompatibleState:
+    with pytest.raises(IncompatibleState) as caught:
+        check_copartitioned(topology.stage(name), counts)
+    return caught.value
+
+
+def test_topics_of_a_join_need_equally_many_partitions() -> None:
+    check_copartitioned(built(joined).stages[0], {"s": 3, "t": 3})
+    error = check(built(joined), "s", s=4, t=6)
+    assert (
+        "joins topics with different numbers of partitions: 's' (4 partitions) and 't' (6 partitions)"
+        in error.message
+    )
+    assert "Put .key_by(...) between the stream of 's' and the join" in error.remedy
+    assert "with 6 partitions" in error.remedy
+
+
+def test_tables_with_different_numbers_of_partitions_are_told_so() -> None:
+    def two(job: Job) -> None:
+        stream = job.stream(job.topic("s"))
+        stream.join(job.table(job.topic("t"))).join(job.table(job.topic("u"))).to(job.topic("out"))
+
+    assert "Copy 'u' to a topic with 6 partitions" in check(built(two), "s", s=6, t=6, u=2).remedy
+
+
+def test_repartition_topic_from_before_the_join_is_told_so() -> None:
+    topic = repartition_topic("j", "with-t")
+    assert "fcluster reset" in check(built(keyed), "with-t", **{topic: 2, "t": 6}).remedy
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+
+def refused(grow: Grow) -> str:
+    """Why the job that grows this way can't be."""
+    with pytest.raises(JobError) as caught:
+        built(grow)
+    return caught.value.message
+
+
+def test_table_is_declared_once() -> None:
+    job = Job("j")
+    topic = job.topic("t")
+    table = job.table(topic, name="rows")
+    assert job.table(topic) is job.table(topic, name="rows") is table
+    assert table.name == "rows"
+    with pytest.raises(JobError, match="'t' is declared as a table twice, in different ways"):
+        job.table(topic, name="others")
+
+
+def test_table_that_nobody_uses_is_refused() -> None:
+    assert "The table 't' is not used" in refused(lambda job: job.table(job.topic("t")))
+
+
+def len_of(value: Any) -> int:
+    return len(value)
+
+
+def test_join_needs_a_table_and_a_function_of_two_values() -> None:
+    def join(*arguments: Any, **options: Any) -> str:
+        def grow(job: Job) -> None:
+            given = [one(job) if one is rows or one is topic else one for one in arguments]
+            job.stream(job.topic("s")).join(*given, **options)
+
+        return refused(grow)
+
+    def rows(job: Job) -> Table:
+        return job.table(job.topic("t"))
+
+    def topic(job: Job) -> Topic:
+        return job.topic("t")
+
+    assert "join() got" in join(topic)
+    assert "how='outer' of the join with 't' is unknown" in join(rows, how="outer")
+    assert "is called with 2 arguments" in join(rows, len_of)
+    assert "ends in a join with nothing after it" in join(rows)
+
+
+def test_keys_of_different_kinds_are_refused() -> None:
+    def grow(job: Job) -> None:
+        table = job.table(job.topic("t", key="int"))
+        out = job.topic("out", key="int")
+        job.stream(job.topic("s", key="int")).join(table).to(out)
+        job.stream(job.topic("x")).join(table).to(out)
+
+    told = refused(grow)
+    assert "Topics are joined whose keys are of different kinds: 's' (int), 't' (int), 'x' (text)" in told
+
+
+def test_name_of_a_table_is_its_own() -> None:
+    def grow(job: Job) -> None:
+        handler(job)
+        named()(job)
+
+    assert "of the job 'j' are named 't'" in refused(grow)
+
+
+def test_table_of_another_job_is_refused() -> None:
+    one, other = Job("one"), Job("other")
+    table = other.table(other.topic("t"))
+    with pytest.raises(JobError, match="got the table 't' of the job 'other'"):
+        one.stream(one.topic("s")).join(table)
