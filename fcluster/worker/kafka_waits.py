@@ -1,9 +1,9 @@
 """Which parts of this worker wait for Kafka, and for how long. Other parts that take long hang.
 
 Responsible for: recording each wait, for heartbeats; keeping the watchdog from mistaking a wait for Kafka for
-a hung process; and waking up or abandoning a call that keeps waiting although Kafka answers again. Rule:
-every wait is bounded. Calls have their own limits, and the thread of a call that ignores its limit is
-abandoned.
+a hung process; and waking up a call that keeps waiting, or abandoning it if it still waits although Kafka
+answers again. Rule: every wait is bounded. Calls have their own limits, and the thread of a call that ignores
+its limit is abandoned.
 
 Must not: decide what follows from a lost transaction.
 """
@@ -31,6 +31,10 @@ ANSWERED_PATIENCE_S = 1.0
 it repeats a request. It doubles each time that this wasn't enough (`PATIENCE_S_MAX`).
 """
 PATIENCE_S_MAX = 15.0
+WAKE_AFTER_S = 0.5
+"""A call that can be woken up is woken up when it has taken this long, which does no harm if it isn't stuck.
+After a clean restart of a broker, its successor is known at once.
+"""
 WAKE_INTERVAL_S = 1.1
 """A call that was woken up looks for its coordinator at most once a second."""
 WOKEN_PATIENCE_S = 15.0
@@ -43,10 +47,12 @@ class _Wait:
     what: str
     since_s: float
     answers: Callable[[float], bool] | None = None
-    wake: Callable[[], bool] = lambda: False
+    wake: Callable[[], bool] | None = None
     give_up: Callable[[], None] = lambda: None
     ended: bool = False
     watched: bool = False
+    waking: bool = False
+    woken: bool = False
     asked_in_vain: bool = False
     given_up: bool = False
 
@@ -91,9 +97,10 @@ class KafkaWaits:
             answers: asks with a new client whether Kafka can do again what the block waits for, in a few
                 seconds at most. Its argument is how long the block has waited, in seconds. It is called
                 repeatedly, in its own thread, once the block takes longer than `TOLD_AFTER_S`.
-            wake: called in that thread after an answer, every `WAKE_INTERVAL_S` until the block ends. It
-                makes the call look again for the broker, or returns False if it can't.
-            give_up: called in that thread if the block hasn't ended soon after an answer.
+            wake: called in another thread once the block takes longer than `WAKE_AFTER_S`, and every
+                `WAKE_INTERVAL_S` until it ends. It makes the call look again for the broker, or returns False
+                if it can't.
+            give_up: called in the first thread if the block hasn't ended soon after an answer.
         """
         with self._noted(_Wait(what, time.monotonic(), answers, wake, give_up)):
             yield
@@ -127,7 +134,7 @@ class KafkaWaits:
         return first.what, now_s - first.since_s
 
     def check(self) -> None:
-        """Look for calls that seem to be stuck. Called about twice a second by a thread that never waits."""
+        """Look for calls that take long. Called a few times a second by a thread that never waits."""
         now_s = time.monotonic()
         with self._lock:
             stuck_s = max(TOLD_AFTER_S, self._usual_s)
@@ -136,9 +143,26 @@ class KafkaWaits:
                 for wait in self._waits.values()
                 if wait.answers is not None and not wait.watched and now_s - wait.since_s >= stuck_s
             ]
+            sleepy = [
+                wait
+                for wait in self._waits.values()
+                if wait.wake is not None and not wait.waking and now_s - wait.since_s >= WAKE_AFTER_S
+            ]
+        for wait in sleepy:
+            wait.waking = True
+            threading.Thread(target=self._keep_awake, args=[wait], name="wake", daemon=True).start()
         for wait in slow:
             wait.watched = True
             threading.Thread(target=self._unstick, args=[wait], name="unstick", daemon=True).start()
+
+    def _keep_awake(self, wait: _Wait) -> None:
+        assert wait.wake is not None
+        next_s = time.monotonic()
+        while not wait.ended and not wait.given_up:
+            if time.monotonic() >= next_s:
+                wait.woken |= wait.wake()
+                next_s = time.monotonic() + WAKE_INTERVAL_S
+            time.sleep(_POLL_S)
 
     def _unstick(self, wait: _Wait) -> None:
         assert wait.answers is not None
@@ -149,20 +173,15 @@ class KafkaWaits:
                 patience_s = self._patience_s
                 if not wait.asked_in_vain:  # otherwise it was a failover, not a busy machine
                     patience_s = max(patience_s, self._usual_s, ASKED_TIMES * (answered_s - asked_s))
-                next_s = float("inf")
-                if wait.wake():
-                    next_s = answered_s + WAKE_INTERVAL_S
-                    patience_s = max(patience_s, WOKEN_PATIENCE_S)
-                deadline_s = answered_s + patience_s
-                while not wait.ended and (now_s := time.monotonic()) < deadline_s:
-                    if now_s >= next_s:
-                        wait.wake()
-                        next_s += WAKE_INTERVAL_S
+                while not wait.ended:
+                    # Whether it can be woken up may turn out only now.
+                    bound_s = max(patience_s, WOKEN_PATIENCE_S) if wait.woken else patience_s
+                    if time.monotonic() >= answered_s + bound_s:
+                        wait.given_up = True
+                        self._patience_s = min(PATIENCE_S_MAX, 2 * self._patience_s)
+                        wait.give_up()
+                        return
                     time.sleep(_POLL_S)
-                if not wait.ended:
-                    wait.given_up = True
-                    self._patience_s = min(PATIENCE_S_MAX, 2 * self._patience_s)
-                    wait.give_up()
                 return
             wait.asked_in_vain = True
             time.sleep(_POLL_S)

@@ -96,11 +96,11 @@ class PulseThread:
             now_s = time.monotonic()
             interpreter_lock.put_off()
             self.watch_record(now_s)
+            self._kafka_waits.check()
             if now_s >= heartbeat_due_s:
                 heartbeat_due_s = now_s + interval_s
                 self._reporting.send_heartbeat()
                 self._watchdog.check()
-                self._kafka_waits.check()
                 self._health.sent_heartbeat(interval_s)
             wake_s = min(heartbeat_due_s, now_s + RECORD_WATCH_INTERVAL_S)
             self._stopping.wait(max(WAIT_S_MIN, wake_s - time.monotonic()))

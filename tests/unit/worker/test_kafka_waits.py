@@ -29,6 +29,7 @@ def watchdog(overdue: list[str]) -> Watchdog:
 def waits(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> KafkaWaits:
     monkeypatch.setattr(kafka_waits, "TOLD_AFTER_S", 0.02)
     monkeypatch.setattr(kafka_waits, "ANSWERED_PATIENCE_S", 0.05)
+    monkeypatch.setattr(kafka_waits, "WAKE_AFTER_S", 0.02)
     monkeypatch.setattr(kafka_waits, "_POLL_S", 0.005)
     return KafkaWaits(watchdog)
 
@@ -162,12 +163,32 @@ def test_call_that_can_be_woken_up_is_kept_and_goes_on(
 ) -> None:
     monkeypatch.setattr(kafka_waits, "WAKE_INTERVAL_S", 0.1)
     stuck = Stuck(waits, wakes=0, ends_at_wake=3)
-    stuck.watch_until(lambda: stuck.asked >= 3, "Kafka to be asked again")
-    assert stuck.wakes == 0, "woken up while there is no coordinator"
     stuck.kafka_answers.set()
     stuck.watch_until(stuck.end.is_set, "the call to go on")
     stuck.join()
     assert (stuck.wakes, stuck.given_up_s) == (3, float("inf"))
+
+
+def test_call_is_woken_up_before_kafka_answers_a_new_client(
+    waits: KafkaWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # After a clean restart on a busy machine, a new client took seconds to be answered. The call itself
+    # needed only to look.
+    monkeypatch.setattr(kafka_waits, "WAKE_INTERVAL_S", 0.05)
+    stuck = Stuck(waits, wakes=0, ends_at_wake=2)
+    stuck.watch_until(stuck.end.is_set, "the call to go on")
+    stuck.join()
+    assert (stuck.wakes, stuck.given_up_s) == (2, float("inf"))
+
+
+def test_call_that_takes_no_longer_than_healthy_ones_isnt_woken_up(
+    waits: KafkaWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_waits, "WAKE_AFTER_S", 60.0)
+    stuck = Stuck(waits, wakes=0)
+    stuck.watch_until(lambda: stuck.asked >= 2, "Kafka to be asked again")
+    stuck.join()
+    assert stuck.wakes == 0
 
 
 def test_call_that_being_woken_up_does_not_help_is_left_behind(
@@ -179,7 +200,7 @@ def test_call_that_being_woken_up_does_not_help_is_left_behind(
     stuck.kafka_answers.set()
     stuck.watch_until(stuck.end.is_set, "the call to be left behind")
     stuck.join()
-    assert stuck.wakes in (1, 2, 3, 4), "of a machine that is busy, fewer"
+    assert stuck.wakes
     assert stuck.given_up_s < float("inf")
 
 
