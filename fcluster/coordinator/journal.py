@@ -30,6 +30,7 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.core.events import Deposed, JournalWritten, WriteJournal
 from fcluster.kafka.asking import cause_of, reason_of, remedy_for
 from fcluster.kafka.clients import LASTING, make_producer, serve_rest
+from fcluster.kafka.outcasts import Outcasts, Relief
 from fcluster.wire.discovery import read_journal
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -42,6 +43,8 @@ so its producer notices late that a broker hangs, while workers wait for the wri
 """
 WRITE_TIMEOUT_S = 60.0
 """Epochs don't wait for the journal, so it can be patient with brokers that are down."""
+STEP_S = 0.5
+"""A call that takes longer is repeated, which resumes it."""
 
 _FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
 _FORGOTTEN = "INVALID_PRODUCER_ID_MAPPING"
@@ -65,14 +68,16 @@ class Journal:
     Args:
         producer: the producer, with initialised transactions.
         topic: the journal's topic.
+        relief: is told how long a write has waited for Kafka.
     """
 
-    def __init__(self, producer: Producer, topic: str) -> None:
+    def __init__(self, producer: Producer, topic: str, relief: Relief | None = None) -> None:
         self.is_ours: Callable[[], bool] = lambda: True
         """Whether the topic still names this journal's owner as the newest leader. Called if Kafka has
         forgotten the transactional id."""
         self._producer = producer
         self._topic = topic
+        self._relief = relief
 
     def write(self, entries: Mapping[str, Any], timeout_s: float = WRITE_TIMEOUT_S) -> None:
         """Write all entries in one transaction. Returns when it is committed.
@@ -107,7 +112,7 @@ class Journal:
                 encoded = None if value is None else msgspec.json.encode(value)
                 producer.produce(self._topic, key=key.encode(), value=encoded, partition=0)
             failpoints.reach("coordinator.mid-journal")
-            self._commit(deadline_s)
+            _repeat(producer.commit_transaction, deadline_s, self._relief)
         except KafkaException as error:
             self._judge(error)
             self._abort(deadline_s)
@@ -126,15 +131,6 @@ class Journal:
             self._topic,
         )
 
-    def _commit(self, deadline_s: float) -> None:
-        while True:
-            try:
-                self._producer.commit_transaction(_remaining_s(deadline_s))
-                return
-            except KafkaException as error:
-                if not cause_of(error).retriable() or time.monotonic() >= deadline_s:
-                    raise
-
     def _judge(self, error: KafkaException) -> None:
         """Returns if it is right to abort and retry. Otherwise raises."""
         cause = cause_of(error)
@@ -147,7 +143,7 @@ class Journal:
 
     def _abort(self, deadline_s: float) -> None:
         try:
-            self._producer.abort_transaction(_remaining_s(deadline_s))
+            _repeat(self._producer.abort_transaction, deadline_s, self._relief)
         except KafkaException as error:
             self._judge(error)
             raise JournalLostError(
@@ -188,12 +184,14 @@ def open_journal(
         IncompatibleState: the topic's contents are not a journal.
     """
     deadline_s = time.monotonic() + OPEN_TIMEOUT_S
+    relief = Relief(Outcasts(settings).leave)
     producer = producer or journal_producer(settings, job)  # fast once it is connected
     try:
-        _initialise(producer, deadline_s)
+        _repeat(producer.init_transactions, deadline_s, relief)
     except KafkaException as error:
         raise _cant_take_over(job, error) from error
-    return Journal(producer, journal_topic(job)), read_journal(settings, job, OPEN_TIMEOUT_S, must_exist=True)
+    journal = Journal(producer, journal_topic(job), relief)
+    return journal, read_journal(settings, job, OPEN_TIMEOUT_S, must_exist=True)
 
 
 def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:
@@ -203,16 +201,25 @@ def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:
     )
 
 
-def _initialise(producer: Producer, deadline_s: float) -> None:
+def _repeat(call: Callable[[float], Any], deadline_s: float, relief: Relief | None) -> None:
+    """Call it until it succeeds. A call that has timed out is resumed by the next one.
+
+    Raises:
+        KafkaException: repeating doesn't help, or the deadline has passed.
+    """
+    begun_s = time.monotonic()
     while True:
         try:
-            producer.init_transactions(_remaining_s(deadline_s))
+            call(min(STEP_S, _remaining_s(deadline_s)))
             return
         except KafkaException as error:
             cause = cause_of(error)
             retriable = cause.retriable() or cause.code() == KafkaError._TIMED_OUT
-            if not retriable or time.monotonic() >= deadline_s:
+            now_s = time.monotonic()
+            if not retriable or now_s >= deadline_s:
                 raise
+            if relief is not None:
+                relief.waited(now_s - begun_s)
 
 
 def _remaining_s(deadline_s: float) -> float:

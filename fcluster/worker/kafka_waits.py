@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+from fcluster.kafka.outcasts import Relief
 from fcluster.worker.watchdog import Watchdog
 
 TOLD_AFTER_S = 1.0
@@ -62,13 +63,15 @@ class KafkaWaits:
 
     Args:
         watchdog: doesn't count the time that is spent waiting here.
+        relief: is told how long something has waited.
 
     Attributes:
         in_vain: the job is over, so nobody needs what is waited for. Set by any thread.
     """
 
-    def __init__(self, watchdog: Watchdog) -> None:
+    def __init__(self, watchdog: Watchdog, relief: Relief | None = None) -> None:
         self._watchdog = watchdog
+        self._relief = relief
         self._lock = threading.Lock()
         self._waits: dict[int, _Wait] = {}
         self._next = 0
@@ -148,6 +151,9 @@ class KafkaWaits:
                 for wait in self._waits.values()
                 if wait.wake is not None and not wait.waking and now_s - wait.since_s >= WAKE_AFTER_S
             ]
+            longest_s = max((now_s - wait.since_s for wait in self._waits.values()), default=0.0)
+        if self._relief is not None:
+            self._relief.waited(longest_s)
         for wait in sleepy:
             wait.waking = True
             threading.Thread(target=self._keep_awake, args=[wait], name="wake", daemon=True).start()

@@ -42,6 +42,7 @@ from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
 from fcluster.graph.topology import Topology
+from fcluster.kafka.outcasts import Outcasts, Relief
 from fcluster.wire import messages
 from fcluster.wire.http_port import health_port
 from fcluster.worker import handler_processes, interpreter_lock
@@ -96,7 +97,7 @@ class Worker:
         self._ticked_s = time.monotonic()
         self._inbox = Inbox()
         self._watchdog = Watchdog(self._hung)
-        self._kafka_waits = KafkaWaits(self._watchdog)
+        self._kafka_waits = KafkaWaits(self._watchdog, Relief(Outcasts(settings).leave))
         self._host = ShardHost(self._topology, settings, self._inbox.post)
         self._batches = Batches(settings, self._host.largest_batch)
         self._source_checks = SourceChecks(name, self._host.look, self._host.settled_look)

@@ -1,4 +1,6 @@
-"""The journal after Kafka has forgotten its transactional id, which is different from another leader."""
+"""The journal after Kafka has forgotten its transactional id, which is different from another leader; and a
+write that waits for Kafka.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from fcluster.coordinator.journal import DeposedError, Journal, JournalLostError
 
 FORGOTTEN = KafkaError(KafkaError.INVALID_PRODUCER_ID_MAPPING, "not assigned", txn_requires_abort=True)
+TIMED_OUT = KafkaError(KafkaError._TIMED_OUT, "call it again", retriable=True)
 FENCED = KafkaError(KafkaError._FENCED, "fenced by a newer instance", fatal=True)
 
 
@@ -39,8 +42,16 @@ class FakeProducer:
             raise KafkaException(error)
 
 
-def journal(producer: FakeProducer, *, is_ours: bool = True) -> Journal:
-    made = Journal(cast(Any, producer), "job-journal")
+class FakeRelief:
+    def __init__(self) -> None:
+        self.waited_s: list[float] = []
+
+    def waited(self, waited_s: float) -> None:
+        self.waited_s.append(waited_s)
+
+
+def journal(producer: FakeProducer, *, is_ours: bool = True, relief: FakeRelief | None = None) -> Journal:
+    made = Journal(cast(Any, producer), "job-journal", cast(Any, relief))
     made.is_ours = lambda: is_ours
     return made
 
@@ -80,4 +91,28 @@ def test_write_with_an_unknown_outcome_is_neither_deposition_nor_retried() -> No
     producer = FakeProducer(commits=[KafkaError(KafkaError._STATE, "?")], aborts=[])
     with pytest.raises(JournalLostError) as caught:
         journal(producer).write({"a": 1})
+    assert not isinstance(caught.value, DeposedError)
+
+
+def test_write_that_waits_for_kafka_is_resumed_and_relief_is_told() -> None:
+    relief = FakeRelief()
+    producer = FakeProducer(commits=[TIMED_OUT, TIMED_OUT, None], aborts=[])
+    journal(producer, relief=relief).write({"a": 1})
+    assert producer.written == [b"a"]
+    assert len(relief.waited_s) == 2
+    assert relief.waited_s == sorted(relief.waited_s)
+
+
+def test_abort_that_waits_for_kafka_is_resumed_and_relief_is_told() -> None:
+    relief = FakeRelief()
+    producer = FakeProducer(commits=[FORGOTTEN, None], aborts=[TIMED_OUT, None])
+    journal(producer, relief=relief).write({"a": 1})
+    assert producer.written == [b"a"]
+    assert len(relief.waited_s) == 1
+
+
+def test_write_that_waits_beyond_its_limit_has_an_unknown_outcome() -> None:
+    producer = FakeProducer(commits=[TIMED_OUT], aborts=[])
+    with pytest.raises(JournalLostError) as caught:
+        journal(producer).write({"a": 1}, timeout_s=0.0)
     assert not isinstance(caught.value, DeposedError)

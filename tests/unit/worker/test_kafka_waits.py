@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -70,6 +70,24 @@ def test_another_threads_hang_is_noticed_while_one_waits_for_kafka(
     end.set()
     thread.join(10)
     assert overdue == ["a handler has taken more than 0 s"]
+
+
+def test_relief_is_told_how_long_the_longest_wait_lasts(watchdog: Watchdog) -> None:
+    told: list[float] = []
+
+    class FakeRelief:
+        def waited(self, waited_s: float) -> None:
+            told.append(waited_s)
+
+    waits = KafkaWaits(watchdog, cast(Any, FakeRelief()))
+    waits.check()
+    with waits.waiting("the transactions' coordinator"):
+        time.sleep(0.02)
+        with waits.waiting("the group's coordinator"):
+            waits.check()
+    waits.check()
+    assert told[0] == told[2] == 0.0
+    assert told[1] >= 0.02
 
 
 def test_only_a_wait_that_takes_longer_than_usual_is_told(waits: KafkaWaits) -> None:
