@@ -27,6 +27,10 @@ try:
     from fcluster.engine.state import ShardState, StoreMeta
 except ImportError:  # an older tree
     from fcluster.worker.state import ShardState, StoreMeta
+try:
+    from fcluster.engine.memory import StateMemory
+except ImportError:  # an older tree: a number of entries
+    StateMemory = int
 from confluent_kafka import Message
 
 class Store:
@@ -71,7 +75,7 @@ def run(build):
         stage = job.build().stages[0]
     port = OutputPort()
     port.produce = lambda topic, value, key, timestamp, headers=None: None
-    state = ShardState(Store(), stage.stores, 1000)
+    state = ShardState(Store(), stage.stores, StateMemory(1_000_000))
     runner = ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), port).inputs[0]
     gc.collect(); gc.disable()
     began = time.process_time()

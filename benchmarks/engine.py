@@ -48,6 +48,8 @@ from fcluster.worker.processing import OutputPort, ShardRunner
 
 RATIOS_FILE = Path(__file__).with_name("engine_ratios.json")
 EPOCH_RECORDS = 5_000
+ENTRY_BYTES = 500
+"""What a small dict takes in memory."""
 WORSE_MAX = 1.25
 """The guard fails above the recorded ratio times this."""
 
@@ -60,7 +62,7 @@ class Case:
         records: in one round.
         keys: that the records have, in turns.
         known: so many of the keys are in RocksDB, and not in memory, before the round.
-        cache_entries_max: `state.cache.entries.max`.
+        cache_entries_max: about so many of them may stay in memory.
     """
 
     name: str
@@ -95,6 +97,15 @@ def make_messages(case: Case, numbers: Sequence[int]) -> list[Message]:
     ]
 
 
+def _room_for(entries: int) -> Any:
+    """What bounds the entries in memory: bytes, or in older source trees their number."""
+    try:
+        from fcluster.engine.memory import StateMemory
+    except ImportError:
+        return entries
+    return StateMemory(entries * ENTRY_BYTES)
+
+
 class Epochs:
     """A running shard of a job, fed record by record, with a barrier every `epoch_records` records.
 
@@ -112,7 +123,8 @@ class Epochs:
         epoch_records: int = EPOCH_RECORDS,
     ) -> None:
         (stage,) = job.build(Settings()).stages
-        self._state = ShardState(stores.open(ShardId(stage.name, 0)), stage.all_stores, cache_entries_max)
+        store = stores.open(ShardId(stage.name, 0))
+        self._state = ShardState(store, stage.all_stores, _room_for(cache_entries_max))
         port = OutputPort()
         port.produce = _discard
         self._shard = ShardRunner(stage, 0, self._state, CommittedPosition(0, 0, 0, ""), port)

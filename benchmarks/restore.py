@@ -43,6 +43,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.memory import StateMemory
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.kafka.clients import make_admin, make_producer
 from fcluster.storage.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
@@ -56,7 +57,7 @@ STAGE = "accounts"
 TABLE = "totals"
 JOB = "bench-restore"
 KEYS_AN_EPOCH = 25_000
-CACHED_KEYS = 50_000
+CACHED_BYTES = 32 * 1024 * 1024
 READ_AT_A_TIME = 10_000
 TIMEOUT_S = 300.0
 
@@ -166,7 +167,7 @@ class _ShardWriter:
     def __init__(self, plan: Plan, directory: StoreDirectory, partition: int) -> None:
         self.shard = ShardId(STAGE, partition)
         self.records = self.bytes = 0
-        self.state = ShardState(directory.open(self.shard), (TABLE,), CACHED_KEYS)
+        self.state = ShardState(directory.open(self.shard), (TABLE,), StateMemory(CACHED_BYTES))
         self._plan = plan
         self._random = random.Random(partition)
         self._offset = 0

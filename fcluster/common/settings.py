@@ -216,7 +216,8 @@ class Settings:
         transaction_timeout_ms: the brokers abort a transaction that is open for longer than this.
         state_dir: directory of local state.
         snapshots: directory or URL of the snapshot store. Default: `snapshots` in `state_dir`.
-        state_cache_entries_max: how many unchanged values are kept decoded, for each shard and store.
+        state_memory_bytes: what the state of a worker process may take in memory: RocksDB's cache and write
+            buffers, and values that are kept decoded. What the open epoch changes comes on top.
         num_standby_replicas: number of warm copies of each shard on other workers, if possible on other
             hosts. With a copy, a takeover has next to nothing to restore. 1 is recommended for large state.
         workers: number of worker processes that `fcluster up` starts.
@@ -272,7 +273,7 @@ class Settings:
     transaction_timeout_ms: int = _duration(341_000, least=1000)
     state_dir: str = _text(".fcluster")
     snapshots: str = _text("")
-    state_cache_entries_max: int = _integer(200_000, least=0, most=_INT_MAX)
+    state_memory_bytes: int = _integer(256 * 1024 * 1024, least=8 * 1024 * 1024, most=2**50)
     num_standby_replicas: int = _integer(0, least=0, most=16)
     workers: int = _integer(4, least=1, most=10_000)
     coordinator_address: str = _text("")

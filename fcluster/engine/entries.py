@@ -36,6 +36,7 @@ from typing import Any, Final, NoReturn, Protocol, cast
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.memory import MeanBytes
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
 from fcluster.engine.values import UnkeptError
 
@@ -122,6 +123,7 @@ class EntryTable:
 
     Attributes:
         key_text: shows a key in messages.
+        mean_bytes: what an entry takes in memory.
     """
 
     __slots__ = (
@@ -139,6 +141,7 @@ class EntryTable:
         "_times",
         "_ttl",
         "key_text",
+        "mean_bytes",
         "name",
         "prefix",
         "step",
@@ -157,6 +160,7 @@ class EntryTable:
         self.prefix = prefix
         self.step = step
         self.key_text: Callable[[bytes], str] = bounded_repr
+        self.mean_bytes = MeanBytes()
         self._layers = layers
         self._codec = codec
         self._group_of = group_of
@@ -336,6 +340,8 @@ class EntryTable:
         below.
         """
         self._below.update(changed)
+        for key, value in islice(self._open.items(), 1):
+            self.mean_bytes.sample(key, value, self._below.get(key))
         self._clean.update(self._open)
         self._open.clear()
         self._images = None

@@ -7,7 +7,7 @@ have yet. Invariant 3: the store holds only committed state. So a change is writ
 The layers, newest first. A read uses the first layer that has the key:
 
     open       `touched`: the live dicts that handlers got since the last barrier
-    clean      live dicts of earlier epochs, equal to what the layers below say; bounded
+    clean      live dicts of earlier epochs, equal to what the layers below say; bounded (`memory`)
     prepared   encoded changes of an epoch that was frozen and isn't committed yet
     pending    encoded changes of committed epochs, merged, waiting to be written in one batch
     writing    a batch on its way to the store; readable here until it is done
@@ -36,6 +36,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
+from math import ceil
 from typing import NamedTuple, NoReturn, Protocol
 
 from fcluster.common.errors import JobError, ProcessingError
@@ -43,6 +44,7 @@ from fcluster.common.failures import bounded_repr
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
 from fcluster.engine.kinds import make_kept_table, make_tables, make_timer_tables, make_window_tables
+from fcluster.engine.memory import MeanBytes, StateMemory
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
@@ -110,6 +112,11 @@ class FlushLimits(NamedTuple):
     age_ms_max: float = 1000.0
 
 
+def _clean_bytes(table: StoreTable) -> int:
+    """What the clean entries of `table` take in memory."""
+    return int(table.counts()[1] * table.mean_bytes.value)
+
+
 def store_prefix(name: str) -> bytes:
     """The prefix of all keys of the store `name`. It depends only on the name, so stores can be added and
     removed.
@@ -128,11 +135,13 @@ class StoreTable(Protocol):
         name: the store's name.
         step: the name of the step, which is the handler's.
         prefix: the prefix of its keys in the layers below.
+        mean_bytes: what an entry takes in memory.
     """
 
     name: str
     step: str
     prefix: bytes
+    mean_bytes: MeanBytes
 
     def begin_undo(self) -> None:
         """Begin a record whose changes may have to be undone. The record before it can no longer be
@@ -204,14 +213,16 @@ class StateTable:
     Attributes:
         name: the store's name.
         step: the name of the step, which is the handler's.
+        mean_bytes: what a live dict takes in memory.
         touched: key -> live dict of the keys touched in the open epoch. It stays the same object, so a caller
             that uses no undo may bind `touched.get` once, and call `get` only if that returns None.
     """
 
-    __slots__ = ("_clean", "_encoded", "_images", "_shard", "name", "prefix", "step", "touched")
+    __slots__ = ("_clean", "_encoded", "_images", "_shard", "mean_bytes", "name", "prefix", "step", "touched")
 
     def __init__(self, name: str, shard: ShardState) -> None:
         self.name = self.step = name
+        self.mean_bytes = MeanBytes()
         self.touched: dict[bytes, State] = {}
         self.prefix = store_prefix(name)
         self._shard = shard
@@ -329,6 +340,8 @@ class StateTable:
         if DELETED in changed.values():
             for key in [key for key, value in changed.items() if not value]:
                 del encoded[key]
+        for key, state in islice(self.touched.items(), 1):
+            self.mean_bytes.sample(key, state, encoded.get(key))
         self._clean.update(self.touched)
         self.touched.clear()
         self._images = None
@@ -386,7 +399,7 @@ class ShardState:
         store: holds committed state, and knows its epoch.
         stores: the names of the operators that have a dict for each key, the states that handlers declare,
             the timers of handlers that have some, the open windows of steps that have some, and tables.
-        cache_entries_max: how many clean dicts are kept over a barrier, in all tables together.
+        memory: bounds the entries that are kept over a barrier.
         flush_limits: when committed changes are written to the store.
 
     The life of an epoch: handlers get and change dicts; `freeze(e)` returns the delta; after Kafka's commit,
@@ -396,13 +409,14 @@ class ShardState:
     Attributes:
         documents: the tables of dicts, by the handler's name.
         tables: these and all other tables, by the name of the store.
+        clean_bytes, checked_bytes: see `memory.Holder`.
     """
 
     def __init__(
         self,
         store: Store,
         stores: Sequence[str | StateStore | TimerStore | WindowStore | TableStore],
-        cache_entries_max: int,
+        memory: StateMemory,
         flush_limits: FlushLimits | None = None,
     ) -> None:
         self.documents = {name: StateTable(name, self) for name in stores if isinstance(name, str)}
@@ -427,7 +441,9 @@ class ShardState:
                 remedy="Rename one of them.",
             )
         self._store = store
-        self._cache_entries_max = cache_entries_max
+        self._memory = memory
+        self.clean_bytes = self.checked_bytes = 0
+        memory.add(self)
         self._limits = flush_limits or FlushLimits()
         self._meta = store.meta()
         self._frozen_epoch = self._meta.state_epoch
@@ -476,7 +492,8 @@ class ShardState:
         for table, changed in encoded:
             changes.update(zip(map(table.prefix.__add__, changed), changed.values(), strict=True))
             table.close_epoch(changed, epoch)
-        self._evict()
+        self.clean_bytes = sum(map(_clean_bytes, self.tables.values()))
+        self._memory.settle(self)
         if not changes:
             return None
         delta = Delta(epoch, self._frozen_epoch, changes)
@@ -533,6 +550,16 @@ class ShardState:
             self._pending, self._pending_bytes, self._pending_since_ms = {}, 0, None
             self._write_batch()
 
+    def evict_bytes(self, size_bytes: int) -> None:
+        """See `memory.Holder`. The largest tables come first."""
+        for table in sorted(self.tables.values(), key=_clean_bytes, reverse=True):
+            if size_bytes <= 0:
+                break
+            before_bytes = _clean_bytes(table)
+            table.evict(ceil(size_bytes / table.mean_bytes.value))
+            size_bytes -= before_bytes - _clean_bytes(table)
+        self.clean_bytes = sum(map(_clean_bytes, self.tables.values()))
+
     def discard(self) -> None:
         """Drop everything that isn't committed: the open layer and all prepared ones."""
         for table in self.tables.values():
@@ -583,13 +610,3 @@ class ShardState:
         if batch is not None:
             self._store.apply(batch.changes, batch.meta)
             self._writing = None
-
-    def _evict(self) -> None:
-        clean = {table.name: table.counts()[1] for table in self.tables.values()}
-        excess = sum(clean.values()) - self._cache_entries_max
-        for table in sorted(self.tables.values(), key=lambda table: -clean[table.name]):
-            if excess <= 0:
-                return
-            evicted = min(excess, clean[table.name])
-            table.evict(evicted)
-            excess -= evicted

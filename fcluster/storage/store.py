@@ -56,10 +56,11 @@ STORE_FORMAT = 1
 META_KEY = b"\x00"
 """Shorter than any key of state, which begins with a prefix of `STORE_PREFIX_BYTES`."""
 
-CACHE_BYTES = 16 * 1024 * 1024
-"""The memory of a process for blocks and write buffers of all its stores together."""
-WRITE_BUFFERS_BYTES = 12 * 1024 * 1024
-_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+CACHE_BYTES = 96 * 1024 * 1024
+"""By default: the memory of a process for blocks, indexes, filters and write buffers of all its stores
+together. If filters don't fit, each read of an unknown key reads a filter from the disk.
+"""
+_WRITE_BUFFER_BYTES_MAX = 16 * 1024 * 1024
 _LOG_BYTES = 1024 * 1024
 SYNC_DELAY_S = 5.0
 _UNSYNCED = "unsynced"
@@ -251,20 +252,22 @@ class StoreDirectory:
 
     Args:
         root: created if missing. No other process may use it at the same time.
+        cache_bytes: see `CACHE_BYTES`. Half of it may be used by write buffers.
 
     Raises:
         DirectoryInUse: another process uses it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.root = root
         self._stores: dict[ShardId, RocksStore] = {}
         self._mutex = threading.Lock()
         self._closing = threading.Event()
         self._syncing = ThreadPoolExecutor(1, thread_name_prefix="syncing")
-        self._cache = Cache(CACHE_BYTES)
+        self._cache = Cache(cache_bytes)
+        self._write_buffer_bytes = min(_WRITE_BUFFER_BYTES_MAX, cache_bytes // 4)
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
-            WRITE_BUFFERS_BYTES, allow_stall=False, cache=self._cache
+            cache_bytes // 2, allow_stall=False, cache=self._cache
         )
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -437,7 +440,10 @@ class StoreDirectory:
         options.set_block_based_table_factory(blocks)
         options.set_compression_type(DBCompressionType.lz4())
         options.set_write_buffer_manager(self._buffers)
-        options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+        options.set_write_buffer_size(self._write_buffer_bytes)
+        # Most keys that are asked for aren't in the write buffer. A filter costs less than a search there.
+        options.set_memtable_whole_key_filtering(True)
+        options.set_memtable_prefix_bloom_ratio(0.1)
         options.set_max_write_buffer_number(2)
         options.set_max_background_jobs(2)
         options.set_max_open_files(128)

@@ -21,6 +21,7 @@ from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
+from fcluster.engine.memory import StateMemory
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
@@ -150,7 +151,7 @@ class Shard:
         if changelog is not None:
             self._restore(changelog)
         # Nothing stays decoded over a barrier: each epoch reads what the last one encoded.
-        self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
+        self.state = ShardState(self._store, stage.all_stores, StateMemory(0))
         tables = self.state.tables
         self.timers = make_timers(
             stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]

@@ -42,6 +42,7 @@ from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
 from fcluster.common.settings import Settings, TornPolicy
+from fcluster.engine.memory import StateMemory
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.topology import Stage, Topology
@@ -79,6 +80,10 @@ class _OvertakenError(FclusterError):
 _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """Errors that keep this worker from restoring now, but not other workers, and not this one later."""
 
+STORES_EIGHTHS = 3
+"""How much of `state.memory.bytes` RocksDB gets. The rest is for values that are kept decoded: they take ten
+times what they take in RocksDB, but no time to read.
+"""
 LOSS_CONFIRMED_S = 5.0
 """How long a partition has to end before the committed offset until that counts as a loss."""
 CHAIN_RETRY_S = 1.0
@@ -128,6 +133,7 @@ class ShardHost:
         )
         self._progress: tuple[RestoreProgress, float] | None = None
         self._restore_began_s = 0.0
+        self._memory = StateMemory(settings.state_memory_bytes * (8 - STORES_EIGHTHS) // 8)
         self._states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self._restoring: set[ShardId] = set()
@@ -155,7 +161,7 @@ class ShardHost:
             return
         if self._directory is not None:
             self._restore_thread.submit(self._leave_directory, self._directory).result()
-        self._directory = StoreDirectory(root)
+        self._directory = StoreDirectory(root, self._settings.state_memory_bytes * STORES_EIGHTHS // 8)
         self._asking.submit(self._connect)
         if not self._snapshot_thread.is_alive():
             self._snapshot_thread.start()
@@ -378,7 +384,7 @@ class ShardHost:
         assert self._directory is not None
         stateless = [shard for shard in positions if self._topology.stage(shard.stage).changelog is None]
         for shard in stateless:
-            self._finish(session, shard, positions[shard], ShardState(NoStore(), (), 0))
+            self._finish(session, shard, positions[shard], ShardState(NoStore(), (), self._memory))
         requests = [
             RestoreRequest(
                 shard,
@@ -435,7 +441,7 @@ class ShardHost:
             chosen = Failure(FailureKind.STATE, go_on.text, where=str(shard)).fitted()
             self._emit(events.TransactionTorn(session, shard, chosen, stopped=False))
         stores = self._topology.stage(shard.stage).all_stores
-        state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
+        state = ShardState(restored.store, stores, self._memory)
         self._chains[shard] = ReplaySize(restored.store.meta().changelog_offset)
         self._chain_grew.set()
         self._finish(session, shard, position, state)

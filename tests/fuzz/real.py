@@ -34,6 +34,7 @@ from tests.fuzz.plans import (
     apply_peek,
     returned_by_handler,
 )
+from tests.state_memory import EntriesMax
 from tests.unit.worker.test_processing import FakeMessage
 
 REPLAYS_MAX = 60
@@ -123,7 +124,7 @@ class Shell:
         self._open.append((topic, value, *rest))
 
     def _runner(self, port: OutputPort) -> ShardRunner:
-        state = ShardState(self._store, self._stage.all_stores, 2)
+        state = ShardState(self._store, self._stage.all_stores, EntriesMax(2))
         runner = ShardRunner(self._stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
         for offset, condemnation in self._condemned:
             runner.condemn(Condemned(offset, condemnation))
@@ -173,7 +174,7 @@ class Shell:
 
     def state(self, handler: str, key: bytes) -> dict[str, Any]:
         """The committed state."""
-        return ShardState(self._store, self._stage.all_stores, 2).tables[handler].peek(key)
+        return ShardState(self._store, self._stage.all_stores, EntriesMax(2)).tables[handler].peek(key)
 
 
 class InDriver:

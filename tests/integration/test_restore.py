@@ -32,6 +32,7 @@ from fcluster.storage.restore_plan import Base
 from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.snapshots import latest_valid, take_snapshot
 from fcluster.storage.store import RocksStore, StoreDirectory
+from tests.state_memory import EntriesMax
 
 PARTITIONS = 4
 Changes = Mapping[bytes, bytes]
@@ -180,7 +181,7 @@ def test_shards_are_restored_from_their_changelogs_by_one_consumer(
 def test_state_committed_by_layers_is_restored_into_new_layers(
     changelog: Changelog, restore: Restore, directory: StoreDirectory
 ) -> None:
-    state = ShardState(directory.open(changelog.shard(0)), ["s", "t"], 100, FlushLimits())
+    state = ShardState(directory.open(changelog.shard(0)), ["s", "t"], EntriesMax(100), FlushLimits())
     for epoch in range(1, 8):
         for n in range(epoch):
             state.tables["s"].get(key(n))["epochs"] = [
@@ -199,7 +200,7 @@ def test_state_committed_by_layers_is_restored_into_new_layers(
     expected = {name: {key(n): table.peek(key(n)) for n in range(9)} for name, table in state.tables.items()}
     directory.destroy(changelog.shard(0))
     answer = restore(changelog.request(0, state.committed_epoch))[0]
-    state = ShardState(answer.store, ["s", "t"], 100)
+    state = ShardState(answer.store, ["s", "t"], EntriesMax(100))
     assert state.committed_epoch == 7
     for name, table in state.tables.items():
         assert {key(n): table.peek(key(n)) for n in range(9)} == expected[name]

@@ -53,6 +53,7 @@ from tests.simulation.jobs import BEGIN_MS, Origin, Read, Written
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
 from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
+from tests.state_memory import EntriesMax
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -1065,7 +1066,7 @@ class SimWorker(Process):
         """A shard's state: the layers in memory, above a restored store."""
         cluster = self.cluster
         stores = cluster.topology.stage(shard.stage).all_stores
-        return ShardState(store, stores, cluster.cache_entries_max, cluster.flush_limits)
+        return ShardState(store, stores, EntriesMax(cluster.cache_entries_max), cluster.flush_limits)
 
     def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
         """Whether the local store is exactly at the committed epoch."""

@@ -21,6 +21,7 @@ from fcluster.common.settings import Settings
 from fcluster.engine.changelog import encode_delta
 from fcluster.engine.state import FlushLimits, ShardState
 from fcluster.storage.store import StoreDirectory
+from tests.state_memory import EntriesMax
 
 job = Job("shop")
 orders = job.topic("orders")
@@ -65,7 +66,7 @@ def main() -> None:
     directory = StoreDirectory(root / "work")
     for stage in topology.stages:
         store = directory.open(ShardId(stage.name, 0))
-        state = ShardState(store, stage.stores, 100, FlushLimits(entries_max=1))
+        state = ShardState(store, stage.stores, EntriesMax(100), FlushLimits(entries_max=1))
         table = state.tables[stage.stores[0]]
         deltas: list[tuple[int, str]] = []
         offset, source_offset = 0, 0

@@ -23,6 +23,7 @@ from fcluster.engine.kinds import ListOfKey, MapOfKey, ValueOfKey, make_access
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_prefix
 from fcluster.engine.steps import RecordError
 from fcluster.graph.states import State, StateStore
+from tests.state_memory import EntriesMax
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)
@@ -76,7 +77,7 @@ class Handler:
     def open(self) -> None:
         """Open the states, as after a restore."""
         stores = [StateStore("h", state, state) for state in self.states]
-        self.shard = ShardState(self.store, ["h", *stores], self.cache, self.limits)
+        self.shard = ShardState(self.store, ["h", *stores], EntriesMax(self.cache), self.limits)
         self.tables: dict[str, Any] = self.shard.tables
         self.access: dict[str, Any] = {
             store.state.name: make_access(store, self.tables, self) for store in stores

@@ -17,6 +17,7 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.watermarks import WATERMARK_HEADERS
+from tests.state_memory import EntriesMax
 from tests.unit.worker.test_processing import EmptyStore, FakeMessage
 
 
@@ -34,7 +35,7 @@ class Bench:
         self.port = OutputPort()
         self.port.produce = lambda *arguments: self.outputs.append(orjson.loads(arguments[1]))
         self.clock = EventClock([None if behind_key_by else 0])
-        tables = ShardState(EmptyStore(lambda _key: None), stage.all_stores, 1_000).tables
+        tables = ShardState(EmptyStore(lambda _key: None), stage.all_stores, EntriesMax(1_000)).tables
         self.runner = StageRunner(stage, 0, tables, self.port, (), clock=self.clock)
 
     def run(self, value: bytes | None, **fields: Any) -> None:

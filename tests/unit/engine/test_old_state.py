@@ -20,6 +20,7 @@ from fcluster.graph.topology import Topology, incompatibility
 from fcluster.storage.store import RocksStore, StoreDirectory
 from fcluster.worker.processing import OutputPort, ShardRunner
 from tests.data.state_format_1.make import job
+from tests.state_memory import EntriesMax
 
 FORMAT_1 = Path(__file__).parents[2] / "data" / "state_format_1"
 CITY_TOTALS = {"Zürich": 1.500000001 + 5.5, "Łódź": 2.25 + 3.0 + 11.0 + 0.1, "東京": 7.0}
@@ -100,7 +101,7 @@ def test_job_continues_from_state_of_format_1_without_loss(
     store, kept = restored(directory, stage)
     position = decode_position(kept["offset"], kept["metadata"])
     assert store.meta().state_epoch == position.state_epoch
-    state = ShardState(store, topology.stage(stage).stores, 100)
+    state = ShardState(store, topology.stage(stage).stores, EntriesMax(100))
     table = state.tables["customers" if stage == "orders" else "by_city"]
     if stage == "orders":
         assert table.peek(b"ann") == {

@@ -19,6 +19,7 @@ from msgspec.json import decode, encode
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.engine import state as state_module
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_prefix
+from tests.state_memory import EntriesMax
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)
@@ -67,7 +68,7 @@ def store() -> MemoryStore:
 
 
 def make(store: MemoryStore, limits: FlushLimits = LAZY, cache: int = 100, names: tuple[str, ...] = ("s",)):
-    state = ShardState(store, names, cache, limits)
+    state = ShardState(store, names, EntriesMax(cache), limits)
     return state, state.tables[names[0]]
 
 
@@ -286,7 +287,7 @@ def test_stores_whose_prefixes_collide_are_refused(
 ) -> None:
     monkeypatch.setattr(state_module, "store_prefix", lambda name: b"same")
     with pytest.raises(JobError, match="'s', 't'"):
-        ShardState(store, ["s", "t"], 10)
+        ShardState(store, ["s", "t"], EntriesMax(10))
 
 
 def test_main_thread_reads_committed_values_while_the_commit_thread_moves_them(store: MemoryStore) -> None:
@@ -476,7 +477,9 @@ class StateModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = MemoryStore()
-        self.shard = ShardState(self.store, ["s", "t"], 3, FlushLimits(entries_max=4, age_ms_max=5))
+        self.shard = ShardState(
+            self.store, ["s", "t"], EntriesMax(3), FlushLimits(entries_max=4, age_ms_max=5)
+        )
         self.open: dict[tuple[str, bytes], Any] = {}
         self.committed: dict[tuple[str, bytes], Any] = {}
         self.prepared: list[tuple[int, dict[tuple[str, bytes], Any]]] = []
@@ -551,7 +554,9 @@ class StateModel(RuleBasedStateMachine):
     def crash(self) -> None:
         """Drop what is in memory. The store replays what the changelog has beyond it."""
         self.store.apply(self.changelog, StoreMeta(self.shard.committed_epoch, 0))
-        self.shard = ShardState(self.store, ["s", "t"], 3, FlushLimits(entries_max=4, age_ms_max=5))
+        self.shard = ShardState(
+            self.store, ["s", "t"], EntriesMax(3), FlushLimits(entries_max=4, age_ms_max=5)
+        )
         self.discard()
 
     def stored(self) -> dict[tuple[str, bytes], Any]:
@@ -577,7 +582,7 @@ TestStateAgainstTheModel = StateModel.TestCase
 
 def test_changes_without_a_later_commit_become_due() -> None:
     store = MemoryStore()
-    state = ShardState(store, ["a"], 100, FlushLimits(age_ms_max=1000))
+    state = ShardState(store, ["a"], EntriesMax(100), FlushLimits(age_ms_max=1000))
     state.tables["a"].get(b"k")["n"] = 1
     state.freeze(1)
     assert not state.flush_is_due(5000)  # nothing is committed yet

@@ -17,6 +17,7 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.testing.shards import MemoryStore
+from tests.state_memory import EntriesMax
 from tests.unit.worker.test_processing import FakeMessage
 
 Output = tuple[Any, ...]
@@ -50,7 +51,7 @@ class TimersBench:
         self.offset, clock = self._committed
         self.clock = EventClock([0])
         self.clock.restore(0, clock)
-        self.state = ShardState(self.store, self.stage.all_stores, self.cache_entries_max)
+        self.state = ShardState(self.store, self.stage.all_stores, EntriesMax(self.cache_entries_max))
         self.timers = TimerRunner(
             self.stage,
             0,

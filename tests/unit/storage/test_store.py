@@ -24,6 +24,7 @@ from fcluster.storage.store import (
     StoreDirectory,
 )
 from tests.harness import wait_until
+from tests.state_memory import EntriesMax
 
 SHARD = ShardId("flights", 3)
 
@@ -105,7 +106,7 @@ def test_reopened_store_keeps_the_shared_limits(directory: StoreDirectory) -> No
     newest = max((directory.shard_path(SHARD) / "db").glob("OPTIONS-*"))
     options = newest.read_text()
     assert "filter_policy=bloomfilter" in options
-    assert "write_buffer_size=8388608" in options
+    assert "write_buffer_size=16777216" in options
 
 
 def test_directory_of_another_process_is_refused(directory: StoreDirectory) -> None:
@@ -336,7 +337,7 @@ def test_stage_names_that_are_not_file_names_are_refused(directory: StoreDirecto
 
 def test_layers_over_rocksdb_read_back_what_they_wrote(directory: StoreDirectory) -> None:
     store = directory.open(SHARD)
-    state = ShardState(store, ["s"], 0, FlushLimits(entries_max=1))
+    state = ShardState(store, ["s"], EntriesMax(0), FlushLimits(entries_max=1))
     for n in range(100):
         state.tables["s"].get(b"%d" % n)["n"] = n
     state.freeze(1)

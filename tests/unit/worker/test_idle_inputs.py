@@ -14,6 +14,7 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState
 from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, IdleInputs, times_of
 from fcluster.worker.processing import ShardRunner
+from tests.state_memory import EntriesMax
 from tests.unit.worker.test_processing import EmptyStore, FakeMessage
 
 SHARD = ShardId("in", 0)
@@ -28,7 +29,7 @@ def running(watermark: Watermark | None) -> ShardRunner:
     source = job.topic("in", watermark=watermark)
     job.process(source)(nothing)
     (stage,) = job.build(Settings()).stages
-    state = ShardState(EmptyStore(lambda _key: None), stage.all_stores, 1_000)
+    state = ShardState(EmptyStore(lambda _key: None), stage.all_stores, EntriesMax(1_000))
     return ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), OutputPort())
 
 

@@ -19,6 +19,7 @@ from fcluster.common.settings import Settings
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
+from tests.state_memory import EntriesMax
 
 
 class EmptyStore:
@@ -87,7 +88,7 @@ class Bench:
         self.outputs: list[tuple[Any, ...]] = []
         self.port = OutputPort()
         self.port.produce = lambda *arguments: self.outputs.append(arguments)
-        self.state = ShardState(EmptyStore(get), stage.all_stores, 1000)
+        self.state = ShardState(EmptyStore(get), stage.all_stores, EntriesMax(1000))
         position = CommittedPosition(0, 0, 0, "")
         self.runner = ShardRunner(stage, 0, self.state, position, self.port).inputs[0]
 

@@ -29,6 +29,7 @@ from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import FrozenEpoch, TransactionLostError
 from fcluster.worker.watchdog import Watchdog
+from tests.state_memory import EntriesMax
 
 SESSION = 7
 IDENTITY = model.Identity("worker-1", "host", 1, -1, "fingerprint", "store", "1")
@@ -132,7 +133,7 @@ def shard_of(topology: Topology, partition: int = 0) -> ShardId:
 
 def new_state(topology: Topology) -> ShardState:
     """The state of a shard of the first stage, above an empty store."""
-    return ShardState(MemoryStore(), topology.stages[0].all_stores, 1000)
+    return ShardState(MemoryStore(), topology.stages[0].all_stores, EntriesMax(1000))
 
 
 def new_runner(topology: Topology, port: OutputPort, partition: int = 0) -> ShardRunner:
