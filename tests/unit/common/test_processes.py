@@ -79,7 +79,9 @@ def parent_of_sleeper(kernel_binds: bool, code: str) -> tuple[subprocess.Popen[b
 def test_child_of_a_killed_parent_dies(kernel_binds: bool) -> None:
     parent, child_pid = parent_of_sleeper(
         kernel_binds,
-        "child = processes.spawn('c', SLEEPER, on_line=lambda line: print(child.pid, flush=True))",
+        "ready = threading.Event()\n"
+        "child = processes.spawn('c', SLEEPER, on_line=lambda line: ready.set())\n"
+        "ready.wait(); print(child.pid, flush=True)",
     )
     with parent:
         assert runs(child_pid)
