@@ -38,7 +38,8 @@ from fcluster.common.endpoints import split_address
 from fcluster.common.settings import Settings
 from fcluster.kafka.clients import ErrorLog, make_consumer
 
-_log = logging.getLogger("fcluster.kafka")
+# Not "fcluster.kafka": that one is the clients', whose informative lines are filtered.
+_log = logging.getLogger("fcluster.kafka.outcasts")
 
 ASK_TIMEOUT_S: Final = 2.0
 ASKED_MAX: Final = 5

@@ -131,7 +131,7 @@ def test_looking_at_all_open_files_leaves_none_open(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_broker_that_isnt_listed_any_more_is_known_from_earlier() -> None:
+def test_broker_that_isnt_listed_any_more_is_known_from_earlier(caplog: pytest.LogCaptureFixture) -> None:
     with ExitStack() as closing:
         outcast, other = Pair(closing), Pair(closing)
         both = {1: other.address, 3: outcast.address}
@@ -140,9 +140,11 @@ def test_broker_that_isnt_listed_any_more_is_known_from_earlier() -> None:
         outcasts.leave()
         assert outcast.stands()
         answers = {"one": View(1, {1: other.address})}  # the other one hangs
-        outcasts.leave()
+        with caplog.at_level("INFO", "fcluster"):
+            outcasts.leave()
         assert outcast.theirs.recv(1) == b""
         assert other.stands()
+        assert "ended 1 connections to broker 3, which other brokers no longer list" in caplog.text
 
 
 def test_nothing_is_ended_for_names_that_arent_known_or_without_a_list_of_open_files(
