@@ -520,6 +520,19 @@ class Stream:
         rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
         self._then(_Sink(topic, rule))
 
+    def through(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
+        """Write the records to `topic`, and go on with the stream of that topic.
+
+        It is short for `.to(topic)` and `job.stream(topic)`: the stream has all records of the topic, whoever
+        writes them, in a stage of its own. So several streams can begin with the output of one handler.
+
+        Args:
+            topic: the topic. It is created if it doesn't exist, as output topics are.
+            on_error: as in `to`.
+        """
+        self.to(topic, on_error=on_error)
+        return self._job.stream(topic)
+
     def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
         self._check_open()
         return Stream(self._job, self._node.add(step))
@@ -1107,8 +1120,8 @@ class _Builder:
             raise JobError(
                 f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so it "
                 "would run several times for each record.",
-                remedy="Write it to a topic with .to(topic), and read that topic in each place with "
-                "job.stream(topic).",
+                remedy="Write it to a topic, and use the stream of that topic in each place: "
+                "stream = stream.through(topic).",
             )
         for child in node.children:
             self._walk(child, source, operators)

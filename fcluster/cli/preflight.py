@@ -102,8 +102,9 @@ def problems_of_sources(
     from fcluster.graph.topology import check_copartitioned
     from fcluster.kafka.missing import missing_topic
 
+    own = {chain.sink.name for stage in topology.stages for chain in stage.chains if chain.sink is not None}
     for source in topology.sources:
-        if source.name not in counts:
+        if source.name not in counts and source.name not in own:  # the job's own output is created
             where = (
                 f" --data-dir {settings.state_dir}"
                 if embedded

@@ -654,7 +654,8 @@ class _Shell:
         source = self._topology.stage(name).inputs[number]
         # Records that the job itself wrote are committed, but commit markers may not have reached all
         # partitions. The last stable offset could miss records that count.
-        isolation = "read-uncommitted" if source.internal else source.topic.isolation
+        is_own = bool(self._topology.feeders(source.topic.name))
+        isolation = "read-uncommitted" if is_own else source.topic.isolation
         wanted = [
             TopicPartition(source.topic.name, shard.partition)
             for shard in self._core.shards

@@ -477,6 +477,12 @@ class Topology:
                 return stage
         raise KeyError(name)
 
+    def feeders(self, topic: str) -> tuple[Stage, ...]:
+        """The stages that write to this topic, as far as the job file shows: records may name topics."""
+        return tuple(
+            stage for stage in self.stages if any(spec.name == topic for spec in written_topics(stage))
+        )
+
     @property
     def inputs(self) -> tuple[Input, ...]:
         """All topics that the job reads, upstream first."""

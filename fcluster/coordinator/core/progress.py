@@ -131,12 +131,11 @@ class Progress:
 
 
 def _upstream(source: Input, topology: Topology) -> list[StageInput]:
-    """The inputs of the stages that write to a repartition topic. None for a user's source topic."""
-    if not source.internal:
-        return []
+    """The inputs of the stages that write to the source: a repartition topic, or a topic of the user that the
+    job itself writes. None for other sources.
+    """
     return [
         (feeder.name, number)
-        for feeder in topology.stages
-        if any(chain.sink is not None and chain.sink.name == source.topic.name for chain in feeder.chains)
+        for feeder in topology.feeders(source.topic.name)
         for number in range(len(feeder.inputs))
     ]

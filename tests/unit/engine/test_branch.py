@@ -134,7 +134,7 @@ def test_branch_behind_a_handler_is_refused_with_what_to_do() -> None:
         way.to(job.topic(f"out-{number}"))
     with pytest.raises(JobError, match="The output of 'h' is used in 2 places") as caught:
         job.build(Settings())
-    assert ".to(topic)" in caught.value.remedy
+    assert ".through(topic)" in caught.value.remedy
 
 
 @pytest.mark.parametrize("function", [5, lambda: None, lambda value: (yield value)])

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fcluster import Job
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
@@ -1266,6 +1267,26 @@ def test_job_drains_once_each_stage_has_caught_up_with_its_target() -> None:
     worker.drained()
     assert harness.stopped is not None
     assert harness.stopped.exit_code == ExitCode.DONE
+
+
+def test_topic_of_the_user_that_the_job_itself_writes_is_read_to_what_it_has_written() -> None:
+    job = Job("job")
+    between = job.topic("between")
+    job.stream(job.topic("in")).through(between).to(job.topic("out"))
+    harness = Harness(
+        topology=job.build(Settings()), partitions={"in": 1, "between": 1}, workers=1, until_caught_up=True
+    )
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    worker.running()
+    assert harness.unread == ["in"]
+    harness.feed(events.EndOffsetsRead("in", {0: 10}))
+    worker.heartbeat(status(shard(0), 10, 10))
+    assert harness.unread == ["in", "between"]
+    harness.feed(events.EndOffsetsRead("between", {0: 5}))
+    assert harness.core.phase is Phase.RUNNING
+    worker.heartbeat(status(shard(0, "between"), 5, 5))
+    assert harness.core.phase is Phase.DRAINING
 
 
 def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
