@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from fcluster.cli import check
 from fcluster.cli.check import Finding, check_on_brokers
 from fcluster.cli.ending import Session
-from fcluster.cli.job_views import as_mermaid, findings_as_text
+from fcluster.cli.job_views import as_mermaid, as_text, findings_as_text
 from fcluster.cli.main import commands
 from fcluster.common.errors import KafkaUnavailable, SettingsError
 from fcluster.common.settings import Settings
@@ -24,6 +24,7 @@ from fcluster.graph.outline import outline
 from fcluster.graph.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("forgets_jobs")
+REPOSITORY = Path(__file__).parents[3]
 JOB = """
 from fcluster import Job
 
@@ -93,6 +94,14 @@ stage 'total'
       failures: dead letter to refused
 """
     )
+
+
+def test_documentation_shows_what_the_readmes_job_gives() -> None:
+    readme, page = (
+        (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/check.md")
+    )
+    (first_block, *_) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert "\n".join(["```", *as_text(outline(built(first_block))), "```"]) in page
 
 
 def test_job_is_shown_as_json() -> None:
