@@ -13,8 +13,9 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -30,6 +31,7 @@ from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import Settings, isolation_from
 from fcluster.graph.aggregates import Aggregate, check_aggregates
 from fcluster.graph.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known, codec_name
+from fcluster.graph.joins import How, duration_ms, interval_ms
 from fcluster.graph.record import UNSET, Record, Unset
 from fcluster.graph.states import (
     ListAccess,
@@ -51,6 +53,7 @@ from fcluster.graph.topology import (
     Filter,
     FlatMap,
     Input,
+    JoinStreams,
     JoinTable,
     KeepTable,
     KeyKind,
@@ -456,50 +459,98 @@ class Stream:
         self._check_open()
         return WindowedStream(self, Window(name, windows, (), late, rule, emit))
 
+    @overload
     def join(
         self,
-        table: Table,
+        other: Table,
         with_: JoinFunction | None = None,
         *,
         how: Literal["inner", "left"] = "inner",
         on_error: OnError | None = None,
+    ) -> Stream: ...
+    @overload
+    def join(
+        self,
+        other: Stream,
+        with_: JoinFunction | None = None,
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: How = "inner",
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream: ...
+    def join(
+        self,
+        other: Table | Stream,
+        with_: JoinFunction | None = None,
+        *,
+        within: timedelta | tuple[timedelta, timedelta] | None = None,
+        name: str | None = None,
+        how: How = "inner",
+        grace: timedelta | None = None,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
     ) -> Stream:
-        """Look up the row of each record's key in a table, and pass on `with_(value, row)`.
+        """Join this stream, on the left, with a table or another stream.
+
+        **With a table**, look up the row of each record's key in a table, and pass on `with_(value, row)`.
 
         A record meets the table as it is when the record's turn comes. The stage that reads the stream reads
         the table's topic, too, in the order of their timestamps: so it finds the row of its own time, as far
         as that was written in time. A row that changes later changes no result. Key, timestamp and headers
         don't change.
 
-        Partition n of the stream and partition n of the table belong to the same shard. So both need the same
+        **With another stream**, pass on `with_(left, right)` for each pair of records of a key that are no
+        further apart than `within` says. A pair is passed on when the later record comes, with the greater
+        timestamp of the two. Records without a partner are passed on when event time has passed all partners
+        that they could have had, and the grace. The job uses event time then.
+
+        Partition n of the one and partition n of the other belong to the same shard. So both need the same
         number of partitions, the same kind of key and the same partitioner. If they don't have that, put a
         `key_by` in front.
 
         Args:
-            table: what `Job.table` returns.
-            with_: called with the stream's value and the row's value. Default: a dict with the two as "left"
-                and "right".
-            how: "inner" passes on only records whose key has a row. "left" passes on all; without a row,
-                `with_` gets None.
-            on_error: what to do with a record for which `with_` fails, and in an inner join with a record
-                without a key.
+            other: what `Job.table` returns, or another stream of the job.
+            with_: called with the stream's value and that of the row or the other record. Default: a dict
+                with the two as "left" and "right".
+            within: how much earlier and later than the left record the right one may be: one time for both,
+                or a tuple with one for each.
+            name: of a join of two streams, and of its state. A job is refused if such a join was renamed.
+            how: "inner" passes on only what has a row or a partner. "left" passes on all records of this
+                stream; without a row or partner, `with_` gets None for it. "outer", of two streams: also all
+                records of the other one.
+            grace: how much longer records that come late still find their partners.
+            late: gets the records that are later still, as they are. They are counted in any case.
+            on_error: what to do with a record that fails in the join: because `with_` does, or because it has
+                no key. (A left join with a table passes it on.)
 
         Raises:
-            JobError: it isn't a table of this job, or an argument is wrong.
+            JobError: it is neither a table nor a stream of this job, or an argument is wrong.
         """
         job = self._job
+        if with_ is not None:
+            _check_function(with_, "join", ("left", "right"))
+        if isinstance(other, Stream):
+            return self._join_stream(other, with_ or pair, within, name, how, grace, late, on_error)
+        table = other
         if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
-                f"join() got {bounded_repr(table)}, not a table.",
-                remedy="Join with a table of the job: stream.join(job.table(topic)).",
+                f"join() got {bounded_repr(table)}, neither a table nor a stream.",
+                remedy="Use stream.join(job.table(topic)), or stream.join(job.stream(topic), within=...).",
+            )
+        if (within, name, grace, late) != (None, None, None, None):
+            raise JobError(
+                f"The join with the table {table.name!r} got within=, name=, grace= or late=, which are for "
+                "joins of two streams.",
+                remedy="Leave them out: a record meets the row that its key has then.",
             )
         if how not in ("inner", "left"):
             raise JobError(
                 f"how={bounded_repr(how)} of the join with {table.name!r} is unknown.",
                 remedy="Use how='inner' or how='left'.",
             )
-        if with_ is not None:
-            _check_function(with_, "join", ("value", "row"))
         kept = table._node_of(job)  # pyright: ignore[reportPrivateUsage]
         rule = job._rule(on_error, f"the join with {table.name!r}")  # pyright: ignore[reportPrivateUsage]
         self._check_open()
@@ -507,6 +558,48 @@ class Stream:
         node = self._node.add(step, kept)
         job._joins.append(node)  # pyright: ignore[reportPrivateUsage]
         return Stream(job, node)
+
+    def _join_stream(
+        self,
+        other: Stream,
+        with_: JoinFunction,
+        within: Any,
+        name: Any,
+        how: How,
+        grace: Any,
+        late: TopicSpec | None,
+        on_error: OnError | None,
+    ) -> Stream:
+        job = self._job
+        if name is None or within is None:
+            raise JobError(
+                "A join of two streams got no name= or no within=.",
+                remedy="Say which pairs it finds, and what its state is called: "
+                "join(other, within=timedelta(minutes=5), name='paid').",
+            )
+        _check_name(name, "The join name", " with name=")
+        if how not in ("inner", "left", "outer"):
+            raise JobError(
+                f"how={bounded_repr(how)} of the join {name!r} is unknown.",
+                remedy="Use how='inner', how='left' or how='outer'.",
+            )
+        before_ms, after_ms = interval_ms(name, within)
+        grace_ms = 0 if grace is None else duration_ms(name, "grace", grace)
+        if late is not None:
+            job._check_declared(late, "late=")  # pyright: ignore[reportPrivateUsage]
+        rule = job._rule(on_error, f"the join {name!r}")  # pyright: ignore[reportPrivateUsage]
+        self._check_open()
+        nodes = self._node, other._open_node(job, "join")
+        (left, left_same), (right, right_same) = map(_value_of, nodes)
+        made = JoinStreams(
+            name, "left", with_, before_ms, after_ms, left, right, left_same, how, grace_ms, late, rule
+        )
+        sides = nodes[0].add(made), nodes[1].add(replace(made, side="right", is_unchanged=right_same))
+        joined = _Node(_Merge(), sides)
+        for side in sides:
+            side.children.append(joined)
+        job._joins.append(joined)  # pyright: ignore[reportPrivateUsage]
+        return Stream(job, joined)
 
     def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
@@ -537,11 +630,11 @@ class Stream:
         self._check_open()
         return Stream(self._job, self._node.add(step))
 
-    def _open_node(self, job: Job) -> _Node:
-        """The node from which a merge of `job` continues."""
+    def _open_node(self, job: Job, step: str = "merge") -> _Node:
+        """The node from which a merge or join of `job` continues."""
         if self._job is not job:
             raise JobError(
-                f"merge() of the job {job.name!r} got a stream of the job {self._job.name!r}.",
+                f"{step}() of the job {job.name!r} got a stream of the job {self._job.name!r}.",
                 remedy="Begin all streams with this job's stream(topic).",
             )
         self._check_open()
@@ -997,7 +1090,7 @@ class _Builder:
 
     def lay_out(self, roots: Sequence[_Node], merges: Sequence[_Node], joins: Sequence[_Node]) -> None:
         """Name the inputs and decide which of them belong to one stage."""
-        self._joined_tables = {cast("JoinTable", join.step).table.name for join in joins}
+        self._joined_tables = {join.step.table.name for join in joins if isinstance(join.step, JoinTable)}
         for root in roots:
             name = cast(_Source, root.step).topic.name
             self._input_names[name] = name
@@ -1072,7 +1165,9 @@ class _Builder:
             for one in names
         ]
         if len({codec_name(source.topic.key) for source in inputs}) > 1:
-            raise _different_keys(inputs, are_joined=any(chain.tables for chain in chains))
+            joins = (step for chain in chains for step in chain.operators)
+            are_joined = any(isinstance(step, JoinTable | JoinStreams) for step in joins)
+            raise _different_keys(inputs, are_joined=are_joined)
         stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
         return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
@@ -1090,9 +1185,12 @@ class _Builder:
             self._walk_key_by(node, step, source, before)
         elif isinstance(step, Operator):
             if isinstance(step, StatefulOperator):
-                self._claim_process_name(step.name, node)
-            if isinstance(step, Window):
-                _check_no_window(step, before)
+                # Both sides of a join have its name. They meet in one node.
+                self._claim_process_name(
+                    step.name, node.children[0] if isinstance(step, JoinStreams) else node
+                )
+            if isinstance(step, Window | JoinStreams):
+                _check_in_time(step, before)
             if isinstance(step, KeepTable) and step.name not in self._joined_tables:
                 raise JobError(
                     f"The table {step.name!r} is not used.",
@@ -1193,8 +1291,8 @@ class _Builder:
     def _claim_process_name(self, name: str, node: _Node) -> None:
         if self._process_names.setdefault(name, node) is not node:
             raise JobError(
-                f"Two handlers, windows or tables of the job {self._job!r} are named {name!r}, and the name "
-                "also identifies their state.",
+                f"Two handlers, windows, tables or joins of the job {self._job!r} are named {name!r}, and "
+                "the name also identifies their state.",
                 remedy="Give one of them another name with name=.",
             )
 
@@ -1233,6 +1331,24 @@ def _seeds(node: _Node) -> Iterator[_Seed]:
     else:
         for parent in node.parents:
             yield from _seeds(parent)
+
+
+def _value_of(node: _Node) -> tuple[ValueKind, bool]:
+    """The codec in which the values behind this node can be kept, and whether they are those that were
+    read.
+    """
+    step = node.step
+    if isinstance(step, _Source):
+        return step.topic.value, True
+    if isinstance(step, _KeyBy):
+        return step.value or _value_of(node.parents[0])[0], True
+    if isinstance(step, Filter | Peek | Branch):
+        return _value_of(node.parents[0])
+    if isinstance(step, _Merge):
+        found = [_value_of(parent) for parent in node.parents]
+        if len({codec_name(kind) for kind, _same in found}) == 1:
+            return found[0][0], all(same for _kind, same in found)
+    return "json", False
 
 
 def _step_name(step: _Merge | Operator) -> str:
@@ -1279,12 +1395,15 @@ def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
             yield from _names_behind(child)
 
 
-def _check_no_window(window: Window, before: Sequence[Operator]) -> None:
-    for step in before:
-        if isinstance(step, Window):
+def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> None:
+    """A step that needs records in time must not follow one whose results are late."""
+    what = "window" if isinstance(step, Window) else "join"
+    for former in before:
+        if isinstance(former, Window) or (isinstance(former, JoinStreams) and former.how != "inner"):
+            kind = "window" if isinstance(former, Window) else "join"
             raise JobError(
-                f"The window {window.name!r} follows the window {step.name!r} directly: results of "
-                f"{step.name!r} would be too late for it, as event time has passed them.",
+                f"The {what} {step.name!r} follows the {kind} {former.name!r} directly: results of "
+                f"{former.name!r} would be too late for it, as event time has passed them.",
                 remedy="Put .key_by('key') between them, or a function that gives another key.",
             )
 

@@ -20,8 +20,8 @@ from fcluster.engine.operators.write import (
     compile_write,
     discard,
 )
+from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import HeldOutputs, OutputPort
-from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.graph.topology import Chain, Stage, rekey_description
 
@@ -60,7 +60,7 @@ def compile_chain(
     port: OutputPort,
     passing: tuple[type[BaseException], ...],
     held: HeldOutputs | None,
-    timers: Mapping[str, KeyTimers | AnyWindows],
+    timers: Mapping[str, KeyTimers | AnyOpen],
 ) -> CompiledChain:
     """Compile the chain for the shard `partition` of `stage`.
 

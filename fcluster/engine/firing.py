@@ -38,14 +38,15 @@ from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.pairs import AnyOpen, OpenPairs
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
-from fcluster.engine.sessions import AnyWindows, OpenSessions
+from fcluster.engine.sessions import OpenSessions
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
 from fcluster.engine.windows import OpenWindows
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
-from fcluster.graph.topology import Process, Stage, TopicSpec, Window
+from fcluster.graph.topology import JoinStreams, Process, Stage, TimedOperator, TopicSpec
 from fcluster.graph.windows import Session
 
 FIRED_AT_ONCE_MAX: Final = 1_000
@@ -78,7 +79,7 @@ class EventTime(Protocol):
 class TimedStep(Protocol):
     """A step of the job in which something happens because time has passed.
 
-    `timers.HandlerTimers`, `windows.OpenWindows` and `sessions.OpenSessions` are some.
+    `timers.HandlerTimers`, `windows.OpenWindows`, `sessions.OpenSessions` and `pairs.OpenPairs` are some.
     """
 
     def first(self, clock: TimerClock, /) -> Timer | None:
@@ -157,16 +158,16 @@ class TimerRunner:
         self._clock = clock
         self._wall_ms = wall_ms
         self._next_offset = next_offset
-        self.steps: Mapping[str, HandlerTimers | AnyWindows] = {
+        self.steps: Mapping[str, HandlerTimers | AnyOpen] = {
             step.name: self._timers_of(step) for step in stage.timed_steps
         }
         self.handlers: Mapping[str, HandlerTimers] = {
             name: step for name, step in self.steps.items() if isinstance(step, HandlerTimers)
         }
         self._compiled = [_Compiled(name, step) for name, step in self.steps.items()]
-        self._grace_ms = max((window.windows.grace_ms for window in stage.windows), default=0)
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
+        self._results_late_ms = stage.results_late_ms
         self._may_wait = not stage.timed_processes
         # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
@@ -216,10 +217,11 @@ class TimerRunner:
         """What the stages behind may take for the event time of this shard, if it is `now_ms`.
 
         A window's result has a timestamp in the window. It is late by the window's grace when it is written,
-        and by more if the window is due, but hasn't closed yet. It isn't to be late for those behind.
+        and by more if the window is due, but hasn't closed yet. So is a record that found no partner in a
+        join. They aren't to be late for those behind.
         """
         found = self._first_event()
-        return (now_ms if found is None else min(now_ms, found[1].at_ms - 1)) - self._grace_ms
+        return (now_ms if found is None else min(now_ms, found[1].at_ms - 1)) - self._results_late_ms
 
     # --- firing ---------------------------------------------------------------------------------------
 
@@ -264,9 +266,11 @@ class TimerRunner:
 
     # --- within ---------------------------------------------------------------------------------------
 
-    def _timers_of(self, step: Process | Window) -> HandlerTimers | AnyWindows:
+    def _timers_of(self, step: TimedOperator) -> HandlerTimers | AnyOpen:
         if isinstance(step, Process):
             return HandlerTimers(step, self._tables, self._noted, self._event_ms, self._wall_ms)
+        if isinstance(step, JoinStreams):
+            return OpenPairs(step, self._tables, self._clock, self._noted, self._port)
         of_kind = OpenSessions if isinstance(step.windows, Session) else OpenWindows
         return of_kind(step, self._tables, self._clock, self._noted, self._port)
 
@@ -434,12 +438,12 @@ def make_timers(
     wall_ms: Callable[[], int],
     next_offset: Callable[[], int],
 ) -> TimerRunner | None:
-    """The timers of a shard. None if it has neither timers nor windows. See `TimerRunner`."""
+    """The timers of a shard. None if nothing in it depends on time. See `TimerRunner`."""
     if not stage.timed_steps:
         return None
     assert clock is not None, "a stage with timers keeps time"
     runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
-    if stage.windows:
+    if stage.windows or stage.joins:
         clock.tell_with(runner.told_ms)
     return runner
 

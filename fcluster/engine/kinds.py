@@ -16,6 +16,9 @@ the key of the record that is being processed. To add a kind, add a class here a
     //windows    end (8 bytes) | key of the stream     -> what is kept of the window, an element per aggregate
     //sessions   key of the stream                     -> its sessions in order: start, end, and what is kept
       //due      end (8 bytes) | key of the stream     -> nothing: when a session of the key may end
+    //left       end (8 bytes) | key of the stream     -> records of some time: timestamp, bytes, has partner
+    //right      the same of the other side of a join
+      //due      closing time | ended key | what       -> nothing: what is due in a join; see `engine.pairs`
     //table      key of the stream                     -> the row of a table, as bytes of its codec
 """
 
@@ -38,7 +41,8 @@ from fcluster.engine.ordered_keys import (
 )
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
-from fcluster.graph.codecs import Kind, codec_name, value_codec
+from fcluster.graph.codecs import Kind, codec_name, decode_msgpack, value_codec
+from fcluster.graph.joins import PairStore
 from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
@@ -198,6 +202,35 @@ def make_window_tables(
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
     """The rows of a table; see `operators.table`."""
     return [EntryTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
+
+
+class _PairsCodec:
+    """What `engine.pairs` keeps of records. It is of our own making, so nothing in it can be refused."""
+
+    def __init__(self) -> None:
+        self.decode: Callable[[bytes], Any] = decode_msgpack
+        self._encode = value_codec("msgpack")[1]
+
+    def encode_all(self, values: Collection[Any]) -> list[bytes]:
+        """See `ValueCodec`."""
+        return list(map(self._encode, values))
+
+    def describe_unkept(self, value: Any) -> str | None:  # noqa: ARG002  required by the protocol
+        """See `ValueCodec`."""
+        return None
+
+
+def make_pair_tables(store: PairStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
+    """The tables of a join of two streams; see `engine.pairs`."""
+    sides = [
+        EntryTable(name, prefix_of(name), store.step, layers, _PairsCodec())
+        for name in (store.left_name, store.right_name)
+    ]
+    for table in sides:
+        table.key_text = _window_text
+    due_prefix = prefix_of(store.due_name)
+    due = EntryTable(store.due_name, due_prefix, store.step, layers, state_codec("bytes"), _one_group)
+    return [*sides, due]
 
 
 def clock_of_due(due: bytes) -> bytes:

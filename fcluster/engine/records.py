@@ -134,6 +134,26 @@ class TimerRecord:
         return self._offset
 
 
+class LaterRecord:
+    """A record whose results get a later timestamp than its own: that of its partner in a join."""
+
+    __slots__ = ("_at_ms", "_record", "headers", "key", "offset", "partition", "topic", "value")
+
+    def __init__(self, record: SourceRecord, at_ms: int) -> None:
+        self._record = record
+        self._at_ms = at_ms
+        self.key = record.key
+        self.value = record.value
+        self.headers = record.headers
+        self.topic = record.topic
+        self.partition = record.partition
+        self.offset = record.offset
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of the record's own timestamp, and the later time."""
+        return self._record.timestamp()[0], self._at_ms
+
+
 def describe_record(record: SourceRecord) -> str:
     """Which record it is, for messages: topic, partition and offset. Or which timer."""
     if isinstance(record, TimerRecord):

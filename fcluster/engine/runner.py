@@ -27,6 +27,7 @@ from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable, KeyTimers
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
     HeldOutput,
@@ -37,7 +38,6 @@ from fcluster.engine.records import (
     describe_record,
     where_of,
 )
-from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import decoding_trouble, value_codec
@@ -191,7 +191,7 @@ class StageRunner:
         self._careful.run(record, self._condemned[record.offset()])
 
     @property
-    def _timed_steps(self) -> Mapping[str, KeyTimers | AnyWindows]:
+    def _timed_steps(self) -> Mapping[str, KeyTimers | AnyOpen]:
         return {} if self._timers is None else self._timers.steps
 
     # --- time -----------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ class _CarefulRun:
         tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
-        timers: Mapping[str, KeyTimers | AnyWindows],
+        timers: Mapping[str, KeyTimers | AnyOpen],
     ) -> None:
         self._source = stage.inputs[number]
         self._port = port

@@ -43,12 +43,20 @@ from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
-from fcluster.engine.kinds import make_kept_table, make_tables, make_timer_tables, make_window_tables
+from fcluster.engine.kinds import (
+    make_kept_table,
+    make_pair_tables,
+    make_tables,
+    make_timer_tables,
+    make_window_tables,
+)
 from fcluster.engine.memory import MeanBytes, StateMemory
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
+from fcluster.graph.joins import PairStore
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
+from fcluster.graph.topology import AnyStore
 from fcluster.graph.windows import WindowStore
 
 STORE_PREFIX_BYTES = 4
@@ -398,7 +406,8 @@ class ShardState:
     Args:
         store: holds committed state, and knows its epoch.
         stores: the names of the operators that have a dict for each key, the states that handlers declare,
-            the timers of handlers that have some, the open windows of steps that have some, and tables.
+            the timers of handlers that have some, the open windows of steps that have some, tables, and
+            joins of streams.
         memory: bounds the entries that are kept over a barrier.
         flush_limits: when committed changes are written to the store.
 
@@ -415,7 +424,7 @@ class ShardState:
     def __init__(
         self,
         store: Store,
-        stores: Sequence[str | StateStore | TimerStore | WindowStore | TableStore],
+        stores: Sequence[AnyStore],
         memory: StateMemory,
         flush_limits: FlushLimits | None = None,
     ) -> None:
@@ -430,6 +439,8 @@ class ShardState:
                 made = make_window_tables(wanted, self, store_prefix)
             elif isinstance(wanted, TableStore):
                 made = make_kept_table(wanted, self, store_prefix)
+            elif isinstance(wanted, PairStore):
+                made = make_pair_tables(wanted, self, store_prefix)
             else:
                 continue
             self._entry_tables.update((table.name, table) for table in made)

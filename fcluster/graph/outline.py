@@ -17,6 +17,7 @@ from fcluster.graph.topology import (
     Branch,
     Chain,
     Input,
+    JoinStreams,
     JoinTable,
     KeepTable,
     OnError,
@@ -209,6 +210,14 @@ def _step(step: Operator) -> StepOutline:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, Branch) and step.is_rest:
         name = "others"
+    elif isinstance(step, JoinStreams):
+        name, state = step.name, (step.name,)
+        details |= {"side": step.side, "how": step.how}
+        details["within"] = f"{step.before_ms} ms earlier, {step.after_ms} ms later"
+        if step.grace_ms:
+            details["grace_ms"] = str(step.grace_ms)
+        if step.late is not None:
+            writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, KeepTable):
         name, state = step.name, (step.name,)
     else:

@@ -30,6 +30,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
+from fcluster.graph.joins import How, PairStore, Side
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerFunction, TimerStore
@@ -38,6 +39,8 @@ from fcluster.graph.windows import Session, Windows, WindowStore
 
 KeyKind = Kind
 ValueKind = Kind
+AnyStore = str | StateStore | TimerStore | WindowStore | TableStore | PairStore
+"""A store as `ShardState` takes it."""
 
 KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
 VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
@@ -229,8 +232,80 @@ class JoinTable:
     on_error: OnError = "stop"
 
 
-Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window | KeepTable | JoinTable
-StatefulOperator = Process | Window | KeepTable
+@dataclass(frozen=True, slots=True)
+class JoinStreams:
+    """One side of a join of two streams: pairs of records of a key that are not too far apart.
+
+    A right record is the partner of a left one if it is at most `before_ms` earlier and at most `after_ms`
+    later.
+
+    Attributes:
+        name: of the join and of its stores; unique in the job. Both sides have it.
+        side: which side the records of this chain are on.
+        function: called with the values of a pair, left first.
+        before_ms, after_ms: see above.
+        left, right: the codecs in which the values of both sides are kept.
+        is_unchanged: the values of this side are those that were read, so their bytes can be kept.
+        how: "inner" passes on pairs. "left" and "outer" also pass on left records, or records of both sides,
+            that have found no partner until the grace is over; the function gets None for the other one.
+        grace_ms: how late a record may be and still find its partners.
+        late: gets the records that are later; None: they are only counted.
+        on_error: what to do with a record that fails in it.
+    """
+
+    name: str
+    side: Side
+    function: Callable[[Any, Any], Any]
+    before_ms: int
+    after_ms: int
+    left: ValueKind
+    right: ValueKind
+    is_unchanged: bool
+    how: How = "inner"
+    grace_ms: int = 0
+    late: TopicSpec | None = None
+    on_error: OnError = "stop"
+
+    @property
+    def store(self) -> PairStore:
+        """Where the records that may find a partner are kept."""
+        return PairStore(self.name)
+
+    @property
+    def stretch_ms(self) -> int:
+        """How long the stretches of time are in which records are kept."""
+        return self.before_ms + self.after_ms + 1
+
+    @property
+    def passes_on(self) -> tuple[Side, ...]:
+        """The sides whose records are passed on without a partner."""
+        sides: dict[How, tuple[Side, ...]] = {"inner": (), "left": ("left",), "outer": ("left", "right")}
+        return sides[self.how]
+
+    @property
+    def late_ms(self) -> int:
+        """How much earlier than event time its results may be."""
+        return max(self.before_ms, self.after_ms) + self.grace_ms + 1
+
+    def open_ms(self, side: Side) -> int:
+        """How much later than a record of that side its partners may be."""
+        return self.after_ms if side == "left" else self.before_ms
+
+    def describe(self) -> dict[str, Any]:
+        """What the bytes of its stores, and what is due, depend on."""
+        return {
+            "before_ms": self.before_ms,
+            "after_ms": self.after_ms,
+            "how": self.how,
+            "left": codec_name(self.left),
+            "right": codec_name(self.right),
+        }
+
+
+Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window | KeepTable | JoinTable | JoinStreams
+StatefulOperator = Process | Window | KeepTable | JoinStreams
+TimedOperator = Process | Window | JoinStreams
+"""Those in which something may happen because time has passed."""
 """Those that have state, and a name that identifies it."""
 
 
@@ -238,7 +313,7 @@ def step_kind(step: Operator) -> str:
     """The name of the step in a job file, such as "flat_map"."""
     if isinstance(step, KeepTable):
         return "table"
-    if isinstance(step, JoinTable):
+    if isinstance(step, JoinTable | JoinStreams):
         return "join"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__).lower()
 
@@ -389,20 +464,23 @@ class Stage:
         return self.topics.index(topic)
 
     @property
-    def all_stores(self) -> tuple[str | StateStore | TimerStore | WindowStore | TableStore, ...]:
+    def all_stores(self) -> tuple[AnyStore, ...]:
         """The stores that `ShardState` is created with."""
         timers = (one for process in self.timed_processes if (one := process.timer_store) is not None)
         windows = (window.store for window in self.windows)
         tables = (table.store for table in self.tables)
-        return (*self.stores, *self.state_stores, *timers, *windows, *tables)
+        joins = (join.store for join in self.joins)
+        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *joins)
 
     @property
-    def timed_steps(self) -> tuple[Process | Window, ...]:
-        """Its operators in which something happens because time has passed, in the order of the job file."""
-        named: dict[str, Process | Window] = {}
+    def timed_steps(self) -> tuple[TimedOperator, ...]:
+        """Its operators in which something happens because time has passed, in the order of the job file. Of
+        a join, one side.
+        """
+        named: dict[str, TimedOperator] = {}
         for step in (step for chain in self.chains for step in chain.stateful):
-            if isinstance(step, Window) or (isinstance(step, Process) and step.timers):
-                named[step.name] = step
+            if isinstance(step, Window | JoinStreams) or (isinstance(step, Process) and step.timers):
+                named.setdefault(step.name, step)
         return tuple(named.values())
 
     @property
@@ -414,6 +492,17 @@ class Stage:
     def windows(self) -> tuple[Window, ...]:
         """Its windows, in the order of the job file."""
         return tuple(step for step in self.timed_steps if isinstance(step, Window))
+
+    @property
+    def joins(self) -> tuple[JoinStreams, ...]:
+        """Its joins of streams, one side of each, in the order of the job file."""
+        return tuple(step for step in self.timed_steps if isinstance(step, JoinStreams))
+
+    @property
+    def results_late_ms(self) -> int:
+        """How much earlier than event time the results of its windows and joins may be."""
+        late = [window.windows.grace_ms for window in self.windows] + [join.late_ms for join in self.joins]
+        return max(late, default=0)
 
     @property
     def timed_processes(self) -> tuple[Process, ...]:
@@ -608,9 +697,9 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
     for chain in stage.chains:
         if chain.sink is not None:
             yield chain.sink
-    for window in stage.windows:
-        if window.late is not None:
-            yield window.late
+    for step in (*stage.windows, *stage.joins):
+        if step.late is not None:
+            yield step.late
     yield from stage.dead_letter_topics
 
 
@@ -626,7 +715,7 @@ def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
     known = {topic: counts[topic] for topic in stage.topics if topic in counts}
     if len(set(known.values())) <= 1:
         return
-    if stage.tables:
+    if stage.tables or stage.joins:
         raise _not_copartitioned_join(stage, known)
     most = max(known.values())
     named = _with_counts(known)
@@ -660,11 +749,11 @@ def _not_copartitioned_join(stage: Stage, counts: Mapping[str, int]) -> Incompat
     else:
         remedy = (
             f"Put .key_by(...) between the stream of {other!r} and the join: the cluster makes a topic for "
-            f"it with {wanted} partitions, as the table has."
+            f"it with {wanted} partitions, as the others have."
         )
     return IncompatibleState(
         f"The stage {stage.name!r} joins topics with different numbers of partitions: "
-        f"{_with_counts(counts)}. A record and the row of its key would be in shards with different numbers.",
+        f"{_with_counts(counts)}. What belongs together would be in shards with different numbers.",
         remedy=remedy,
     )
 
@@ -763,6 +852,8 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
         }
     if stage.windows:
         description["windows"] = {window.name: window.describe() for window in stage.windows}
+    if stage.joins:
+        description["joins"] = {join.name: join.describe() for join in stage.joins}
     if stage.tables:
         description["tables"] = {table.name: _describe_table(stage, table) for table in stage.tables}
     if stage.changelog is not None:
@@ -868,6 +959,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
             or _lost_timer(old, new_stages.get(name, {}))
             or _changed_windows(old, new_stages.get(name, {}))
             or _changed_tables(old, new_stages.get(name, {}))
+            or _changed_joins(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
             or _changed_inputs(name, old, new_stages)
         )
@@ -966,6 +1058,31 @@ def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
                 "way. (Declare a table of another name, over another topic declaration.)"
             )
     return None
+
+
+def _changed_joins(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the records that a stage's joins keep don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("joins", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("joins", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a join") if before is None else ("a join", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        if before != now:
+            return (
+                f"The join {name!r} was declared as {_join_text(before)}, and is now declared as "
+                f"{_join_text(now)}: the records that it keeps don't fit. (Keep it, and declare the new one "
+                "beside it under another name.)"
+            )
+    return None
+
+
+def _join_text(described: Mapping[str, Any]) -> str:
+    return (
+        f"{described.get('how')} (before_ms={described.get('before_ms')}, "
+        f"after_ms={described.get('after_ms')}, {described.get('left')} with {described.get('right')} values)"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Joins with a real broker: a worker is killed, each record is joined once, and no row gets lost."""
+"""Joins with a real broker: a worker is killed, each record is joined once, and nothing gets lost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from tests.job_run import JobRun
 pytestmark = pytest.mark.timeout(180)
 
 JOB = REPOSITORY / "tests" / "jobs" / "joined.py"
+PAIRS_JOB = REPOSITORY / "tests" / "jobs" / "paired.py"
 PARTITIONS = 2
 KEYS = 40
+BEGIN_MS = 1_700_000_000_000
+STEP_MS = 10
+"""Between two records of streams that are joined. Those of a key are further apart than the interval."""
 
 
 class Run(JobRun):
-    """A cluster with the job.
+    """A cluster with a job that joins.
 
     Attributes:
         written: the newest row of each key; None: it was deleted.
@@ -32,8 +36,8 @@ class Run(JobRun):
 
     sent: int
 
-    def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
-        super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
+    def __init__(self, brokers: str, prefix: str, directory: Path, job: Path = JOB) -> None:
+        super().__init__(brokers, prefix, directory, job, PARTITIONS)
         self.table = f"{self.source}-rows"
         create_topic(brokers, self.table, PARTITIONS, {"cleanup.policy": "compact"})
         self.written: dict[str, int | None] = {}
@@ -58,6 +62,25 @@ class Run(JobRun):
             self._producer.produce(self.source, b"%d" % (self.sent + number), f"k{number}")
         assert self._producer.flush(30) == 0
         self.sent += KEYS
+
+    def send_pairs(self) -> None:
+        """Twenty records of each stream more: some have no partner on the other side."""
+        for number in range(self.sent, self.sent + 20):
+            for topic, other in ((self.source, 3), (self.table, 5)):
+                if number % other:
+                    at_ms = BEGIN_MS + number * STEP_MS + (other - 3) * STEP_MS
+                    key = f"k{number % KEYS}"
+                    self._producer.produce(topic, b"%d" % number, key, timestamp=at_ms)
+        self._producer.poll(0)
+        self.sent += 20
+
+    def let_time_pass(self) -> None:
+        """A record in each partition of both streams, after which all others have closed."""
+        for topic in (self.source, self.table):
+            for partition in range(PARTITIONS):
+                at_ms = BEGIN_MS + self.sent * STEP_MS + 10**6
+                self._producer.produce(topic, b"-1", "last", partition=partition, timestamp=at_ms)
+        assert self._producer.flush(30) == 0
 
     def joined(self) -> dict[str, list[dict[str, Any]]]:
         """The results of each key, in order."""
@@ -98,6 +121,37 @@ def test_each_record_is_joined_once_when_a_worker_is_killed_and_rows_are_never_o
         met = [one["row"] for one in results if one["row"] is not None]
         assert met == sorted(met), key
         assert results[-1]["row"] == run.written.get(key), key
+
+
+def pairs_of(sent: int) -> list[tuple[int | None, int | None]]:
+    """What has to come of so many records."""
+    found = [(number if number % 3 else None, number if number % 5 else None) for number in range(sent)]
+    return sorted((pair for pair in found if pair != (None, None)), key=str)
+
+
+def test_each_pair_comes_once_and_so_does_what_stays_alone_when_a_worker_is_killed(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    run = Run(kafka, topic_prefix, tmp_path, PAIRS_JOB)
+    with run.cluster:
+        run.cluster.start()
+        with all_the_time(run.send_pairs):
+            wait_until(lambda: run.count() >= 1_000, "records are joined", 60, 0.5)
+            killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+            assert in_flight > 0
+            run.cluster.start_worker(int(killed.rpartition("-")[2]))
+            after = run.count()
+            wait_until(lambda: run.count() >= after + 500, "they go on", 60, 0.5)
+        run.let_time_pass()
+        expected = pairs_of(run.sent)
+
+        def found() -> list[tuple[int | None, int | None]]:
+            rows = [row for rows in run.joined().values() for row in rows]
+            pairs = [(row["left"], row["right"]) for row in rows if -1 not in (row["left"], row["right"])]
+            return sorted(pairs, key=str)
+
+        wait_until(lambda: len(found()) >= len(expected), f"{len(expected)} results are written", 60, 0.5)
+        assert found() == expected
 
 
 def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(

@@ -138,6 +138,19 @@ def invoices() -> list[tuple[str, str | None, dict[str, Any], int]]:
     return made
 
 
+def shipments() -> list[tuple[str, str | None, dict[str, Any], int]]:
+    """Orders, of which some are shipped late or never, and shipments of nothing."""
+    made: list[tuple[str, str | None, dict[str, Any], int]] = []
+    for number in range(SENT):
+        at_ms, order = BEGIN_MS + number * 6 * 3_600_000, f"o{number}"
+        if number % 7:
+            made.append(("orders", order, {"id": number}, at_ms))
+        if number % 5:
+            hours = (5, 80, -1, 40)[number % 4]
+            made.append(("shipments", order, {"id": 1_000 + number}, at_ms + hours * 3_600_000))
+    return sorted(made, key=lambda one: one[3])
+
+
 def carts() -> list[tuple[str, str | None, dict[str, Any], int]]:
     """Carts that are filled over some days. A third of the records means nothing to a cart. Nobody pays,
     because
@@ -166,6 +179,7 @@ CASES = {
     "balances": Case(example("balances"), balances(), ("balances",), in_order=False),
     "meters": Case(example("meters"), meters(), ("meter-quarters", "district-hours"), is_simulated=False),
     "invoices": Case(example("invoices"), invoices(), ("invoices", "orders-unknown"), in_order=False),
+    "shipments": Case(example("shipments"), shipments(), ("orders-told",), in_order=False),
     "carts": Case(example("carts"), carts(), ("letters",)),
 }
 

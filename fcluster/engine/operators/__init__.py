@@ -12,6 +12,7 @@ from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
+from fcluster.engine.operators.stream_join import JoinStreamsOperator
 from fcluster.engine.operators.table import KeepTableOperator
 from fcluster.engine.operators.table_join import JoinTableOperator
 from fcluster.engine.operators.window import WindowOperator
@@ -19,6 +20,7 @@ from fcluster.graph.topology import (
     Branch,
     Filter,
     FlatMap,
+    JoinStreams,
     JoinTable,
     KeepTable,
     Map,
@@ -49,4 +51,6 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return KeepTableOperator(node)
     if isinstance(node, JoinTable):
         return JoinTableOperator(node, number, chain)
+    if isinstance(node, JoinStreams):
+        return JoinStreamsOperator(node)
     return ProcessOperator(node)

@@ -10,8 +10,8 @@ from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
+from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
-from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.steps import Place, Step
 from fcluster.graph.record import Record
 from fcluster.graph.topology import OnError, TopicSpec
@@ -33,8 +33,8 @@ class Surroundings:
         passing: exceptions that aren't a failure in the chain and go through it unchanged: the shell's, and
             `StepFailure`, which already has its place.
         record_writer: returns the function that writes a `Record` of the handler at a place.
-        timers: the timers of the handlers that set some, and the open windows of steps that have some, by the
-            step's name.
+        timers: the timers of the handlers that set some, and what is open in windows and joins, by the step's
+            name.
         fire: collects what to call when a timer is due, by the names of step and timer.
     """
 
@@ -44,7 +44,7 @@ class Surroundings:
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
     record_writer: Callable[[Place], WriteRecord]
-    timers: Mapping[str, KeyTimers | AnyWindows] = field(default_factory=dict[str, KeyTimers | AnyWindows])
+    timers: Mapping[str, KeyTimers | AnyOpen] = field(default_factory=dict[str, KeyTimers | AnyOpen])
     fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])
 
 

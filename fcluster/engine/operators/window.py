@@ -14,7 +14,7 @@ from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.codecs import codec_name, key_codec
 from fcluster.graph.record import Record
-from fcluster.graph.topology import Window
+from fcluster.graph.topology import JoinStreams, Window
 from fcluster.graph.windows import Session
 
 _UNCHANGING = frozenset({int, float, str, bool, type(None)})
@@ -152,9 +152,9 @@ def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
 
 
 def compile_late(
-    node: Window, place: Place, surroundings: Surroundings, port: OutputPort
+    node: Window | JoinStreams, place: Place, surroundings: Surroundings, port: OutputPort
 ) -> Callable[[SourceRecord, bytes, Any], None]:
-    """What to do with a record all of whose windows have closed."""
+    """What to do with a record that comes too late."""
     topic, source = node.late, surroundings.source
     write_record = surroundings.record_writer(place)
     decode_key = key_codec(source.key)[0]

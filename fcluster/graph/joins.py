@@ -1,0 +1,90 @@
+"""The intervals and stores of joins of two streams.
+
+Responsible for: what `stream.join(stream, within=)` takes for an interval, its checks, and the names of the
+stores of a join. `topology.JoinStreams` declares a join, and `engine.pairs` keeps its records. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+from fcluster.graph.windows import DURATION_MAX
+
+Side = Literal["left", "right"]
+How = Literal["inner", "left", "outer"]
+_NOTHING = timedelta()
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PairStore:
+    """The stores of one join.
+
+    Attributes:
+        step: the join's name.
+    """
+
+    step: str
+
+    @property
+    def left_name(self) -> str:
+        """The store of the left side's records. Names of states contain no slash."""
+        return f"{self.step}//left"
+
+    @property
+    def right_name(self) -> str:
+        """The store of the right side's records."""
+        return f"{self.step}//right"
+
+    @property
+    def due_name(self) -> str:
+        """The store that finds what is due."""
+        return f"{self.step}//due"
+
+    @property
+    def store_names(self) -> tuple[str, ...]:
+        """The names of all its stores."""
+        return self.left_name, self.right_name, self.due_name
+
+
+def interval_ms(name: str, within: object) -> tuple[int, int]:
+    """How much earlier and later than a left record its partner may be, in milliseconds.
+
+    Args:
+        name: of the join, for messages.
+        within: one time for both, or a tuple with one for each.
+
+    Raises:
+        JobError: it is something else.
+    """
+    parts = cast("tuple[Any, ...]", within) if isinstance(within, tuple) else (within, within)
+    if len(parts) != 2:
+        raise JobError(
+            f"within={bounded_repr(parts)} of the join {name!r} isn't an interval.",
+            remedy="Use within=timedelta(minutes=5), or within=(earlier, later) with two of them.",
+        )
+    before, after = (duration_ms(name, "within", part) for part in parts)
+    return before, after
+
+
+def duration_ms(name: str, what: str, value: object) -> int:
+    """A time in milliseconds.
+
+    Raises:
+        JobError: it isn't a timedelta of whole milliseconds, or out of range.
+    """
+    if not isinstance(value, timedelta):
+        raise JobError(
+            f"{what}={bounded_repr(value)} of the join {name!r} is not a timedelta.",
+            remedy=f"Use {what}=timedelta(minutes=5), from Python's datetime.",
+        )
+    if not _NOTHING <= value <= DURATION_MAX or value % _MILLISECOND:
+        raise JobError(
+            f"{what}={value!r} of the join {name!r} is out of range.",
+            remedy="Use whole milliseconds, from zero up to 100 years.",
+        )
+    return value // _MILLISECOND
