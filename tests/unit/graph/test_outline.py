@@ -161,3 +161,20 @@ def test_tables_and_joins_are_steps() -> None:
         ("join", "pair", {"table": "known", "how": "left"}, ()),
         ("table", "known", {"on_error": "skip"}, ("known",)),
     ]
+
+
+def test_both_sides_of_a_join_of_streams_are_steps_with_one_state() -> None:
+    job = Job("shop")
+    late, out = job.topic("late"), job.topic("out")
+    within = timedelta(seconds=1), timedelta(seconds=9)
+    other = job.stream(job.topic("payments"))
+    job.stream(job.topic("orders")).join(other, within=within, name="paid", how="outer", late=late).to(out)
+    found = outline(job.build(Settings()))
+    (stage,) = found.stages
+    sides = [chain.steps[0] for chain in stage.chains]
+    assert [(step.kind, step.name, step.state, step.details["side"]) for step in sides] == [
+        ("join", "paid", ("paid",), "left"),
+        ("join", "paid", ("paid",), "right"),
+    ]
+    assert sides[0].details["within"] == "1000 ms earlier, 9000 ms later"
+    assert roles(found)["late"] == ("late records",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -153,6 +154,16 @@ def test_tables_with_different_numbers_of_partitions_are_told_so() -> None:
         stream.join(job.table(job.topic("t"))).join(job.table(job.topic("u"))).to(job.topic("out"))
 
     assert "Copy 'u' to a topic with 6 partitions" in check(built(two), "s", s=6, t=6, u=2).remedy
+
+
+def test_streams_that_are_joined_need_equally_many_partitions_too() -> None:
+    def streams(job: Job) -> None:
+        other = job.stream(job.topic("r"))
+        job.stream(job.topic("l")).join(other, within=timedelta(1), name="p").to(job.topic("out"))
+
+    error = check(built(streams), "l", l=4, r=6)
+    assert "joins topics with different numbers of partitions: 'l' (4 partitions)" in error.message
+    assert "Put .key_by(...) between the stream of 'r' and the join" in error.remedy
 
 
 def test_repartition_topic_from_before_the_join_is_told_so() -> None:
