@@ -15,7 +15,6 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-LEVELS = ("debug", "info", "warning", "error")
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
@@ -35,8 +34,8 @@ class LogFormatter(logging.Formatter):
 
 
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send all logging of this process to `stream` (default: stderr), from `level` (one of `LEVELS`)
-    upwards.
+    """Send all logging of this process to `stream` (default: stderr), from `level` upwards: "debug", "info",
+    "warning" or "error".
     """
     target = stream if stream is not None else sys.stderr
     handler = logging.StreamHandler(target)

@@ -23,7 +23,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -440,19 +439,6 @@ def describe_exit(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def stop_all(children: Sequence[ChildProcess], grace_s: float) -> None:
-    """Ask all of them to exit at the same time, then kill those that still run after `grace_s`."""
-    for child in children:
-        child.terminate()
-    deadline = time.monotonic() + grace_s
-    for child in children:
-        if child.wait(max(0.0, deadline - time.monotonic())) is None:
-            child.kill()
-    for child in children:
-        child.wait()
-        child.join_output()
 
 
 # --- restarting --------------------------------------------------------------------------------------

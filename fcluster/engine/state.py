@@ -104,14 +104,6 @@ class Store(Protocol):
         ...
 
 
-class EntryCounts(NamedTuple):
-    """How many keys the layers hold: live dicts of the open epoch, clean ones, and encoded changes."""
-
-    open: int
-    clean: int
-    unwritten: int
-
-
 class FlushLimits(NamedTuple):
     """When committed changes are written to the store: whichever limit is reached first."""
 
@@ -473,17 +465,6 @@ class ShardState:
     def committed_epoch(self) -> int:
         """The last committed epoch that changed state."""
         return self._meta.state_epoch
-
-    def approximate_entries(self) -> EntryCounts:
-        """How many keys the layers hold; a key may count in more than one."""
-        counts = [table.counts() for table in self.tables.values()]
-        unwritten = sum(len(layer.changes) for layer in tuple(self._prepared)) + len(self._pending)
-        writing = self._writing
-        if writing is not None:
-            unwritten += len(writing.changes)
-        return EntryCounts(
-            sum(touched for touched, _ in counts), sum(clean for _, clean in counts), unwritten
-        )
 
     def freeze(self, epoch: int) -> Delta | None:
         """Close the open layer as epoch number `epoch`. Returns the delta to write, None if nothing changed.

@@ -225,9 +225,6 @@ class ListAccess(Sequence[_V]):
     def __setitem__(self, index: int, value: _V) -> None: ...
 
 
-AnyState = ValueState[Any] | MapState[Any, Any] | ListState[Any]
-
-
 @dataclass(frozen=True, slots=True)
 class StateStore:
     """A state of one handler, and its stores.

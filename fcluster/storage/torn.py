@@ -138,14 +138,12 @@ class GoOn:
 
     Attributes:
         position: the position from which it continues.
-        with_delta: whether the deltas after the committed epoch belong to the state.
         rebase: whether the changelog doesn't lead to this state, so that it has to start again after a
             snapshot of it.
         text: for the log.
     """
 
     position: CommittedPosition
-    with_delta: bool
     rebase: bool
     text: str
 
@@ -160,14 +158,13 @@ def go_on(torn: TornShard, policy: TornPolicy) -> GoOn:
     if policy == "offsets":
         return GoOn(
             torn.committed,
-            with_delta=False,
             rebase=True,
             text=f"{chosen}: at offset {_offsets(torn.committed)}.",
         )
     position = torn.delta_position
     if policy == "delta" and position is not None:
         text = f"{chosen}: at offset {_offsets(position)}."
-        return GoOn(position, with_delta=True, rebase=False, text=text)
+        return GoOn(position, rebase=False, text=text)
     raise torn.error()
 
 

@@ -71,11 +71,6 @@ class CommitThread(Executor):
             self._changed.notify_all()
         self.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the thread was abandoned."""
-        return self._abandoned
-
     def join(self) -> None:
         """Wait until the thread has really ended, abandoned or not. Shut it down first."""
         with self._changed:

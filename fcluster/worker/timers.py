@@ -48,7 +48,6 @@ class DueTimers:
         self._inbox = inbox
         self._watch = record_watch
         self._wall_ms = wall_ms
-        self._limit: int | None = None
         self._last: TimerRecord | None = None
 
     def start(self, runner: ShardRunner, announce: Callable[[TimerRecord], None] | None) -> None:

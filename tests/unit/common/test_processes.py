@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,8 @@ from fcluster.common.processes import (
     RestartBackoff,
     describe_exit,
     spawn,
-    stop_all,
 )
-from tests.harness import wait_until, wait_until_equal, within
+from tests.harness import wait_until, wait_until_equal
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 SLEEPER = [*PYTHON, "import time; print('up', flush=True); time.sleep(600)"]
@@ -201,15 +199,6 @@ def test_stop_kills_a_suspended_child() -> None:
     wait_until_equal(lambda: lines, ["up"], "its output")
     child.send_signal(signal.SIGSTOP)
     assert child.stop(grace_s=0.1) == -signal.SIGKILL
-
-
-def test_stop_all_waits_for_one_grace_period_only() -> None:
-    children = [collect(STUBBORN) for _ in range(3)]
-    wait_until(lambda: all(lines == ["up"] for _, lines in children), "all are up")
-    started = time.monotonic()
-    stop_all([child for child, _ in children], grace_s=1.0)
-    assert within(time.monotonic() - started, 2.5)
-    assert [child.poll() for child, _ in children] == [-signal.SIGKILL] * 3
 
 
 def test_signal_to_an_ended_child_is_harmless() -> None:
