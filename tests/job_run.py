@@ -7,6 +7,9 @@ from pathlib import Path
 from tests.checker.generate import create_topic, plain_producer
 from tests.harness import Cluster
 
+BEGIN_MS = 1_700_000_000_000
+"""The first timestamp of a `TimedRun`."""
+
 
 class JobRun:
     """A cluster with the job, which takes its names from `environment`.
@@ -24,7 +27,7 @@ class JobRun:
     """
 
     def __init__(self, brokers: str, prefix: str, directory: Path, job_file: Path, partitions: int) -> None:
-        self.brokers = brokers
+        self.brokers, self.partitions = brokers, partitions
         self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
         for topic in (self.source, self.output):
             create_topic(brokers, topic, partitions)
@@ -43,3 +46,39 @@ class JobRun:
         )
         self.sent = 0
         self._producer = plain_producer(brokers)
+
+
+class TimedRun(JobRun):
+    """A job whose records have rising timestamps, in all partitions in turn. Their values are their numbers.
+
+    Attributes:
+        step_ms: the time between two records.
+    """
+
+    step_ms = 10
+
+    def key(self, number: int) -> str:
+        """The key of a record."""
+        return f"k{number}"
+
+    def send(self) -> None:
+        """Write twenty more records."""
+        for number in range(self.sent, self.sent + 20):
+            self._produce(number, number, number % self.partitions)
+        self.sent += 20
+
+    def let_time_pass(self) -> None:
+        """Write a record to each partition, so much later that timers and windows of all others are due."""
+        for partition in range(self.partitions):
+            self._produce(self.sent + partition, self.sent + 10**6 // self.step_ms, partition)
+        assert self._producer.flush(30) == 0
+
+    def _produce(self, number: int, step: int, partition: int) -> None:
+        self._producer.produce(
+            self.source,
+            b"%d" % number,
+            self.key(number),
+            timestamp=BEGIN_MS + step * self.step_ms,
+            partition=partition,
+        )
+        self._producer.poll(0)

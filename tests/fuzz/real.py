@@ -35,7 +35,7 @@ from tests.fuzz.plans import (
     returned_by_handler,
 )
 from tests.state_memory import EntriesMax
-from tests.unit.worker.test_processing import FakeMessage
+from tests.unit.worker.processing_bench import FakeMessage
 
 REPLAYS_MAX = 60
 MESSAGE_BYTES_MAX = 4_700

@@ -151,7 +151,7 @@ def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def headers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A former bug: only a Record keeps headers."""
-    from tests.unit.worker.test_processing import FakeMessage
+    from tests.unit.worker.processing_bench import FakeMessage
 
     monkeypatch.setattr(FakeMessage, "headers", lambda _self: None)
 

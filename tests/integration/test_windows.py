@@ -14,40 +14,24 @@ import pytest
 from tests.feeding import all_the_time
 from tests.harness import REPOSITORY, wait_until
 from tests.in_driver import Row, rows_in_driver, rows_on_kafka, run_in_driver
-from tests.job_run import JobRun
+from tests.job_run import TimedRun
 
 pytestmark = pytest.mark.timeout(180)
 
 JOB = REPOSITORY / "tests" / "jobs" / "windowed.py"
 PARTITIONS = 2
 KEYS = 40
-STEP_MS = 10
-BEGIN_MS = 1_700_000_000_000
 RESULTS = 400
 
 
-class Run(JobRun):
+class Run(TimedRun):
     """A cluster with the job."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
 
-    def send(self) -> None:
-        """Write twenty more records."""
-        for number in range(self.sent, self.sent + 20):
-            self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
-        self.sent += 20
-
-    def _produce(self, number: int, timestamp: int, partition: int) -> None:
-        key = f"k{number % KEYS}"
-        self._producer.produce(self.source, b"%d" % number, key, timestamp=timestamp, partition=partition)
-        self._producer.poll(0)
-
-    def let_time_pass(self) -> None:
-        """Write a record to each partition, after which all windows of the other records are due."""
-        for partition in range(PARTITIONS):
-            self._produce(self.sent + partition, BEGIN_MS + self.sent * STEP_MS + 10**6, partition)
-        assert self._producer.flush(30) == 0
+    def key(self, number: int) -> str:
+        return f"k{number % KEYS}"
 
     def results(self) -> Counter[str]:
         """How many results each window has written."""

@@ -18,7 +18,7 @@ from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import repartition_topic
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError
 from fcluster.worker.processing import HandlerError, UnreadableRecordError, running_step
-from tests.unit.worker.test_processing import Bench
+from tests.unit.worker.processing_bench import Bench
 
 HALF_AN_EMOJI = "\ud83d"
 

@@ -24,40 +24,10 @@ from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_pref
 from fcluster.engine.steps import RecordError
 from fcluster.graph.states import State, StateStore
 from tests.state_memory import EntriesMax
+from tests.unit.engine.memory_store import MemoryStore
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)
-
-
-class MemoryStore:
-    """A store in memory, in order."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.stands_at = StoreMeta()
-        self.scans = 0
-
-    def meta(self) -> StoreMeta:
-        return self.stands_at
-
-    def get(self, key: bytes) -> bytes | None:
-        return self.values.get(key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        return [self.values.get(key) for key in keys]
-
-    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
-        self.scans += 1
-        found = sorted((key for key in self.values if start <= key < stop), reverse=reverse)
-        return [(key, self.values[key]) for key in found[:limit]]
-
-    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        for key, value in changes.items():
-            if value:
-                self.values[key] = value
-            else:
-                self.values.pop(key, None)
-        self.stands_at = meta
 
 
 @dataclass

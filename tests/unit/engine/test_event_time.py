@@ -18,7 +18,7 @@ from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordEr
 from fcluster.engine.state import ShardState
 from fcluster.engine.watermarks import WATERMARK_HEADERS
 from tests.state_memory import EntriesMax
-from tests.unit.worker.test_processing import EmptyStore, FakeMessage
+from tests.unit.worker.processing_bench import EmptyStore, FakeMessage
 
 
 class Bench:

@@ -20,46 +20,10 @@ from fcluster.common.errors import JobError, ProcessingError
 from fcluster.engine import state as state_module
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_prefix
 from tests.state_memory import EntriesMax
+from tests.unit.engine.memory_store import MemoryStore
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)
-
-
-class MemoryStore:
-    """A store in memory that can be told to fail."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.stands_at = StoreMeta()
-        self.writes: list[tuple[int, StoreMeta]] = []
-        self.reads = 0
-        self.failure: Exception | None = None
-
-    def meta(self) -> StoreMeta:
-        return self.stands_at
-
-    def get(self, key: bytes) -> bytes | None:
-        self.reads += 1
-        return self.values.get(key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        self.reads += 1
-        return [self.values.get(key) for key in keys]
-
-    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        if self.failure is not None:
-            raise self.failure
-        for key, value in changes.items():
-            if value:
-                self.values[key] = value
-            else:
-                self.values.pop(key, None)
-        self.stands_at = meta
-        self.writes.append((len(changes), meta))
-
-    def decoded(self, name: str) -> dict[bytes, Any]:
-        prefix = store_prefix(name)
-        return {key[4:]: decode(value) for key, value in self.values.items() if key[:4] == prefix}
 
 
 @pytest.fixture

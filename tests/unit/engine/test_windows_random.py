@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from fcluster import Aggregate, Hopping, Job, Session, Tumbling, Watermark, collect, count, sum_
 from fcluster.engine import firing
 from fcluster.engine import timers as engine_timers
-from fcluster.engine.entries import EntryTable
 from fcluster.engine.operators.window import WindowOperator
 from fcluster.engine.windows import OpenWindows
 from fcluster.testing import Driver
+from tests.unit.engine import planted_bugs
 from tests.unit.engine.timers_bench import TimersBench
 
 MS = timedelta(milliseconds=1)
@@ -249,31 +249,13 @@ def test_a_record_that_reopens_a_closed_window_is_caught(monkeypatch: pytest.Mon
 
 
 def test_a_closed_window_that_is_not_removed_in_its_epoch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted bug: it is removed from memory, but not in the delta."""
-    plain = TimersBench.barrier
-
-    def barrier(bench: TimersBench, *, flush: bool = True) -> None:
-        before = len(bench.deltas)
-        plain(bench, flush=flush)
-        for delta in bench.deltas[before:]:
-            for key in [key for key, value in delta.items() if not value]:
-                del delta[key]
-
-    monkeypatch.setattr(TimersBench, "barrier", barrier)
+    planted_bugs.removals_are_not_in_the_delta(monkeypatch)
     with pytest.raises(AssertionError):
         check_many()
 
 
 def test_a_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted bug: windows that are due are searched only in the layers below the open one."""
-    plain = EntryTable._note_group
-
-    def note_group(table: EntryTable, key: bytes) -> None:
-        if key not in table._open and table._epochs.get(key) is None and not table._below.get(key):
-            return  # it is a new one
-        plain(table, key)
-
-    monkeypatch.setattr(EntryTable, "_note_group", note_group)
+    planted_bugs.scan_misses_the_open_layer(monkeypatch)
     with pytest.raises(AssertionError):
         check_many()
 

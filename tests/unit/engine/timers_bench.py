@@ -18,7 +18,7 @@ from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.testing.shards import MemoryStore
 from tests.state_memory import EntriesMax
-from tests.unit.worker.test_processing import FakeMessage
+from tests.unit.worker.processing_bench import FakeMessage
 
 Output = tuple[Any, ...]
 

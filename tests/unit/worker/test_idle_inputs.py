@@ -15,7 +15,7 @@ from fcluster.engine.state import ShardState
 from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, IdleInputs, times_of
 from fcluster.worker.processing import ShardRunner
 from tests.state_memory import EntriesMax
-from tests.unit.worker.test_processing import EmptyStore, FakeMessage
+from tests.unit.worker.processing_bench import EmptyStore, FakeMessage
 
 SHARD = ShardId("in", 0)
 

@@ -14,7 +14,7 @@ from fcluster import Job, Watermark
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import Settings
-from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Topology
 from fcluster.worker.batches import Batches
 from fcluster.worker.consuming import Batch
@@ -30,35 +30,12 @@ from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import FrozenEpoch, TransactionLostError
 from fcluster.worker.watchdog import Watchdog
 from tests.state_memory import EntriesMax
+from tests.unit.engine.memory_store import MemoryStore
 
 SESSION = 7
 IDENTITY = model.Identity("worker-1", "host", 1, -1, "fingerprint", "store", "1")
 BOUNDS = model.Bounds(epoch_records_max=100, coordinator_loss_ms=1_000, offset_refresh_ms=1_000)
 PATIENCE_S = 20.0
-
-
-class MemoryStore:
-    """A store in memory."""
-
-    def __init__(self) -> None:
-        self.data: dict[bytes, bytes] = {}
-        self.stands_at = StoreMeta()
-
-    def meta(self) -> StoreMeta:
-        return self.stands_at
-
-    def get(self, key: bytes) -> bytes | None:
-        return self.data.get(key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        return [self.data.get(key) for key in keys]
-
-    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
-        return []
-
-    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        self.data.update(changes)
-        self.stands_at = meta
 
 
 class Message:
