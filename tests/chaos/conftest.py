@@ -55,25 +55,27 @@ def place(island_or_reason: Island | str) -> Island:
 
 
 @pytest.fixture(scope="session")
-def mortal(island_or_reason: Island | str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerFor]:
+def stoppable_kafka(
+    island_or_reason: Island | str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BrokerFor]:
     """A broker that chaos tests may stop and kill, reachable from the island. `servers` brings it back."""
     place = island_or_reason if isinstance(island_or_reason, Island) else None
-    with BrokerFor(tmp_path_factory.mktemp("mortal"), place) as broker:
+    with BrokerFor(tmp_path_factory.mktemp("stoppable_kafka"), place) as broker:
         yield broker
 
 
 @pytest.fixture
-def mortal_broker(mortal: BrokerFor) -> EmbeddedKafka:
-    """The broker of `mortal`."""
-    return mortal.broker
+def stoppable_broker(stoppable_kafka: BrokerFor) -> EmbeddedKafka:
+    """The broker of `stoppable_kafka`."""
+    return stoppable_kafka.broker
 
 
 @pytest.fixture
-def chaos_on_mortal_broker(
-    mortal: BrokerFor, topic_prefix: str, tmp_path: Path
+def chaos_on_stoppable_broker(
+    stoppable_kafka: BrokerFor, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
-    """Like `chaos`, on the broker of `mortal`."""
-    return partial(_run, mortal.servers, topic_prefix, tmp_path / "data")
+    """Like `chaos`, on the broker of `stoppable_kafka`."""
+    return partial(_run, stoppable_kafka.servers, topic_prefix, tmp_path / "data")
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ class Island:
             run("ip", "link", "set", way.outside, "up")
 
     @contextmanager
-    def mute(self, what: str) -> Iterator[None]:
+    def drop_outgoing(self, what: str) -> Iterator[None]:
         """What the worker sends doesn't arrive. It still receives."""
         way = self.ways[what]
         run("ip", "-n", self.name, "route", "replace", "blackhole", way.service)
@@ -124,7 +124,7 @@ class Island:
             run("ip", "-n", self.name, "route", "replace", way.service, "via", f"{way.net}.5")
 
     @contextmanager
-    def deafen(self, what: str) -> Iterator[None]:
+    def drop_incoming(self, what: str) -> Iterator[None]:
         """What is sent to the worker doesn't arrive. It can still send."""
         way = self.ways[what]
         run("ip", "route", "add", "blackhole", f"{way.net}.6")

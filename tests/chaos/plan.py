@@ -1,9 +1,9 @@
-"""What a storm does and when. It is drawn from a seed, and from nothing else (pure).
+"""Which faults happen in a soak, and when. It is drawn from a seed, and from nothing else (pure).
 
 Responsible for: rounds of faults with their times, so that a seed always gives the same schedule, whatever
 the machine does with it. A fault is drawn only where it is possible according to the plan's own book: a
 worker that is down according to the plan isn't stopped. Whether it is possible when its time has come is
-found out by `storm`.
+found out by `fault_player`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Round:
-    """A storm. After it, everything is healed, and progress is demanded."""
+    """Faults that overlap. After them, everything is healed, and progress is demanded."""
 
     number: int
     lasts_s: float

@@ -435,7 +435,7 @@ def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
     return [ns for at, ns in readers[READ_UNCOMMITTED].times_ns().items() if at not in committed]
 
 
-def doses(short: Sequence[tuple[str, int]], long: Sequence[tuple[str, int]] = ()) -> list[Any]:
+def variants(short: Sequence[tuple[str, int]], long: Sequence[tuple[str, int]] = ()) -> list[Any]:
     """Parameters of a test: jobs, each with a number of warm copies. `long` is added in the long version."""
     chosen = [*short, *(long if LONG else ())]
     return [
@@ -464,7 +464,7 @@ __all__ = [
     "REGROUPED",
     "Chaos",
     "chaos_run",
-    "doses",
+    "variants",
     "worker_name",
     "workers_of",
 ]

@@ -1,10 +1,10 @@
 """A random mixture of all faults for a given time: `python -m tests.chaos.soak --minutes 30 --seed 7`.
 
-Responsible for: one run on its own broker, in rounds. In each round a storm happens (`plan`, `storm`), then
-everything is healed and progress is demanded. Records are judged as they come (`checker.stream`), so a long
-run needs no more memory than a short one. At the end everything is judged as in every chaos test, and a table
-shows what was done. The seed determines job, copies and schedule. It is printed, and gives the same run
-again.
+Responsible for: one run on its own broker, in rounds. In each round faults happen (`plan`, `fault_player`),
+then everything is healed and progress is demanded. Records are judged as they come (`checker.stream`), so a
+long run needs no more memory than a short one. At the end everything is judged as in every chaos test, and a
+table shows what was done. The seed determines job, copies and schedule. It is printed, and gives the same
+run again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 from tests.chaos import leftovers, plan, tally
 from tests.chaos.damage import Snapshots
 from tests.chaos.disks import small_disk
+from tests.chaos.fault_player import FaultPlayer, SoakCluster
 from tests.chaos.network import COORDINATOR as WAY_TO_COORDINATOR
 from tests.chaos.network import BrokerFor, Island, NoIslandError, island
 from tests.chaos.runner import (
@@ -39,7 +40,6 @@ from tests.chaos.runner import (
     Complaints,
 )
 from tests.chaos.state import check_state
-from tests.chaos.storm import SoakCluster, Storm
 from tests.chaos.trio import Trio
 from tests.checker.check import check_no_open_transactions, wait_until_committed
 from tests.checker.stream import StreamCheck
@@ -153,7 +153,7 @@ class Report:
                 tally.table(self.faults),
                 f"seed {self.seed}, {self.seconds:.0f} s, {self.epochs} epochs at least",
                 f"{self.verdict.inputs} records, {self.aborted} outputs aborted",
-                f"memory of the checker: {before:.0f} MB when the storms began, {after:.0f} MB at its peak",
+                f"memory of the checker: {before:.0f} MB when the faults began, {after:.0f} MB at its peak",
                 self.verdict.report(),
             ]
         )
@@ -177,14 +177,14 @@ def soak(
         name: the prefix of all names in Kafka.
         data_dir: the cluster's data directory.
         seed: the seed of everything that is drawn.
-        seconds: how long the storms last, without the healing.
+        seconds: how long faults happen, without the healing.
         say: called with what is done, line by line.
 
     Raises:
         AssertionError, TimeoutError: something is wrong. The message says what; the seed was printed before.
     """
     choice = Choice.of(seed)
-    say(f"soak with SEED={seed}: {choice.job_file}, {choice.replicas} warm copies, {seconds:.0f} s of storms")
+    say(f"soak with SEED={seed}: {choice.job_file}, {choice.replicas} warm copies, {seconds:.0f} s of faults")
     trio = isinstance(kafka, Trio)
     settings: dict[str, object] = {
         **(TRIO_SETTINGS if trio else SETTINGS),
@@ -210,7 +210,7 @@ def soak(
             kafka_dir=kafka.cluster.data_dir if isinstance(kafka, Trio) else None,
         )
         stack.enter_context(run)
-        storm = Storm(run, kafka, place, disk, say)
+        player = FaultPlayer(run, kafka, place, disk, say)
         began_s, memory_before = time.monotonic(), memory_bytes("self")
         epochs: dict[int, int] = {}
         for one in plan.rounds(seed, seconds, WORKERS, plan.TRIO_WEIGHTS if trio else plan.WEIGHTS):
@@ -218,7 +218,7 @@ def soak(
                 f"round {one.number}: {len(one.faults)} faults in {one.lasts_s:.0f} s"
                 + (", with a standby coordinator" if one.standby_coordinator else "")
             )
-            storm.rage(one)
+            player.play(one)
             run.stream.check()
             leftovers.await_snapshots_collected(data_dir / "snapshots")
             verdict, status = run.stream.fold.verdict, run.cluster.status()
@@ -298,7 +298,7 @@ def _saying(line: str) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument(
-        "--minutes", type=float, default=30.0, help="of storms; healing and judging come on top"
+        "--minutes", type=float, default=30.0, help="of faults; healing and judging come on top"
     )
     parser.add_argument(
         "--brokers", type=int, choices=(1, 3), default=1, help="3: they get faults of their own"

@@ -32,22 +32,22 @@ def open_transaction(run: Chaos, worker: str, hold_ms: int) -> str:
 
 @pytest.mark.parametrize(("hard", "job_file"), [(True, PLAIN), (False, REGROUPED)], ids=["hard", "clean"])
 def test_broker_restarted_in_open_epochs_only_delays_the_job(
-    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
-    mortal_broker: EmbeddedKafka,
+    chaos_on_stoppable_broker: Callable[..., AbstractContextManager[Chaos]],
+    stoppable_broker: EmbeddedKafka,
     hard: bool,
     job_file: str,
 ) -> None:
     # Default timeouts: an epoch may take longer than the broker is down.
     settings = {"checkpoint.timeout.ms": 30_000}
     title = f"broker {'killed' if hard else 'stopped'} for {AWAY_S} s"
-    with chaos_on_mortal_broker(title, job_file=job_file, settings=settings, rate=300.0) as run:
+    with chaos_on_stoppable_broker(title, job_file=job_file, settings=settings, rate=300.0) as run:
         pids = run.cluster.pids()
         evidence = open_transaction(run, "worker-0", hold_ms=1000)
-        mortal_broker.kill() if hard else mortal_broker.stop()
+        stoppable_broker.kill() if hard else stoppable_broker.stop()
         gone_s = time.monotonic()
         run.note(BROKER_AWAY, title, shown=evidence)
         time.sleep(AWAY_S)  # the fault itself
-        mortal_broker.start()
+        stoppable_broker.start()
         print(f"the broker was down for {time.monotonic() - gone_s:.1f} s")
         print(f"output flows again after {run.await_flow():.1f} s")
         assert run.cluster.pids() == pids
@@ -68,15 +68,15 @@ def broker_standing_still(broker: EmbeddedKafka) -> Iterator[None]:
 
 
 def test_commit_that_arrives_after_its_sender_died_is_neither_lost_nor_repeated(
-    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]], mortal_broker: EmbeddedKafka
+    chaos_on_stoppable_broker: Callable[..., AbstractContextManager[Chaos]], stoppable_broker: EmbeddedKafka
 ) -> None:
     """The worker dies while its request to commit is in the broker's socket, so its outcome is unknown."""
-    with chaos_on_mortal_broker("commit in doubt") as run:
+    with chaos_on_stoppable_broker("commit in doubt") as run:
         for round_number in range(4):
             victim = f"worker-{round_number % 3}"
             run.cluster.arm(victim, "worker.commit", Arm("hold", after_ms=300))
             mark = run.cluster.await_mark(victim, "worker.commit")
-            with broker_standing_still(mortal_broker):
+            with broker_standing_still(stoppable_broker):
                 # The fault itself: the hold ends, the worker sends its request, and dies while it waits for
                 # the answer.
                 time.sleep(0.6)
@@ -95,14 +95,14 @@ def aborted_by_broker(run: Chaos) -> set[str]:
 
 
 def test_transactions_that_run_out_of_time_are_aborted_and_replayed(
-    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
+    chaos_on_stoppable_broker: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
     """While the coordinator is stopped, nobody may commit and nobody fences: only the broker can abort."""
     settings = {
         "transaction.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
         "checkpoint.timeout.ms": 2700,  # the transaction's timeout allows no more
     }
-    with chaos_on_mortal_broker("transactions out of time", settings=settings) as run:
+    with chaos_on_stoppable_broker("transactions out of time", settings=settings) as run:
         pids = run.cluster.pids()
         # One worker has sent its offsets and is about to commit. The transactions of the others are open.
         run.cluster.arm("worker-1", "worker.commit", Arm("hold", after_ms=5000))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, variants, workers_of
 from tests.chaos.tally import COORDINATOR_KILLED
 from tests.harness import COORDINATOR
 
@@ -56,7 +56,7 @@ def kill_coordinator(run: Chaos, step: Step, victim: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
+    ("job_file", "replicas"), variants([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
 )
 def test_coordinator_killed_while_it_decides_loses_nothing_and_workers_stay(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int

@@ -67,17 +67,17 @@ def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]
 
 
 def test_worker_that_is_cut_off_is_replaced_and_comes_back(
-    place: Island, chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]]
+    place: Island, chaos_on_stoppable_broker: Callable[..., AbstractContextManager[Chaos]]
 ) -> None:
     settings = {
         "coordinator.bind": f"tcp://{place.ways[COORDINATOR].service}:0",
         "insecure": True,
         "checkpoint.timeout.ms": 3000,
     }
-    with chaos_on_mortal_broker(
+    with chaos_on_stoppable_broker(
         "one worker cut off", settings=settings, cluster_type=cluster_on(place), rate=600.0
     ) as run:
         endure(run, "cut off from the coordinator", lambda: place.cut(COORDINATOR))
-        endure(run, "not heard by the coordinator", lambda: place.mute(COORDINATOR))
-        endure(run, "doesn't hear the coordinator", lambda: place.deafen(COORDINATOR))
+        endure(run, "not heard by the coordinator", lambda: place.drop_outgoing(COORDINATOR))
+        endure(run, "doesn't hear the coordinator", lambda: place.drop_incoming(COORDINATOR))
         endure(run, "cut off from Kafka", lambda: place.cut(KAFKA))

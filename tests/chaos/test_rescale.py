@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, variants, workers_of
 from tests.chaos.tally import KILLED_IN_MOVE, RESCALED
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,7 +29,7 @@ def resize(run: Chaos, workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(REGROUPED, 0)], [(PLAIN, 0), (PLAIN, 1), (REGROUPED, 1)])
+    ("job_file", "replicas"), variants([(REGROUPED, 0)], [(PLAIN, 0), (PLAIN, 1), (REGROUPED, 1)])
 )
 def test_rescaling_under_load_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
@@ -42,7 +42,7 @@ def test_rescaling_under_load_loses_and_repeats_nothing(
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
+    ("job_file", "replicas"), variants([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
 )
 def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int

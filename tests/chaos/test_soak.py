@@ -21,11 +21,11 @@ SEED = 2177
 
 
 def test_random_mixture_of_faults_loses_and_repeats_nothing(
-    mortal: BrokerFor, island_or_reason: Island | str, topic_prefix: str, tmp_path: Path
+    stoppable_kafka: BrokerFor, island_or_reason: Island | str, topic_prefix: str, tmp_path: Path
 ) -> None:
     seed = SEED if os.environ.get("CI") and not LONG else random.SystemRandom().randrange(100_000)
     place = island_or_reason if isinstance(island_or_reason, Island) else None
-    report = soak(mortal, place, topic_prefix, tmp_path / "data", seed=seed, seconds=SECONDS)
+    report = soak(stoppable_kafka, place, topic_prefix, tmp_path / "data", seed=seed, seconds=SECONDS)
     print(report)
     assert len(report.faults) >= SECONDS / 10, "too few faults hit for the test to mean anything"
 
@@ -38,7 +38,7 @@ def test_seed_gives_the_same_schedule_however_long_it_is() -> None:
 
 @pytest.mark.parametrize("weights", [plan.WEIGHTS, plan.TRIO_WEIGHTS], ids=["one-broker", "three-brokers"])
 def test_long_schedule_has_every_fault_in_it(weights: dict[str, int]) -> None:
-    drawn = {fault.kind for storm in plan.rounds(1, 1800, 3, weights) for fault in storm.faults}
+    drawn = {fault.kind for one in plan.rounds(1, 1800, 3, weights) for fault in one.faults}
     assert drawn == set(weights)
 
 

@@ -23,7 +23,7 @@ from tests.chaos.trio import (
     JOURNAL,
     JOURNAL_WRITER,
     ROLES,
-    Hurt,
+    BrokerFaults,
     Trio,
     TwoCoordinators,
 )
@@ -43,19 +43,19 @@ Runs = Callable[..., AbstractContextManager[Chaos]]
 
 def test_broker_after_broker_is_disturbed_and_the_job_hardly_pauses(chaos_on_trio: Runs, trio: Trio) -> None:
     with chaos_on_trio(f"FCLUSTER_TEST_TURN={TURN}", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:
-        hurt = Hurt(run, trio, seed=TURN)
+        faults = BrokerFaults(run, trio, seed=TURN)
         for role, step, hard in turn(TURN, ROLES):
-            (hurt.kill if hard else hurt.stop)(role, step)
+            (faults.kill if hard else faults.stop)(role, step)
 
 
 def test_brokers_that_hang_or_hand_over_or_are_cut_off_lose_nothing(chaos_on_trio: Runs, trio: Trio) -> None:
     with chaos_on_trio("brokers hang", job_file=REGROUPED, settings=SETTINGS, rate=RATE) as run:
-        hurt = Hurt(run, trio)
-        hurt.cut(1, 10.0)
-        hurt.move_leaders()
-        hurt.hang(GROUP)
-        hurt.take_two_away(AWAY_S, clean=False)
-        hurt.cut(0, 10.0)
+        faults = BrokerFaults(run, trio)
+        faults.cut(1, 10.0)
+        faults.move_leaders()
+        faults.hang(GROUP)
+        faults.take_two_away(AWAY_S, clean=False)
+        faults.cut(0, 10.0)
 
 
 def test_coordinator_dies_with_a_broker_that_its_journal_needs(chaos_on_trio: Runs, trio: Trio) -> None:
@@ -65,9 +65,9 @@ def test_coordinator_dies_with_a_broker_that_its_journal_needs(chaos_on_trio: Ru
         rate=RATE,
         cluster_type=TwoCoordinators,
     ) as run:
-        hurt = Hurt(run, trio)
-        hurt.kill_with_leader(JOURNAL)
-        hurt.kill_with_leader(JOURNAL_WRITER)
+        faults = BrokerFaults(run, trio)
+        faults.kill_with_leader(JOURNAL)
+        faults.kill_with_leader(JOURNAL_WRITER)
 
 
 if LONG:
@@ -80,19 +80,19 @@ if LONG:
     ) -> None:
         job_file = REGROUPED if role in (CHANGELOG, GROUP) else PLAIN
         with chaos_on_trio(f"{role}, at each step", job_file=job_file, settings=SETTINGS, rate=RATE) as run:
-            hurt = Hurt(run, trio, seed=ROLES.index(role))
+            faults = BrokerFaults(run, trio, seed=ROLES.index(role))
             for step in EPOCH_STEPS:
-                (hurt.kill if hard else hurt.stop)(role, step)
+                (faults.kill if hard else faults.stop)(role, step)
 
     @pytest.mark.timeout(1200)
     def test_two_of_three_brokers_down_for_a_minute_delay_the_job_and_lose_nothing(
         chaos_on_trio: Runs, trio: Trio
     ) -> None:
         with chaos_on_trio("two of three away", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:
-            hurt = Hurt(run, trio)
-            hurt.take_two_away(AWAY_S, clean=True)
-            hurt.take_two_away(AWAY_S, clean=False)
+            faults = BrokerFaults(run, trio)
+            faults.take_two_away(AWAY_S, clean=True)
+            faults.take_two_away(AWAY_S, clean=False)
             for _ in range(3):
-                hurt.stop(CONTROLLER, "worker.commit")
-                hurt.kill(CONTROLLER, "worker.offsets-sent")
-                hurt.move_leaders()
+                faults.stop(CONTROLLER, "worker.commit")
+                faults.kill(CONTROLLER, "worker.offsets-sent")
+                faults.move_leaders()

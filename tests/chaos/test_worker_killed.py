@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, variants, workers_of
 from tests.chaos.tally import ALL_KILLED
 
 pytestmark = pytest.mark.timeout(300)
@@ -50,7 +50,7 @@ def kill_all(run: Chaos, point: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
+    ("job_file", "replicas"), variants([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
 )
 def test_one_worker_killed_at_each_step_of_an_epoch_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
@@ -61,7 +61,7 @@ def test_one_worker_killed_at_each_step_of_an_epoch_loses_and_repeats_nothing(
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
+    ("job_file", "replicas"), variants([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
 )
 def test_all_workers_killed_at_each_step_of_an_epoch_lose_and_repeat_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int

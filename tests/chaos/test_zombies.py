@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, doses
+from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, variants
 from tests.chaos.tally import WORKER_STOPPED
 from tests.harness import process_state, wait_until
 
@@ -58,7 +58,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 1), (REGROUPED, 0)], [(PLAIN, 0), (REGROUPED, 1)])
+    ("job_file", "replicas"), variants([(PLAIN, 1), (REGROUPED, 0)], [(PLAIN, 0), (REGROUPED, 1)])
 )
 def test_worker_stopped_for_three_session_timeouts_is_refused_and_joins_again(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int

@@ -275,7 +275,7 @@ class Aim:
     what: str
 
 
-class Hurt:
+class BrokerFaults:
     """Faults on the brokers of one run.
 
     Args:

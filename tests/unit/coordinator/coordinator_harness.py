@@ -1,7 +1,7 @@
 """Drives the coordinator's core in tests: models workers, journal and fences, and checks what the core does.
 
-`Harness` feeds events and carries out effects on a model, at once or when told. `Witness` doesn't look inside
-the core. It sees events and effects only, and fails if they break a rule of the protocol.
+`Harness` feeds events and carries out effects on a model, at once or when told. `ProtocolChecker` doesn't
+look inside the core. It sees events and effects only, and fails if they break a rule of the protocol.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def merged_stages() -> Topology:
     )
 
 
-class Witness:
+class ProtocolChecker:
     """The rules that the core must keep, whatever events it gets."""
 
     def __init__(self) -> None:
@@ -261,7 +261,7 @@ class Harness:
     unfenced: list[int] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     stopped: events.StopCoordinator | None = None
-    witness: Witness = field(default_factory=Witness)
+    checker: ProtocolChecker = field(default_factory=ProtocolChecker)
 
     def __post_init__(self) -> None:
         self.lead()
@@ -289,21 +289,21 @@ class Harness:
             highest_committed_epoch=self.highest_committed_epoch,
             topic_ids=self.topic_ids,
         )
-        self.witness.new_leader(self.journal)
+        self.checker.new_leader(self.journal)
         self.core = Coordinator.recover(self.journal, terms, self.now_ms)
         self.feed(events.Started())
 
     def feed(self, event: events.Event) -> None:
         """Pass an event to the core. Its effects are recorded, and carried out if that is automatic."""
-        self.witness.see_event(event)
-        self.witness.draining = self.core.phase.value == "draining"
+        self.checker.see_event(event)
+        self.checker.draining = self.core.phase.value == "draining"
         effects = self.core.handle(event, self.now_ms)
-        self.witness.draining = self.core.phase.value == "draining"
+        self.checker.draining = self.core.phase.value == "draining"
         self.core.invariants()
         deadline = self.core.next_deadline_ms()
         assert deadline is None or deadline > self.now_ms, "the shell would loop without end"
         for effect in effects:
-            self.witness.see_effect(effect)
+            self.checker.see_effect(effect)
             self.take(effect)
         while self.auto_journal and self.unwritten:
             self.write_journal()
@@ -352,7 +352,7 @@ class Harness:
 
     def write_journal(self) -> None:
         write = self.unwritten.pop(0)
-        for target in (self.journal, self.witness.journal):
+        for target in (self.journal, self.checker.journal):
             take_in(target, write)
         self.feed(events.JournalWritten(write.sequence))
 

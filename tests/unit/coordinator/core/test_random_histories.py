@@ -5,7 +5,7 @@ Kafka's part is modelled by numbers: the producer generation of each slot, which
 committed offset of each shard. A commit by a worker that isn't fenced must continue exactly where the shard's
 last commit ended, so two owners at a time, or an owner that starts too early, would be noticed at once.
 
-The `Witness` in the harness fails if the core breaks a rule.
+The `ProtocolChecker` in the harness fails if the core breaks a rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does what a plan says to a running cluster, and heals it again.
+"""Does to a running cluster what a plan says, and heals it again.
 
 Responsible for: beginning each fault at its time and ending it at its time, without waiting in between, so
 that faults overlap; distinguishing the end of a process that a fault explains from one that it doesn't; and
@@ -79,8 +79,8 @@ class SoakCluster(TwoCoordinators):
         return sorted(name for name in self._running if name.startswith(kind) and self.running(name))
 
 
-class Storm:
-    """Faults on one run.
+class FaultPlayer:
+    """Causes the planned faults of one run, and ends them.
 
     Args:
         run: the run. Its cluster is a SoakCluster.
@@ -109,11 +109,11 @@ class Storm:
         self._draw = random.Random(0)
         self._snapshots = Snapshots(run.data_dir / "snapshots" / run.job / run.stage)
         self._began_s = time.monotonic()
-        self._hurt: set[str] = set()
+        self._disturbed: set[str] = set()
         self._allowed: dict[str, set[int]] = {}
         self._broker_away = False
         self._broker_was_away = False
-        self._broker_hurt = False
+        self._broker_disturbed = False
         self._heals: list[tuple[float, Planned, Heal]] = []
 
     @property
@@ -121,20 +121,20 @@ class Storm:
         """How many workers there are when everything is healed."""
         return self._size
 
-    def rage(self, storm: Round) -> None:
+    def play(self, planned_round: Round) -> None:
         """Do all of it, heal, and demand progress.
 
         Raises:
             AssertionError: a process ended and no fault explains it.
             TimeoutError: the cluster doesn't continue completely.
         """
-        self._draw = random.Random(storm.number)
+        self._draw = random.Random(planned_round.number)
         self._broker_was_away = False
         began_s = time.monotonic()
-        if storm.standby_coordinator:
+        if planned_round.standby_coordinator:
             self._cluster.start_coordinator(STANDBY if self._cluster.running(COORDINATOR) else COORDINATOR)
-        todo = list(storm.faults)
-        while todo or time.monotonic() < began_s + storm.lasts_s:
+        todo = list(planned_round.faults)
+        while todo or time.monotonic() < began_s + planned_round.lasts_s:
             now_s = time.monotonic() - began_s
             while todo and todo[0].at_s <= now_s:
                 self._begin(todo.pop(0))
@@ -212,12 +212,12 @@ class Storm:
             tally.WORKER_STOPPED: self._stop_worker,
             tally.WORKER_SLOWED: self._slow_worker,
             tally.NETWORK_CUT: self._cut,
-            tally.BROKER_AWAY: self._hurt_broker,
-            tally.BROKER_KILLED: self._hurt_broker,
-            tally.BROKER_STOPPED: self._hurt_broker,
-            tally.BROKER_HUNG: self._hurt_broker,
-            tally.BROKER_CUT: self._hurt_broker,
-            tally.LEADERS_MOVED: self._hurt_broker,
+            tally.BROKER_AWAY: self._disturb_broker,
+            tally.BROKER_KILLED: self._disturb_broker,
+            tally.BROKER_STOPPED: self._disturb_broker,
+            tally.BROKER_HUNG: self._disturb_broker,
+            tally.BROKER_CUT: self._disturb_broker,
+            tally.LEADERS_MOVED: self._disturb_broker,
             tally.STATE_LOST: self._lose_state,
             tally.SNAPSHOT_DAMAGED: self._damage_snapshot,
             tally.IO_ERRORS: self._io_errors,
@@ -234,18 +234,18 @@ class Storm:
     def _worker(self, planned: Planned) -> str:
         """The name of the worker, if it can be disturbed."""
         name = worker_name(planned.slot)
-        if planned.slot >= self._size or not self._cluster.running(name) or name in self._hurt:
+        if planned.slot >= self._size or not self._cluster.running(name) or name in self._disturbed:
             raise LeftOut("it isn't running, or is disturbed already")
         return name
 
-    def _hurts(self, name: str, *codes: int) -> None:
-        """It is disturbed until `_well`. In this round it may end with one of these codes."""
-        self._hurt.add(name)
+    def _disturbs(self, name: str, *codes: int) -> None:
+        """It is disturbed until `_undisturbed`. In this round it may end with one of these codes."""
+        self._disturbed.add(name)
         self._allowed.setdefault(name, set()).update(codes)
 
-    def _well(self, name: str) -> None:
+    def _undisturbed(self, name: str) -> None:
         """It is no longer disturbed. If it has ended, it is started again."""
-        self._hurt.discard(name)
+        self._disturbed.discard(name)
         self._restart(name)
 
     def _restart(self, name: str) -> None:
@@ -261,7 +261,7 @@ class Storm:
 
     def _kill(self, name: str) -> None:
         """`kill -9`, even if the process is stopped."""
-        self._hurts(name, -signal.SIGKILL)
+        self._disturbs(name, -signal.SIGKILL)
         self._cluster.child(name).kill()
 
     def _kill_worker(self, planned: Planned) -> Heal:
@@ -269,13 +269,13 @@ class Storm:
         if not planned.how:
             self._note(planned)
             self._kill(name)
-            return lambda: self._well(name)
+            return lambda: self._undisturbed(name)
         return self._kill_at(planned, name)
 
     def _kill_at(self, planned: Planned, name: str) -> Heal:
         """Kill it at a failpoint, if it gets there in time."""
         point = planned.how
-        self._hurts(name, -signal.SIGKILL)
+        self._disturbs(name, -signal.SIGKILL)
         in_commit = point == "worker.commit"
         self._cluster.arm(name, point, Arm("kill", after_ms=int(in_commit), in_background=in_commit))
 
@@ -286,7 +286,7 @@ class Storm:
             else:
                 self._cluster.child(name).wait(10)
                 self._note(planned, time_ns=mark.time_ns, shown=f"at the step, {mark.detail}")
-            self._well(name)
+            self._undisturbed(name)
 
         return heal
 
@@ -303,11 +303,11 @@ class Storm:
         self._note(planned)
         for name in names:
             self._kill(name)
-        return lambda: self._well_again(names)
+        return lambda: self._all_undisturbed(names)
 
-    def _well_again(self, names: Sequence[str]) -> None:
+    def _all_undisturbed(self, names: Sequence[str]) -> None:
         for name in names:
-            self._well(name)
+            self._undisturbed(name)
 
     def _kill_coordinator(self, planned: Planned) -> Heal:
         name = self._leader()
@@ -315,7 +315,7 @@ class Storm:
             return self._kill_at(planned, name)
         self._note(planned, shown=self._open_epoch())
         self._kill(name)
-        return lambda: self._well(name)
+        return lambda: self._undisturbed(name)
 
     def _leader(self) -> str:
         """The coordinator that leads, if it can be disturbed."""
@@ -324,7 +324,7 @@ class Storm:
         if leader is None or leader.pid not in names:
             raise LeftOut("no coordinator leads")
         name = names[leader.pid]
-        if name in self._hurt:
+        if name in self._disturbed:
             raise LeftOut("it is disturbed already")
         return name
 
@@ -334,19 +334,19 @@ class Storm:
     def _stop(self, names: Sequence[str], *codes: int) -> Heal:
         """Send SIGSTOP, and later SIGCONT."""
         for name in names:
-            self._hurts(name, *codes)
+            self._disturbs(name, *codes)
             self._cluster.child(name).send_signal(signal.SIGSTOP)
 
         def go_on() -> None:
             for name in names:
                 self._cluster.child(name).send_signal(signal.SIGCONT)
-                self._well(name)
+                self._undisturbed(name)
 
         return go_on
 
     def _stop_coordinators(self, planned: Planned) -> Heal:
         names = self._coordinators()
-        if not names or any(name in self._hurt for name in names):
+        if not names or any(name in self._disturbed for name in names):
             raise LeftOut("the coordinator is disturbed already")
         self._note(planned, shown="" if planned.kind == tally.TRANSACTION_EXPIRED else self._open_epoch())
         return self._stop(names)
@@ -357,7 +357,7 @@ class Storm:
         if not point:
             self._note(planned, shown=self._open_epoch())
             return self._stop([name], ExitCode.CRASHED)
-        self._hurts(name, ExitCode.CRASHED)
+        self._disturbs(name, ExitCode.CRASHED)
         self._cluster.arm(name, point, Arm("stop"))
 
         def go_on() -> None:
@@ -367,13 +367,13 @@ class Storm:
             else:
                 self._note(planned, time_ns=mark.time_ns, shown=f"at the step, {mark.detail}")
             self._cluster.child(name).send_signal(signal.SIGCONT)
-            self._well(name)
+            self._undisturbed(name)
 
         return go_on
 
     def _slow_worker(self, planned: Planned) -> Heal:
         name = self._worker(planned)
-        self._hurts(name, ExitCode.CRASHED)
+        self._disturbs(name, ExitCode.CRASHED)
         return self._while(self._cluster.slowed(name, times=10), planned, name)
 
     def _while(self, fault: AbstractContextManager[None], planned: Planned, name: str) -> Heal:
@@ -384,14 +384,14 @@ class Storm:
 
         def leave() -> None:
             stack.close()
-            self._well(name)
+            self._undisturbed(name)
 
         return leave
 
     def _rescale(self, planned: Planned) -> None:
         names = [worker_name(slot) for slot in range(SLOTS)]
         leaving = [name for name in names[self._size :] if self._cluster.running(name)]
-        if leaving or self._hurt.intersection(names):
+        if leaving or self._disturbed.intersection(names):
             raise LeftOut("a worker is disturbed already, or still leaving")
         former, self._size = self._size, planned.number
         for name in names[former : planned.number]:
@@ -408,28 +408,28 @@ class Storm:
         if place is None:
             raise LeftOut("no worker has a network of its own here")
         name = self._worker(planned)
-        self._hurts(name, ExitCode.CRASHED)
+        self._disturbs(name, ExitCode.CRASHED)
         cut = {
             "cut off from the coordinator": partial(place.cut, WAY_TO_COORDINATOR),
-            "not heard by the coordinator": partial(place.mute, WAY_TO_COORDINATOR),
-            "deaf to the coordinator": partial(place.deafen, WAY_TO_COORDINATOR),
+            "not heard by the coordinator": partial(place.drop_outgoing, WAY_TO_COORDINATOR),
+            "deaf to the coordinator": partial(place.drop_incoming, WAY_TO_COORDINATOR),
             "no Kafka": partial(place.cut, KAFKA),
         }[planned.how]
         return self._while(cut(), planned, name)
 
-    def _hurt_broker(self, planned: Planned) -> Heal:
+    def _disturb_broker(self, planned: Planned) -> Heal:
         shown = self._open_epoch()
         try:
             which, heal = self._kafka.take_away(planned.how, self._draw)
         except NotWholeError as why:
             raise LeftOut(str(why)) from None
         self._note(planned, f", {which}", shown=shown)
-        self._broker_was_away = self._broker_hurt = True
+        self._broker_was_away = self._broker_disturbed = True
         self._broker_away = self._kafka.alone
 
         def bring_back() -> None:
             heal()
-            self._broker_away = self._broker_hurt = False
+            self._broker_away = self._broker_disturbed = False
 
         return bring_back
 
@@ -441,7 +441,7 @@ class Storm:
         shutil.rmtree(
             self._run.data_dir / "state" / self._run.job / f"slot-{planned.slot}", ignore_errors=True
         )
-        return lambda: self._well(name)
+        return lambda: self._undisturbed(name)
 
     def _damage_snapshot(self, planned: Planned) -> None:
         why = damage_newest(self._snapshots, planned.number, planned.how)
@@ -452,7 +452,7 @@ class Storm:
     def _io_errors(self, planned: Planned) -> Heal:
         name = self._worker(planned)
         if planned.how == "of its state":
-            self._hurts(name, ExitCode.MISTAKE, ExitCode.CRASHED)
+            self._disturbs(name, ExitCode.MISTAKE, ExitCode.CRASHED)
             child = self._cluster.child(name)
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             self._note(planned, shown=self._open_epoch())
@@ -460,17 +460,17 @@ class Storm:
             def replace() -> None:
                 self._kill(name)  # if it has not left by itself
                 child.wait(10)
-                self._well(name)
+                self._undisturbed(name)
 
             return replace
         point = "worker.mid-snapshot"
-        self._hurts(name)
+        self._disturbs(name)
         self._cluster.arm(name, point, Arm("raise", errno=errno.EIO, every=True))
         self._note(planned, shown=self._open_epoch())
 
         def mend() -> None:
             self._cluster.disarm(name, point)
-            self._well(name)
+            self._undisturbed(name)
 
         return mend
 
@@ -529,7 +529,7 @@ class Storm:
         """Evidence that an epoch is open. Empty if some leader can't be asked, or if none is open for a
         moment.
         """
-        if self._broker_hurt:
+        if self._broker_disturbed:
             return ""
         try:
             return self._run.open_epoch(1.0)

@@ -14,7 +14,7 @@ import pytest
 
 from fcluster.common.failpoints import Arm
 from tests.chaos.damage import DAMAGES, Snapshots
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, variants, workers_of
 from tests.chaos.tally import KILLED_IN_MOVE, SNAPSHOT_DAMAGED, STATE_LOST
 from tests.harness import wait_until
 
@@ -58,7 +58,7 @@ def lose_local_state(run: Chaos) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
+    ("job_file", "replicas"), variants([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
 )
 def test_damaged_snapshot_is_skipped_for_the_older_one(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
