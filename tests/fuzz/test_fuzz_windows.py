@@ -1,0 +1,180 @@
+"""Random jobs with windows: wherever barriers and crashes fall, and however partitions interleave, the
+results that a slow interpreter computes are committed, each once.
+
+A fixed choice of examples runs with the other tests; `make fuzz EXAMPLES=...` draws others, and more.
+`tests/unit/engine/test_windows_random.py` also varies batches, caches, and when due windows close. The
+simulation varies the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from fcluster.engine.changelog import Delta
+from fcluster.engine.clock import EventClock
+from fcluster.engine.operators import session
+from fcluster.engine.windows import OpenInTime
+from fcluster.testing import Driver, shards
+from tests.fuzz import windows
+from tests.fuzz.windows import FAR_MS, PARTITIONS, JobPlan, Row, WindowPlan, partition_of_key
+
+EXAMPLES = int(os.environ.get("FCLUSTER_FUZZ_EXAMPLES", "0"))
+SETTINGS: dict[str, Any] = {
+    "derandomize": not EXAMPLES,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+def play(driver: Driver, plan: JobPlan, rows: list[Row], between: list[str]) -> None:
+    """Write the records, with barriers and crashes between them, and let all windows close."""
+    for row, what in zip_longest(rows, between[: len(rows)], fillvalue=""):
+        assert isinstance(row, Row)
+        value = {"k": row.key, "v": row.value} if plan.crossed else row.value
+        driver.send("in", value, key=row.key, timestamp=row.at, partition=row.partition)
+        if what:
+            getattr(driver, what)()
+    driver.settle()
+    for _ in range(len(plan.windows) + 1):  # each repartition hears of event time with a commit
+        driver.advance(to_ms=FAR_MS, clock="event")
+        driver.settle()
+
+
+def without_order(output: tuple[str, int, Any]) -> tuple[str, int, Any]:
+    """An output of a session. When two become one, there is no order in which their values were read."""
+    key, at, value = output
+    return key, at, {**value, "values": sorted(value["values"])} if isinstance(value, dict) else value
+
+
+def check_direct(plan: JobPlan, drawn: Any, between: list[str]) -> None:
+    """Run a job with windows on its source, and compare all outputs."""
+    rows = windows.rows_of(plan, drawn)
+    with Driver(windows.build(plan), partitions=PARTITIONS, auto_barrier=not between) as driver:
+        play(driver, plan, rows, between)
+        late = 0
+        for topic, by_partition in windows.direct(plan, rows).items():
+            late += sum(map(len, by_partition)) if topic.startswith("late") else 0
+            found = [(one.key, one.timestamp, one.value) for one in driver.records(topic)]
+            for partition, wanted in enumerate(by_partition):
+                own = [output for output in found if partition_of_key(output[0]) == partition]
+                assert list(map(without_order, own)) == list(map(without_order, wanted))
+        assert driver.late == late
+
+
+def check_crossed(plan: JobPlan, drawn: Any, between: list[str]) -> None:
+    """Run a job with windows behind repartitions, and compare the results."""
+    rows = windows.rows_of(plan, drawn)
+    with Driver(windows.build(plan), partitions=PARTITIONS, auto_barrier=not between) as driver:
+        play(driver, plan, rows, between)
+        assert driver.late == 0
+        found = sorted(
+            (one["key"], one["start"], one["end"], one["n"], one["total"], sorted(one["values"]))
+            for one in driver.read_values("out")
+        )
+        assert found == windows.crossed(plan, rows)
+
+
+@settings(max_examples=EXAMPLES or 250, **SETTINGS)
+@given(windows.direct_jobs, windows.draws, windows.between)
+def test_odd_jobs_with_windows_do_what_the_interpreter_says(
+    plan: JobPlan, drawn: Any, between: list[str]
+) -> None:
+    check_direct(plan, drawn, between)
+
+
+@settings(max_examples=EXAMPLES or 150, **SETTINGS)
+@given(windows.crossed_jobs, windows.draws, windows.between)
+def test_odd_jobs_with_windows_behind_repartitions_do_what_the_interpreter_says(
+    plan: JobPlan, drawn: Any, between: list[str]
+) -> None:
+    check_crossed(plan, drawn, between)
+
+
+# --- it must be able to fail ----------------------------------------------------------------------------
+
+
+def removals_are_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed window comes back after a restore."""
+    plain = shards.encode_delta
+
+    def encode(delta: Delta) -> list[bytes]:
+        return plain(replace(delta, changes={key: value for key, value in delta.changes.items() if value}))
+
+    monkeypatch.setattr(shards, "encode_delta", encode)
+
+
+def event_time_is_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late record gets in after a restore."""
+    monkeypatch.setattr(EventClock, "restore", lambda *_: None)
+
+
+def sessions_lose_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When two sessions become one, the later one's records are lost."""
+    monkeypatch.setattr(session, "_compile_merge", lambda _node: lambda _kept, _later: None)
+
+
+def a_window_closes_without_its_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes as soon as event time reaches its end."""
+    plain = OpenInTime.__init__
+
+    def init(self: OpenInTime, *rest: Any) -> None:
+        plain(self, *rest)
+        self._grace_ms = 0  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(OpenInTime, "__init__", init)
+
+
+def event_time_is_reported_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are late for the next windows."""
+    monkeypatch.setattr(EventClock, "told_ms", property(lambda clock: clock.now_ms))
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "jobs"),
+    [
+        (removals_are_not_in_the_delta, check_direct, windows.direct_jobs),
+        (event_time_is_not_restored, check_direct, windows.direct_jobs),
+        (sessions_lose_one_side, check_crossed, windows.crossed_jobs),
+        (a_window_closes_without_its_grace, check_direct, windows.direct_jobs),
+        (event_time_is_reported_too_early, check_crossed, windows.crossed_jobs),
+    ],
+)
+def test_planted_bug_in_windows_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    check: Callable[[JobPlan, Any, list[str]], None],
+    jobs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant(monkeypatch)
+
+    @settings(max_examples=500, phases=[Phase.generate], **SETTINGS)
+    @given(jobs, windows.draws, windows.between)
+    def search(plan: JobPlan, drawn: Any, between: list[str]) -> None:
+        check(plan, drawn, between)
+
+    with pytest.raises(AssertionError):
+        search()
+
+
+def test_plan_that_is_written_down_is_run() -> None:
+    """The comparison compares something: a plan, with what comes of it."""
+    window = WindowPlan("session", 5, 1, 0, 2, updates=False, before="", counted=True)
+    plan = JobPlan(delay=3, windows=(window,), crossed=False)
+    drawn = [(0, "a", 0, 0, 1), (0, "a", 8, 0, 2), (0, "a", 0, 3, 3), (0, "a", 9, 0, 4), (0, "a", 0, 9, 5)]
+    rows = windows.rows_of(plan, drawn)
+    assert [row.at for row in rows] == [20, 28, 25, 37, 10]
+    outputs = windows.direct(plan, rows)
+    assert [(at, one["values"], one["number"]) for _, at, one in outputs["out-0"][0]] == [
+        (32, [1, 3, 2], 1),
+        (41, [4], 2),
+    ]
+    assert outputs["late-0"][0] == [("a", 10, 5)]
+    check_direct(plan, drawn, ["crash", "", "barrier", "crash", ""])

@@ -1,0 +1,410 @@
+"""Random jobs with windows, and a slow interpreter that computes their results without the engine.
+
+Responsible for: what Hypothesis draws (`WindowPlan`, `JobPlan`, records and what happens between them), the
+real job of a plan, and what has to come out of it. There are two kinds of plans:
+
+- *Direct*: windows on a source. Records may come in any order, so some of them are late. The interpreter goes
+  through the records of a partition one by one, with a clock of its own. Every output is known, in order.
+- *Crossed*: windows behind a repartition, and maybe windows of their results behind another one. What is late
+  there depends on when event time crosses. So records are out of order by the watermark's delay at most, none
+  may be late, and the interpreter sorts all records into windows without any clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from hypothesis import strategies as st
+
+from fcluster import (
+    Hopping,
+    Job,
+    Session,
+    Tumbling,
+    Watermark,
+    collect,
+    count,
+    count_distinct,
+    first,
+    last,
+    max_,
+    mean,
+    min_,
+    sum_,
+    top_n,
+)
+
+Kind = Literal["tumbling", "hopping", "session"]
+Before = Literal["", "filter", "twice", "changed"]
+Between = Literal["", "barrier", "crash", "settle"]
+
+KEYS = ("a", "b", "ä", "")
+PARTITIONS = 2
+FAR_MS = 100_000
+"""After all windows of the records that are drawn."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """A window and the steps around it.
+
+    Attributes:
+        kind: the kind of windows.
+        size, every, offset, grace: in milliseconds. The size of a session is its gap.
+        updates: whether it emits a result for each record.
+        before: the step before it.
+        counted: whether a handler with state numbers its results of each key.
+    """
+
+    kind: Kind
+    size: int
+    every: int
+    offset: int
+    grace: int
+    updates: bool
+    before: Before
+    counted: bool
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job with one source.
+
+    Attributes:
+        delay: of the source's watermark, in milliseconds.
+        windows: of a direct job: its chains. Of a crossed one: the windows, and those of their results.
+        crossed: whether each of them is behind a repartition.
+    """
+
+    delay: int
+    windows: tuple[WindowPlan, ...]
+    crossed: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record of the source, or a result that crosses a repartition."""
+
+    partition: int
+    key: str
+    at: int
+    value: Any
+
+
+def partition_of_key(key: str) -> int:
+    """The partition that the records of a key are in, in a direct job."""
+    return KEYS.index(key) % PARTITIONS
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------
+
+
+def _windows(*, crossed: bool) -> Any:
+    def fit(plan: WindowPlan) -> bool:
+        updates = not plan.updates or plan.kind != "session"
+        return updates and plan.every <= plan.size and plan.offset < plan.every
+
+    return st.builds(
+        WindowPlan,
+        kind=st.sampled_from(("tumbling", "hopping", "session")),
+        size=st.integers(1, 20),
+        every=st.integers(1, 9),
+        offset=st.just(0) | st.integers(0, 8),
+        grace=st.just(0) | st.integers(1, 15),
+        updates=st.just(value=False) if crossed else st.booleans(),
+        before=st.sampled_from(("", "filter", "twice", "changed")),
+        counted=st.just(value=False) if crossed else st.booleans(),
+    ).filter(fit)
+
+
+direct_jobs = st.builds(
+    JobPlan,
+    delay=st.integers(0, 12),
+    windows=st.lists(_windows(crossed=False), min_size=1, max_size=2).map(tuple),
+    crossed=st.just(value=False),
+)
+crossed_jobs = st.builds(
+    JobPlan,
+    delay=st.integers(0, 12),
+    windows=st.lists(_windows(crossed=True), min_size=1, max_size=2).map(tuple),
+    crossed=st.just(value=True),
+)
+_draws = st.tuples(
+    st.integers(0, PARTITIONS - 1),
+    st.sampled_from(KEYS),
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.integers(0, 9),
+)
+draws: Any = st.lists(_draws, max_size=20)
+between: Any = st.lists(st.sampled_from(("", "", "barrier", "crash", "settle")), max_size=20)
+
+
+def rows_of(plan: JobPlan, drawn: list[tuple[int, str, int, int, int]]) -> list[Row]:
+    """The records, in the order in which they are written. Each is drawn as partition, key, by how much the
+    time of its partition goes on, by how much it is late, and a number.
+    """
+    times, rows = [20] * PARTITIONS, list[Row]()
+    for partition, key, step, late, number in drawn:
+        if not plan.crossed:
+            partition = partition_of_key(key)  # so that an output's key tells its partition
+        times[partition] += step
+        late = min(late, plan.delay) if plan.crossed else late * (1 + number % 3)
+        rows.append(Row(partition, key, max(1, times[partition] - late), number))
+    return rows
+
+
+# --- the real job -----------------------------------------------------------------------------------------
+
+_MS = timedelta(milliseconds=1)
+AGGREGATES: dict[str, Callable[[], Any]] = {
+    "n": count,
+    "total": sum_,
+    "least": min_,
+    "most": max_,
+    "mean": mean,
+    "first": first,
+    "last": last,
+    "values": collect,
+    "top": lambda: top_n(2, by=lambda value: value),
+    "different": count_distinct,
+}
+_CHANGES: dict[Before, Callable[[Any], list[Any]]] = {
+    "": lambda value: [value],
+    "filter": lambda value: [value] if value % 3 else [],
+    "twice": lambda value: [value, value + 1],
+    "changed": lambda value: [value * 7 % 10],
+}
+"""What comes of a value before the window."""
+
+
+def declared(plan: WindowPlan) -> Tumbling | Hopping | Session:
+    """The windows, as a job declares them."""
+    grace = plan.grace * _MS
+    if plan.kind == "session":
+        return Session(plan.size * _MS, grace=grace)
+    if plan.kind == "hopping":
+        return Hopping(plan.size * _MS, plan.every * _MS, grace=grace, offset=plan.offset * _MS)
+    return Tumbling(plan.size * _MS, grace=grace, offset=plan.offset % plan.size * _MS)
+
+
+def build(plan: JobPlan) -> Job:
+    """The job. Window n writes late records to `late-n`. In a direct job, it writes its results to `out-n`.
+    In a crossed one, the last window writes them to `out`.
+    """
+    job = Job("j")
+    source = job.topic("in", watermark=Watermark(plan.delay))
+    stream: Any = job.stream(source)
+    for number, window in enumerate(plan.windows):
+        late = job.topic(f"late-{number}")
+        if plan.crossed:
+            stream = stream.key_by(_crossing_key if number == 0 else _result_key, name=f"k{number}")
+        steps = stream
+        if window.before and not (plan.crossed and number):
+            steps = stream.flat_map(_of_value(window.before, crossed=plan.crossed))
+        fields = {name: make() for name, make in AGGREGATES.items()}
+        if plan.crossed:
+            value_of = _number if number == 0 else _result_n
+            fields = {"n": count(), "total": sum_(value_of), "values": collect(value_of)}
+        emit: Any = "update" if window.updates else "close"
+        results = steps.window(declared(window), name=f"w{number}", late=late, emit=emit).aggregate(**fields)
+        if window.counted:
+            results = results.process(_numbered, name=f"h{number}")
+        if plan.crossed:
+            stream = results
+        else:
+            results.to(job.topic(f"out-{number}"))
+    if plan.crossed:
+        stream.to(job.topic("out"))
+    return job
+
+
+def _of_value(before: Before, *, crossed: bool) -> Callable[[Any], list[Any]]:
+    change = _CHANGES[before]
+    if crossed:
+        return lambda value: [{**value, "v": changed} for changed in change(value["v"])]
+    return change
+
+
+def _crossing_key(value: Any) -> str:
+    return value["k"]
+
+
+def _result_key(result: Any) -> str:
+    return f"all {len(result['key'])}"
+
+
+def _number(value: Any) -> int:
+    return value["v"]
+
+
+def _result_n(result: Any) -> int:
+    return result["n"]
+
+
+def _numbered(ctx: Any, result: Any) -> Any:
+    ctx.state["n"] = number = ctx.state.get("n", 0) + 1
+    return {**result, "number": number}
+
+
+# --- the interpreter --------------------------------------------------------------------------------------
+
+Timed = list[tuple[int, Any]]
+"""The records of a window, in the order in which they were processed: time and value."""
+
+
+def result_of(key: str, start: int, end: int, rows: Timed) -> dict[str, Any]:
+    """The result of a window, computed from all its records at once."""
+    values = [value for _at, value in rows]
+    earliest, newest = min(at for at, _ in rows), max(at for at, _ in rows)
+    return {
+        "key": key,
+        "start": start,
+        "end": end,
+        "n": len(values),
+        "total": sum(values),
+        "least": min(values),
+        "most": max(values),
+        "mean": sum(values) / len(values),
+        "first": next(value for at, value in rows if at == earliest),
+        "last": next(value for at, value in reversed(rows) if at == newest),
+        "values": values,
+        "top": sorted(values, reverse=True)[:2],
+        "different": len(set(values)),
+    }
+
+
+def ends_of(plan: WindowPlan, at: int) -> list[int]:
+    """The ends of the windows of one size that a time is in, found by trying all starts."""
+    every, offset = plan.every, plan.offset
+    if plan.kind == "tumbling":
+        every, offset = plan.size, plan.offset % plan.size
+    starts = [start for start in range(at - plan.size + 1, at + 1) if (start - offset) % every == 0]
+    return [start + plan.size for start in starts if start >= 0 or plan.kind == "tumbling"]
+
+
+def sessions_of(plan: WindowPlan, rows: Timed) -> list[Timed]:
+    """Records, cut into sessions."""
+    sessions: list[Timed] = []
+    for row in sorted(rows, key=lambda row: row[0]):
+        if sessions and row[0] - sessions[-1][-1][0] <= plan.size:
+            sessions[-1].append(row)
+        else:
+            sessions.append([row])
+    return sessions
+
+
+class Partition:
+    """One window step in one partition of the source."""
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self.plan = plan
+        self.out: list[tuple[str, int, Any]] = []
+        """Key, timestamp and value of each output."""
+        self.late: list[tuple[str, int, Any]] = []
+        self.now = -1
+        self._open: dict[tuple[int, str], Timed] = {}
+        """By end and key. Of sessions: by 0 and key, all records whose session hasn't closed."""
+        self._numbers: dict[str, int] = defaultdict(int)
+
+    def add(self, row: Row) -> None:
+        """A record comes to the window."""
+        plan = self.plan
+        if plan.kind == "session":
+            rows = [*self._open.get((0, row.key), []), (row.at, row.value)]
+            within = next(one for one in sessions_of(plan, rows) if one[-1][0] >= row.at >= one[0][0])
+            if within[-1][0] + plan.size + plan.grace <= self.now:
+                self.late.append((row.key, row.at, row.value))
+            else:
+                self._open[0, row.key] = rows
+            return
+        taking = [end for end in ends_of(plan, row.at) if self.now < end + plan.grace]
+        for end in taking:
+            rows = self._open.setdefault((end, row.key), [])
+            rows.append((row.at, row.value))
+            if plan.updates:
+                self._emit(row.key, end - plan.size, end, rows, row.at)
+        if not taking:
+            self.late.append((row.key, row.at, row.value))
+
+    def pass_time(self, now: int) -> None:
+        """Event time has moved."""
+        self.now = now = max(self.now, now)
+        due: list[tuple[int, bytes, Timed]] = []
+        for (end, key), rows in self._open.items():
+            if self.plan.kind != "session":
+                due.append((end, key.encode(), rows))
+                continue
+            due += [
+                (session[-1][0] + self.plan.size, key.encode(), session)
+                for session in sessions_of(self.plan, rows)
+            ]
+        for end, raw_key, rows in sorted(due, key=lambda one: one[:2]):
+            if end + self.plan.grace > now:
+                continue
+            key, start = raw_key.decode(), rows[0][0]
+            if self.plan.kind == "session":
+                self._open[0, key] = [row for row in self._open[0, key] if row not in rows]
+            else:
+                start = end - self.plan.size
+                del self._open[end, key]
+            if not self.plan.updates:
+                self._emit(key, start, end, rows, end - 1)
+
+    def _emit(self, key: str, start: int, end: int, rows: Timed, at: int) -> None:
+        result = result_of(key, start, end, rows)
+        if self.plan.counted:
+            self._numbers[key] += 1
+            result["number"] = self._numbers[key]
+        self.out.append((key, at, result))
+
+
+def direct(plan: JobPlan, rows: list[Row]) -> dict[str, list[list[tuple[str, int, Any]]]]:
+    """The outputs of a direct job, by topic and by partition of the source. All windows close at the end."""
+    steps = [[Partition(window) for _ in range(PARTITIONS)] for window in plan.windows]
+    for row in rows:
+        for window, partitions in zip(plan.windows, steps, strict=True):
+            for value in _CHANGES[window.before](row.value):
+                partitions[row.partition].add(Row(row.partition, row.key, row.at, value))
+        for partitions in steps:
+            partitions[row.partition].pass_time(row.at - plan.delay)
+    found: dict[str, list[list[tuple[str, int, Any]]]] = {}
+    for number, partitions in enumerate(steps):
+        for partition in partitions:
+            partition.pass_time(FAR_MS)
+        found[f"out-{number}"] = [partition.out for partition in partitions]
+        found[f"late-{number}"] = [partition.late for partition in partitions]
+    return found
+
+
+def crossed(plan: JobPlan, rows: list[Row]) -> list[tuple[Any, ...]]:
+    """The results of a crossed job, sorted: each is key, start, end, count, sum, sorted values."""
+    given = [
+        Row(0, row.key, row.at, value)
+        for row in rows
+        for value in _CHANGES[plan.windows[0].before](row.value)
+    ]
+    found: list[tuple[Any, ...]] = []
+    for window in plan.windows:
+        groups: dict[tuple[str, int, int], list[Any]] = defaultdict(list)
+        of_key: dict[str, Timed] = defaultdict(list)
+        for row in given:
+            of_key[row.key].append((row.at, row.value))
+        for key, timed in of_key.items():
+            if window.kind == "session":
+                for session in sessions_of(window, timed):
+                    span = session[0][0], session[-1][0] + window.size
+                    groups[key, *span] += [value for _, value in session]
+                continue
+            for at, value in timed:
+                for end in ends_of(window, at):
+                    groups[key, end - window.size, end].append(value)
+        found = [(*of, len(values), sum(values), sorted(values)) for of, values in groups.items()]
+        given = [
+            Row(0, f"all {len(key)}", end - 1, len(values)) for (key, _start, end), values in groups.items()
+        ]
+    return sorted(found)
