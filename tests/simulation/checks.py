@@ -1,18 +1,17 @@
-"""What must be true, looked at from outside: at each commit, each write to a store, each restore, and at the
-end.
+"""The checks of a run: at each commit, each write to a store, each restore, and at the end.
 
-Responsible for: the recount. At each commit that Kafka decides, the checks take the inputs between the
-shard's former committed offset and the new one, fold them, and compare outputs, state deltas and metadata
-with what the transaction holds. So a record that is lost, repeated or out of order is found at the commit
-that did it, with the name of who did it. Who may commit is compared with what the newest leader knows.
+Responsible for: the recount. At each commit that Kafka decides, the checks run the job's model over the
+inputs between the shard's former committed offset and the new one. They compare outputs, state deltas and
+metadata with those in the transaction. So a record that is lost, repeated or out of order is found at the
+commit that did it, together with who did it. Who may commit is compared with what the newest leader knows.
 
-Must not: know of the insides of a worker. Raises `Violation`.
+Must not: know the internals of a worker. Raises `Violation`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,52 +26,102 @@ from fcluster.engine.state import StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.partitioner import partition_of
 from fcluster.wire import messages
-from tests.simulation.jobs import IDLE_MS, MAX_DELAY_MS, SOURCE, Expected, Read, SimJob, Written
+from tests.simulation.jobs import (
+    IDLE_MS,
+    LATE,
+    MAX_DELAY_MS,
+    SOURCE,
+    Expected,
+    Origin,
+    Read,
+    SimJob,
+    Step,
+    Written,
+)
 from tests.simulation.kafka_model import KafkaModel, Partition, Transaction
 from tests.simulation.world import Violation, World
 
 
 @dataclass(slots=True)
-class _Time:
-    """A shard's event time, kept in the most obvious way.
+class _InputTime:
+    """What is known of the event time of one input.
 
     Attributes:
-        idle: whether its input was idle at the last commit. That is for the wall clock to say.
-        heard: of the shards in front of it: their time, and whether they are idle.
+        highest_ms: of a source: the highest timestamp so far.
+        heard: of a repartition: the time of each shard upstream, and whether it is idle.
+        idle: whether a source is idle. The wall clock decides that.
     """
 
-    now_ms: int | None = None
-    idle: bool = False
+    highest_ms: int | None = None
     heard: dict[int, tuple[int | None, bool]] = field(default_factory=dict[int, tuple[int | None, bool]])
+    idle: bool = False
+
+    def hear(self, written: Written) -> None:
+        """A watermark record was read."""
+        shards, said = decode_watermark(written.value or b"")
+        self.heard = dict.fromkeys(range(shards), (None, False)) | self.heard
+        for one in said:
+            times_ms = [at_ms for at_ms in (self.heard[one.shard][0], one.time_ms) if at_ms is not None]
+            self.heard[one.shard] = max(times_ms, default=None), one.idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is left out."""
+        return self.idle or (bool(self.heard) and all(idle for _, idle in self.heard.values()))
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """Its watermark. None if it isn't known yet."""
+        if self.highest_ms is not None:
+            return self.highest_ms - MAX_DELAY_MS
+        waited_for = [time_ms for time_ms, idle in self.heard.values() if not idle]
+        known = [time_ms for time_ms, _ in self.heard.values() if time_ms is not None]
+        if not waited_for:
+            return max(known, default=None)
+        return None if None in waited_for else min(at_ms for at_ms in waited_for if at_ms is not None)
+
+
+class _Time:
+    """A shard's event time, computed in the most obvious way."""
+
+    def __init__(self, inputs: int) -> None:
+        self.now_ms: int | None = None
+        self.inputs = [_InputTime() for _ in range(inputs)]
 
     def note(self, read: Read) -> None:
         """A record was read."""
-        if not read.written.is_watermark:
-            if not self.heard:
-                self._reach(read.written.timestamp_ms - MAX_DELAY_MS)
-            return
-        shards, said = decode_watermark(read.written.value or b"")
-        unheard = dict.fromkeys(range(shards), (None, False))
-        self.heard = unheard | self.heard | {one.shard: (one.time_ms, one.idle) for one in said}
-        waited_for = [time_ms for time_ms, idle in self.heard.values() if not idle]
-        known = [time_ms for time_ms, _ in self.heard.values() if time_ms is not None]
-        if not waited_for and known:
-            self._reach(max(known))
-        elif waited_for and None not in waited_for:
-            self._reach(min(time_ms for time_ms in waited_for if time_ms is not None))
+        one = self.inputs[read.number]
+        if read.written.is_watermark:
+            one.hear(read.written)
+        else:
+            one.highest_ms = max(one.highest_ms or 0, read.written.timestamp_ms)
+            one.idle = False
+        self._move()
+
+    def set_idle(self, number: int) -> None:
+        """An input has become idle."""
+        self.inputs[number].idle = True
+        self._move()
 
     @property
-    def all_are_idle(self) -> bool:
-        """Whether all shards in front of it have said so."""
-        return bool(self.heard) and all(idle for _, idle in self.heard.values())
+    def is_idle(self) -> bool:
+        """Whether all inputs are idle."""
+        return all(one.is_idle for one in self.inputs)
 
-    def _reach(self, time_ms: int) -> None:
-        self.now_ms = time_ms if self.now_ms is None else max(self.now_ms, time_ms)
+    def _move(self) -> None:
+        waited_for = [one.watermark_ms for one in self.inputs if not one.is_idle]
+        if None in waited_for:
+            return
+        times_ms = waited_for or [one.watermark_ms for one in self.inputs]
+        known = [at_ms for at_ms in times_ms if at_ms is not None]
+        if known:
+            reached_ms = min(known) if waited_for else max(known)
+            self.now_ms = reached_ms if self.now_ms is None else max(self.now_ms, reached_ms)
 
 
 @dataclass(slots=True)
 class _Standing:
-    """Where a shard stands according to all commits so far."""
+    """The position and state of a shard, according to all commits so far."""
 
     position: CommittedPosition
     state: Any
@@ -97,20 +146,24 @@ class Checks:
         self.kafka: KafkaModel
         self.commits = 0
         self.leader: Coordinator | None = None
-        """The core of the highest term so far, even if it doesn't live any more."""
+        """The core with the highest term so far, even if it isn't alive any more."""
         self.declared: set[tuple[int, int]] = set()
         """(session, epoch) of every `Complete` that a coordinator has sent."""
         self.prepared: set[tuple[int, int]] = set()
         """(session, epoch) of every epoch that a worker has flushed."""
         self.barrier_terms: dict[int, int] = {}
         """By epoch: the term in which it was begun."""
+        self.steps: dict[tuple[int, int, ShardId], list[Step]] = {}
+        """By session, epoch and shard: what shards with several inputs report. See `Step`."""
+        self._steps: dict[ShardId, list[Step]] = defaultdict(list)
+        """The same of all committed epochs, by shard."""
         self._standings: dict[ShardId, _Standing] = {}
         self._encoded_at: dict[ShardId, dict[int, dict[bytes, bytes]]] = defaultdict(lambda: {0: {}})
 
     # --- what coordinators say ------------------------------------------------------------------------
 
     def barrier_sent(self, term: int, session: int, epoch: int) -> None:
-        """A number is given to one epoch only, whoever leads."""
+        """A number is given to one epoch only, whoever is the leader."""
         if self.barrier_terms.setdefault(epoch, term) != term and not self.harm_only:
             self.fail(f"epoch {epoch} was begun in term {self.barrier_terms[epoch]} and again in term {term}")
 
@@ -121,7 +174,7 @@ class Checks:
     def journal_first(
         self, journal: Mapping[str, Any], coordinator: Coordinator, message: messages.FromCoordinator
     ) -> None:
-        """What a leader says of sessions and shards stands in the journal before it is said."""
+        """What a leader says about sessions and shards is in the journal before it says it."""
         if self.harm_only:
             return
         if isinstance(message, messages.Welcome) and not message.adopted:
@@ -130,7 +183,7 @@ class Checks:
         elif isinstance(message, messages.Assign):
             session = coordinator.sessions.get(message.session)
             if session is None:
-                return  # it has ended in the same breath
+                return  # it has ended in the same event
             slot = session.slot
             for shard in message.shards:
                 if journal.get(assignment_key(shard), {}).get("slot") != slot:
@@ -166,7 +219,8 @@ class Checks:
             position = self._joined(transaction, shard, positions)
             self._check_right(transaction, shard, position)
             self._check_shard(transaction, shard, position, outputs.get(shard, []), deltas.get(shard, []))
-        self._check_told(transaction, told, set(committed))
+        if self.job.models and not self.harm_only:
+            self._check_told(transaction, told, set(committed))
         for shard in [*outputs, *deltas]:
             if shard not in committed:
                 self.fail(f"{transaction.producer} commits outputs or state of {shard} without its offset")
@@ -174,14 +228,14 @@ class Checks:
     def _joined(
         self, transaction: Transaction, shard: ShardId, positions: Mapping[str, CommittedPosition]
     ) -> CommittedPosition:
-        """Where the transaction leaves the shard; in an input that it leaves out, where it stood before."""
+        """The shard's position after the transaction. In an input that it leaves out, the former one."""
         before = self._standing(shard).position
         offsets: list[InputOffset] = []
-        for topic, stood in zip(self.inputs[shard.stage], before.inputs, strict=True):
+        for topic, former in zip(self.inputs[shard.stage], before.inputs, strict=True):
             if topic not in positions and not self.harm_only:
                 self.fail(f"{transaction.producer} commits {shard} without the offset of {topic}")
             at = positions.get(topic)
-            offsets.append(stood if at is None else InputOffset(at.offset, at.topic_id, at.clock))
+            offsets.append(former if at is None else InputOffset(at.offset, at.topic_id, at.clock))
         epochs = {(position.epoch, position.state_epoch) for position in positions.values()}
         if len(epochs) > 1:
             self.fail(f"{transaction.producer} commits {shard} at several epochs: {epochs}")
@@ -232,50 +286,75 @@ class Checks:
         for number, topic in enumerate(self.inputs[shard.stage]):
             begin, end = before.inputs[number].offset, position.inputs[number].offset
             reads += self._reads(who, number, (topic, shard.partition), begin, end)
-        if len(self.inputs[shard.stage]) > 1:
-            reads = self._in_order(who, reads, outputs)
+        steps: list[Read | Step] = [*reads]
+        if len(self.inputs[shard.stage]) > 1 and self.job.models:
+            if self._is_timed(shard.stage):
+                reported = self.steps.pop((transaction.producer.session, position.epoch, shard), [])
+                steps = self._as_reported(who, reads, reported)
+                self._steps[shard] += reported
+            else:
+                steps = [*self._in_order(who, reads, outputs)]
         if self.job.models:
             made = [written for _, written in outputs]
-            expected = self._replay(shard, standing, reads, made, at_end=False)
+            expected = self._replay(shard, standing, steps, made, at_end=False)
             if _plain(outputs) != expected:
                 self.fail(
                     f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
                     f"{_shown(expected)}, but are {_shown(_plain(outputs))}"
                 )
-            self._check_time(who, shard, standing, position)
+            if not self.harm_only:
+                self._check_time(who, shard, standing, position)
         encoded = self._check_delta(who, shard, standing, position, deltas)
         self._standings[shard] = _Standing(position, standing.state, encoded, standing.time)
         self._encoded_at[shard][position.state_epoch] = encoded
 
     def _replay(
-        self, shard: ShardId, standing: _Standing, reads: list[Read], made: list[Written], *, at_end: bool
+        self,
+        shard: ShardId,
+        standing: _Standing,
+        steps: Sequence[Read | Step],
+        made: list[Written],
+        *,
+        at_end: bool,
     ) -> list[_Output]:
-        """What these records must lead to, and the timers between them: where, at what time, and what.
+        """The outputs that these records must lead to, and the timers and windows between them.
 
-        Timers in event time that are due fire before the next record. Behind the last one, an epoch may have
-        ended before they did, unless this is the end of all. Those in processing time fire at any place after
-        their time; the outputs that were made tell before which record.
+        Timers in event time that are due fire before the next record. The epoch may end between the last
+        record and them, unless this is the end of the run. Timers in processing time fire anywhere after
+        their time, and in a stage without timers, windows close anywhere after theirs. The outputs tell
+        before which record.
+
+        Args:
+            steps: the records, in order, and inputs that become idle.
+            made: the outputs that there are.
+            at_end: whether this is the end of the run.
         """
         model, expected = self.job.models[shard.stage], list[_Output]()
-        for read in reads:
-            expected += self._fired(shard, standing, made[len(expected) :], before=read.offset())
-            if not read.written.is_watermark:
-                for output in model.process(standing.state, read):
-                    expected.append(self._placed(output, read.written.timestamp_ms))
-            if read.written.is_watermark or read.topic() in self.job.sources:
-                standing.time.note(read)
-        behind = _END if at_end else None
+        for step in steps:
+            expected += self._fired(shard, standing, made[len(expected) :], before=step)
+            if isinstance(step, Step):
+                standing.time.set_idle(step.number)
+                continue
+            if not step.written.is_watermark:
+                for output in model.process(standing.state, step, standing.time.now_ms):
+                    if output.topic == LATE and not model.may_be_late:
+                        self.fail(f"{shard}: {output.key}={output.data} is too late for its window")
+                    self.world.landed["late record"] += output.topic == LATE
+                    expected.append(self._placed(output, step.written.timestamp_ms))
+            if step.written.is_watermark or step.topic() in self.job.sources:
+                standing.time.note(step)
+        behind = "the end" if at_end else None
         return expected + self._fired(shard, standing, made[len(expected) :], before=behind)
 
     def _fired(
-        self, shard: ShardId, standing: _Standing, made: list[Written], before: int | None
+        self, shard: ShardId, standing: _Standing, made: list[Written], before: Read | Step | str | None
     ) -> list[_Output]:
-        """What the timers lead to that fire now.
+        """The outputs of the timers that fire now, and of the windows that close.
 
         Args:
             made: the next outputs that there are.
-            before: the offset of the next record. None: there is none in this epoch, so of the timers in
-                event time that are due only as many need to fire as have.
+            before: the next record, or what else comes next. None: nothing else is in this epoch, so only as
+                many of those that are due in event time need to fire as have.
         """
         model, time_ms = self.job.models[shard.stage], standing.time.now_ms
         fired: list[_Output] = []
@@ -283,23 +362,28 @@ class Checks:
             return fired
         while True:
             told = made[len(fired)] if len(fired) < len(made) else None
+            is_next = told is not None and told.origin is not None and _is_before(told.origin, before)
             in_event_time = model.timers(standing.state, "event")[:1]
             due = [timer for timer in in_event_time if time_ms is not None and timer.at_ms <= time_ms]
             if due and before is None and told is None:
                 self.world.landed["timers left to the next epoch"] += 1
                 return fired
-            if not due and told is not None and told.origin is not None:
-                is_next = before is None or told.origin.offset <= before
+            if due and model.may_wait and before != "the end" and not is_next:
+                self.world.landed["window closed later"] += 1
+                return fired
+            if not due and is_next:
+                assert told is not None
+                assert told.origin is not None
                 due = [
                     timer
                     for timer in model.timers(standing.state, "processing")
-                    if is_next
-                    and (timer.key, timer.name) == (told.name, told.data.get("timer"))
+                    if (timer.key, timer.name) == (told.name, told.data.get("timer"))
                     and timer.at_ms <= told.origin.wall_ms
                 ]
                 self.world.landed["timer fired by the wall clock"] += len(due)
             if not due:
                 return fired
+            self.world.landed["window closed"] += not due[0].name
             fired.append(self._placed(model.fire(standing.state, due[0], time_ms), due[0].at_ms))
 
     def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
@@ -307,42 +391,53 @@ class Checks:
         at_ms = timestamp_ms if output.timestamp_ms is None else output.timestamp_ms
         return place, output.key, at_ms, output.data
 
-    def _check_time(self, who: str, shard: ShardId, standing: _Standing, position: CommittedPosition) -> None:
-        """Event time is what the records tell, whoever has read them, and never goes back."""
-        stage = self.job.topology.stage(shard.stage)
-        if not stage.keeps_time:
-            return
-        clock = make_clock(stage, position)
-        assert clock is not None
-        if clock.now_ms != standing.time.now_ms:
-            self.fail(f"{who}: event time is {clock.now_ms}, but the records tell {standing.time.now_ms}")
-        if clock.is_idle and not standing.time.heard:
-            self._check_idle(who, shard, position)
-            self.world.landed["input idle"] += 1
-        standing.time.idle = clock.is_idle
+    def _is_timed(self, stage: str) -> bool:
+        return self.job.topology.stage(stage).keeps_time
 
-    def _check_idle(self, who: str, shard: ShardId, position: CommittedPosition) -> None:
+    def _check_time(self, who: str, shard: ShardId, standing: _Standing, position: CommittedPosition) -> None:
+        """Event time follows from the records, whoever has read them, and never goes back."""
+        clock = make_clock(self.job.topology.stage(shard.stage), position)
+        if clock is None:
+            return
+        time = standing.time
+        if clock.now_ms != time.now_ms:
+            self.fail(f"{who}: event time is {clock.now_ms}, but the records tell {time.now_ms}")
+        for number, (one, its) in enumerate(zip(clock.look(), time.inputs, strict=True)):
+            if one.idle and not its.heard:
+                self._check_idle(who, shard, number, position)
+                self.world.landed["input idle"] += 1
+            if len(time.inputs) == 1 and not its.heard:
+                its.idle = one.idle  # of a single input, nothing depends on when it became idle
+            elif one.idle != its.is_idle:
+                self.fail(f"{who}: input {number} is committed as idle: {one.idle}, but it is {its.is_idle}")
+
+    def _check_idle(self, who: str, shard: ShardId, number: int, position: CommittedPosition) -> None:
         """An input isn't idle before it has had no record for so long."""
-        if shard.stage != SOURCE:
-            self.fail(f"{who}: is idle, but nothing was heard of the shards in front of it")
-        for read in self._reads(who, 0, (SOURCE, shard.partition), 0, position.offset):
+        topic = self.inputs[shard.stage][number]
+        if topic not in self.job.sources:
+            self.fail(f"{who}: is idle, but nothing was heard of the shards upstream")
+        for read in self._reads(who, number, (topic, shard.partition), 0, position.of_input(number).offset):
             quiet_ms = self.world.now_ms - read.written.put_at_ms
             if quiet_ms < IDLE_MS:
                 self.fail(f"{who}: is idle, but {read.written} came {quiet_ms} ms ago")
 
     def _check_told(self, transaction: Transaction, told: list[Written], committed: set[ShardId]) -> None:
-        """What is told of a shard is the event time that the same transaction commits."""
+        """What is reported of a shard is the event time that the same transaction commits."""
         for written in told:
             _, said = decode_watermark(written.value or b"")
             for one in said:
                 shard = ShardId(SOURCE, one.shard)
                 if shard not in committed:
                     self.fail(f"{transaction.producer} tells of {shard}, which isn't in its epoch")
-                time = self._standing(shard).time
-                if time.now_ms != one.time_ms:
-                    self.fail(f"{shard} is said to be at {one.time_ms}, but is at {time.now_ms}")
-                if time.idle != one.idle:
-                    self.fail(f"{shard} is said to be idle: {one.idle}, but is committed as {time.idle}")
+                standing = self._standing(shard)
+                time = standing.time
+                reported_ms = time.now_ms
+                if self.job.models:
+                    reported_ms = self.job.models[SOURCE].reported_ms(standing.state, time.now_ms)
+                if reported_ms != one.time_ms:
+                    self.fail(f"{shard} is said to be at {one.time_ms}, but is at {reported_ms}")
+                if time.is_idle != one.idle:
+                    self.fail(f"{shard} is said to be idle: {one.idle}, but is committed as {time.is_idle}")
 
     def _reads(self, who: str, number: int, source: Partition, begin: int, end: int) -> list[Read]:
         """The records of an input between two offsets."""
@@ -354,7 +449,7 @@ class Checks:
         return [Read(number, source, offset, record) for offset, record in records if offset < end]
 
     def _in_order(self, who: str, reads: list[Read], outputs: list[tuple[Partition, Written]]) -> list[Read]:
-        """The order in which they were processed, which the outputs tell: each record has one at least."""
+        """The records in the order in which they were processed. The outputs tell it: each record has one."""
         reads = [read for read in reads if not read.written.is_watermark]
         by_place = {(read.number, read.offset()): read for read in reads}
         origins = [written.origin for _, written in outputs if written.origin is not None]
@@ -366,6 +461,25 @@ class Checks:
             if offsets != sorted(offsets):
                 self.fail(f"{who}: input {number} is processed in the order {offsets}")
         return [by_place[place] for place in told]
+
+    def _as_reported(self, who: str, reads: list[Read], reported: list[Step]) -> list[Read | Step]:
+        """The records in the order that the worker reports, and the inputs that became idle between them."""
+        left = {(read.number, read.offset()): read for read in reads}
+        steps: list[Read | Step] = []
+        last_of: dict[int, int] = {}
+        for step in reported:
+            if step.offset is None:
+                steps.append(step)
+                continue
+            read = left.pop((step.number, step.offset), None)
+            if read is None or step.offset < last_of.get(step.number, -1):
+                self.fail(f"{who}: input {step.number} is processed at offset {step.offset}, out of order")
+            last_of[step.number] = step.offset
+            read.made = step.made
+            steps.append(read)
+        if left:
+            self.fail(f"{who}: records that weren't processed are committed: {sorted(left)}")
+        return steps
 
     def _check_delta(
         self,
@@ -388,10 +502,10 @@ class Checks:
             self.fail(
                 f"{who}: state epoch {position.state_epoch}, but the deltas lead to {reader.state_epoch}"
             )
-        if self.job.models and not self.harm_only:
+        if self.job.models:
             stored = self.job.stored(shard.stage, encoded)
-            wanted, found = self.job.models[shard.stage].content(standing.state, stored)
-            if wanted != found:
+            wanted, found = self.job.models[shard.stage].content(standing.state, stored, standing.time.now_ms)
+            if wanted != found and not self.harm_only:
                 self.fail(f"{who}: the deltas make {found}, a recount makes {wanted}")
         return encoded
 
@@ -420,7 +534,7 @@ class Checks:
 
     def keys(self, shard: ShardId) -> list[str]:
         """All keys that the shard ever had a dict of."""
-        (name,) = self.job.topology.stage(shard.stage).stores
+        name = self.job.topology.stage(shard.stage).stores[0]
         return sorted(
             {
                 key
@@ -438,11 +552,11 @@ class Checks:
     # --- the end --------------------------------------------------------------------------------------
 
     def everything_committed(self) -> bool:
-        """Whether all that is in the sources is processed and committed, and time has nothing left to do."""
+        """Whether everything in the sources is committed, and nothing more happens as time passes."""
         return not any(self._left()) and not self.kafka.unfinished() and not any(self._awaited())
 
     def _awaited(self) -> Iterator[str]:
-        """What the passing of time must still lead to."""
+        """What must still happen because time passes."""
         for shard in self._shards():
             standing, stage = self._standing(shard), self.job.topology.stage(shard.stage)
             if not stage.keeps_time:
@@ -450,19 +564,19 @@ class Checks:
             clock = make_clock(stage, standing.position)
             assert clock is not None
             now_ms = -1 if clock.now_ms is None else clock.now_ms
+            idle = clock.is_idle if self.harm_only else standing.time.is_idle
             for of, at_ms, key, name in self.job.timers_set(shard.stage, standing.encoded):
-                # A job that is given may have some of much later times.
+                # In a job that is given, some may be due much later.
                 if at_ms <= now_ms if of == "event" else self.job.models:
-                    yield f"the timer {name} of {key} in {shard} hasn't fired, which was to in {of} time"
-            knows = clock.is_idle if shard.stage == SOURCE else standing.time.all_are_idle
-            if self.job.has_idle_inputs and self.job.models and not knows:
+                    yield f"in {shard}, {name} of {key} is due in {of} time, but hasn't fired"
+            if self.job.has_idle_inputs and self.job.models and not idle:
                 yield f"{shard} doesn't know that its inputs are idle"
 
     def _shards(self) -> list[ShardId]:
         return [ShardId(stage, number) for stage in self.inputs for number in range(self.partitions)]
 
     def _left(self) -> Iterator[tuple[ShardId, Partition, int]]:
-        """Where something isn't processed: shard, partition, and up to where it is committed."""
+        """The partitions with records that aren't processed: shard, partition, and the committed offset."""
         for shard in self._shards():
             topics = self.inputs[shard.stage]
             for topic, at in zip(topics, self._standing(shard).position.inputs, strict=True):
@@ -486,7 +600,7 @@ class Checks:
         return bool(self.kafka.read_committed(partition, offset, 1)[0])
 
     def final(self) -> None:
-        """A recount that knows nothing of commits: what a read_committed reader finds from the start."""
+        """A recount that knows nothing of commits: of what a read_committed reader finds from the start."""
         for stage, model in self.job.models.items():
             if model.has_timers:
                 self._recount_with_timers(stage)
@@ -494,11 +608,11 @@ class Checks:
             expected, found = self._recount(stage), self._outputs_of(stage)
             for at in sorted(expected | found):
                 wanted, there = expected[at], found[at]
-                if len(self.inputs[stage]) > 1:  # in which order they come together the inputs don't tell
+                if len(self.inputs[stage]) > 1:  # the inputs don't tell in which order they were read
                     wanted, there = _unordered(wanted), _unordered(there)
                 if wanted != there:
                     self.fail(f"outputs of {stage}, {at[0]}, key {at[1]}: {there}, a recount gives {wanted}")
-        if self.job.models:
+        if self.job.models and not self.job.has_results:
             self._check_repartition()
         for (topic, number), (offset, metadata, _) in self.kafka.offsets.items():
             shard = ShardId(self.job.stages_reading[topic], number)
@@ -524,7 +638,7 @@ class Checks:
             for which, topic in enumerate(self.inputs[stage]):
                 source = (topic, number)
                 for offset, record in self._all_of(source):
-                    for output in model.process(state, Read(which, source, offset, record)):
+                    for output in model.process(state, Read(which, source, offset, record), None):
                         expected[_flow(output.topic, output.key, output.data)].append(output.data)
         return expected
 
@@ -532,7 +646,8 @@ class Checks:
         """From the first record on, with the outputs of each shard in the order in which they were made."""
         topics = dict.fromkeys([*self.job.outputs, *self.job.repartitions])
         for number in range(self.partitions):
-            shard, begun = ShardId(stage, number), _Standing(_START, self._begin(stage), {}, _Time())
+            shard = ShardId(stage, number)
+            begun = _Standing(_START, self._begin(stage), {}, _Time(len(self.inputs[stage])))
             outputs = [
                 ((topic, at), written)
                 for topic in topics
@@ -541,10 +656,15 @@ class Checks:
                 if written.origin.shard == shard
             ]
             outputs.sort(key=lambda output: output[1].origin.made if output[1].origin else 0)
-            (source,) = self.inputs[stage]
-            records = self.kafka.read_committed((source, number), 0, 1_000_000)[0]
-            reads = [Read(0, (source, number), offset, record) for offset, record in records]
-            expected = self._replay(shard, begun, reads, [written for _, written in outputs], at_end=True)
+            reads = [
+                Read(which, (source, number), offset, record)
+                for which, source in enumerate(self.inputs[stage])
+                for offset, record in self.kafka.read_committed((source, number), 0, 1_000_000)[0]
+            ]
+            steps: list[Read | Step] = [*reads]
+            if len(self.inputs[stage]) > 1:
+                steps = self._as_reported(f"the recount of {shard}", reads, self._steps[shard])
+            expected = self._replay(shard, begun, steps, [written for _, written in outputs], at_end=True)
             if _plain(outputs) != expected:
                 self.fail(
                     f"outputs of {shard}: {_shown(_plain(outputs))}, a recount gives {_shown(expected)}"
@@ -556,13 +676,12 @@ class Checks:
         for topic in self.job.outputs:
             for number in range(self.partitions):
                 for _, record in self._all_of((topic, number)):
-                    # What goes through a repartition comes from the sources as it is, and `in` reads them.
-                    if record.data.get("stage", SOURCE) == stage:
+                    if record.origin is not None and record.origin.shard.stage == stage:
                         found[_flow(topic, record.name, record.data)].append(record.data)
         return found
 
     def _check_repartition(self) -> None:
-        """Every input has come through the repartitions once."""
+        """Each record of the source has crossed each repartition once."""
         source = self._idents(SOURCE)
         for topic in self.job.repartitions:
             if self._idents(topic) != source:
@@ -582,9 +701,10 @@ class Checks:
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)
         if standing is None:
-            further = tuple(InputOffset(0) for _ in self.inputs[shard.stage][1:])
-            position = CommittedPosition(0, 0, 0, "", further=further)
-            standing = self._standings[shard] = _Standing(position, self._begin(shard.stage), {}, _Time())
+            inputs = self.inputs[shard.stage]
+            position = CommittedPosition(0, 0, 0, "", further=tuple(InputOffset(0) for _ in inputs[1:]))
+            standing = _Standing(position, self._begin(shard.stage), {}, _Time(len(inputs)))
+            self._standings[shard] = standing
         return standing
 
     def _begin(self, stage: str) -> Any:
@@ -596,16 +716,23 @@ class Checks:
         raise Violation(what)
 
 
+def _is_before(origin: Origin, step: Read | Step | str | None) -> bool:
+    """Whether a timer or a closing window has made this output before the next step; see `Checks._fired`."""
+    if step is None or isinstance(step, str):
+        return origin.of_timer
+    if isinstance(step, Step) or step.made >= 0:
+        return origin.of_timer and origin.made < step.made
+    return origin.of_timer and origin.offset <= step.offset()
+
+
 _START = CommittedPosition(0, 0, 0, "")
-_END = 2**63
-"""An offset behind all others."""
 
 _Output = tuple[Partition, str, int, Any]
 """Where, key, timestamp and value of an output."""
 
 
 _Flow = tuple[str, str, str]
-"""Topic, key, and the key before it was changed: what is in order."""
+"""Topic, key, and the key before it was changed: outputs that agree in these have an order."""
 
 
 def _flow(topic: str, key: str, data: Any) -> _Flow:
@@ -617,7 +744,7 @@ def _plain(outputs: list[tuple[Partition, Written]]) -> list[_Output]:
 
 
 def _unordered(outputs: list[Any]) -> list[tuple[int, int]]:
-    """What outputs tell that may come in any order: the records, and by themselves the counts."""
+    """The content of outputs that may come in any order: the records, and the counts on their own."""
     idents, counts = sorted(one["ident"] for one in outputs), [one["count"] for one in outputs]
     return list(zip(idents, counts, strict=True))
 
@@ -631,6 +758,7 @@ def _shown(outputs: list[_Output]) -> str:
         "["
         + ", ".join(
             f"{place[0]}/{place[1]} {key}={data.get('timer', '')}{data['ident']}"
+            + (f" {data['idents']}" if "window" in data else "")
             for place, key, _, data in outputs
         )
         + "]"

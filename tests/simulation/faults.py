@@ -132,6 +132,7 @@ class _FaultPlanner:
             return len(given)
         transactional = self.random.random() < 0.3
         ident = 0
+        bursts: list[tuple[int, list[Written], str]] = []
         for _ in range(self.random.randint(6, 14)):
             records = [
                 source_record(KEYS[self.random.randrange(len(KEYS))], ident + n)
@@ -140,8 +141,22 @@ class _FaultPlanner:
             ident += len(records)
             at_ms = self.random.randrange(self.duration_ms)
             topic = MORE if MORE in self.cluster.job.sources and self.random.random() < 0.5 else SOURCE
+            bursts.append((at_ms, records, topic))
+        times_ms = [at_ms for at_ms, _, _ in bursts]
+        if self.cluster.job.comes_in_order:
+            self._sort_most_of(times_ms)
+        for at_ms, (_, records, topic) in zip(times_ms, bursts, strict=True):
             self.world.at(at_ms, None, self._put_in, records, transactional, topic)
         return ident
+
+    def _sort_most_of(self, times_ms: list[int]) -> None:
+        """Most bursts come in the order of their timestamps, so that most records aren't too late."""
+        own = Random(f"order {self.world.seed}")  # so that the others stay as they are
+        times_ms.sort()
+        for at in range(len(times_ms)):
+            if own.random() < 0.35:
+                other = min(at + own.randint(1, 4), len(times_ms) - 1)
+                times_ms[at], times_ms[other] = times_ms[other], times_ms[at]
 
     def _put_in(self, records: list[Written], transactional: bool, topic: str) -> None:
         kafka = self.cluster.kafka

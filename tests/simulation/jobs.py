@@ -1,10 +1,8 @@
-"""The jobs in the simulation, declared as any user's job, and for each of their stages a slow obvious model.
+"""The jobs in the simulation, declared like any user's job, and a slow and obvious model of each stage.
 
-Responsible for: the jobs (a counter with a second stage behind a repartition; the same with a third stage
-that merges two topics; one that declares values, maps and lists with a TTL; the first one with event time;
-and that one with timers and inputs that become idle), their records, and the models. The engine processes the
-records; the checks do the same with a model, which uses plain dicts and knows nothing of epochs, layers or
-bytes.
+Responsible for: the jobs (`docs/simulation.md` lists them), their records, and the models. The engine
+processes the records. The checks do the same with a model, which uses plain dicts and lists, and knows
+nothing of epochs, layers or bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from random import Random
+from typing import Any, Literal, NamedTuple
 
-from fcluster import Job, ListState, MapState, ValueState, Watermark
+from fcluster import (
+    Hopping,
+    Job,
+    ListState,
+    MapState,
+    Session,
+    Tumbling,
+    ValueState,
+    Watermark,
+    collect,
+    count,
+    last,
+    reduce,
+    sum_,
+)
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
 from fcluster.engine.ordered_keys import (
@@ -39,33 +52,42 @@ from fcluster.graph.topology import Stage, Topology, written_topics
 JOB = "sim"
 SOURCE, SINK = "in", "out"
 MORE = "more"
-"""The other source of the merged job."""
+"""The other source of the jobs that merge."""
+LATE = "late"
+"""Gets the records that are too late for their windows."""
 COUNT, TOTALS, BOTH = "count", "totals", "both"
 """The names of the handlers."""
+AGAIN = "again"
+"""The name of a second window in a stage."""
 SEEDS_OF_A_JOB = 1_000_000
 MERGED_SEEDS_FROM = SEEDS_OF_A_JOB
 KINDS_SEEDS_FROM = 2 * SEEDS_OF_A_JOB
 TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
 TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
-"""Which job a seed plays: from these on the merged one, the one with declared states, the first one with
-event time, and the one with timers."""
+WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
+"""Which job a seed plays. Seeds from these numbers on play: the merged job, the one with declared states, the
+first job with event time, the one with timers, and those with windows.
+"""
+WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
+WINDOWS_JOBS: tuple[WindowsJob, ...] = ("tumbling", "sessions", "updates", "merged")
+"""The jobs with windows. Chance, which depends on the seed, chooses one of them."""
 MAX_DELAY_MS = 3
-"""Of the jobs with event time."""
+"""The delay of the watermarks in all jobs with event time."""
 IDLE_MS = 150
-"""After so long without a record, an input of the job with timers is idle."""
+"""In jobs with inputs that become idle, an input is idle after so long without a record."""
 RING_EVERY_MS = 30
-"""Of the timers in processing time: that of record n is due n times so many milliseconds after the start."""
+"""The timer in processing time that record n sets is due n times so many milliseconds after the start."""
 FORGET_AT = 6
-"""A key's state is deleted when its count gets there, so that deletions are part of the story."""
+"""A key's state is deleted when its count gets there, so that deletions occur as well."""
 BEGIN_MS = 1_700_000_000_000
 TTL_MS = 12
-"""Of all states that have one. Idents rise with time and are timestamps as well."""
+"""The TTL of all states that have one. The numbers of records rise with time, and are their timestamps."""
 REPARTITION = repartition_topic(JOB, TOTALS)
 CROSSING = repartition_topic(JOB, BOTH)
 
 
 def _names(letter: str, count: int) -> list[str]:
-    """So many keys, of which the n-th goes to partition n, modulo the number of partitions (1, 2, or 3)."""
+    """Keys, of which the n-th goes to partition n, modulo the number of partitions (1, 2, or 3)."""
     return [
         next(
             name
@@ -85,12 +107,15 @@ _GROUP_OF = {key: GROUPS[number % len(GROUPS)] for number, key in enumerate(KEYS
 
 
 class Origin(NamedTuple):
-    """Where an output comes from. Only for the checks.
+    """Where an output comes from. Only the checks use it.
 
     Attributes:
-        number, offset: of the record that it was made of; of a timer's output, of the next record.
-        made: counts all outputs of a run.
+        shard: the shard that made it.
+        number, offset: the input and offset of the record that it was made from. For a timer's or a window's
+            output, the first input, and the offset of its next record.
+        made: the number of what has happened, in the order of the run.
         wall_ms: when it was made, by the clock of the worker's host.
+        of_timer: whether a timer or a window that closes made it.
     """
 
     shard: ShardId
@@ -98,11 +123,16 @@ class Origin(NamedTuple):
     offset: int
     made: int = 0
     wall_ms: int = 0
+    of_timer: bool = False
 
 
 class Written:
-    """A record in a topic. `origin` is None if no handler made it; `put_at_ms` says when it was put into a
-    source."""
+    """A record in a topic.
+
+    Attributes:
+        origin: where it comes from. None if no handler made it.
+        put_at_ms: when it was written, if it is in a source.
+    """
 
     __slots__ = ("_data", "headers", "key", "origin", "put_at_ms", "timestamp_ms", "value")
 
@@ -131,7 +161,7 @@ class Written:
 
     @property
     def is_watermark(self) -> bool:
-        """Whether it tells of event time and holds no data."""
+        """Whether it reports event time and holds no data."""
         return self.key is None and bool(self.headers) and self.headers[0][0] == WATERMARK_HEADER
 
     @property
@@ -146,26 +176,34 @@ class Written:
 
 
 class Read:
-    """A record as a shard gets it from its input of that number; has the methods of a consumed message."""
+    """A record that a shard has read. It has the methods of a consumed Kafka message.
 
-    __slots__ = ("_at", "_partition", "number", "written")
+    Attributes:
+        number: the number of the input.
+        made: see `Origin`. -1 if it isn't known: the offsets say in which order the records were read.
+    """
 
-    def __init__(self, number: int, partition: tuple[str, int], offset: int, written: Written) -> None:
+    __slots__ = ("_at", "_partition", "made", "number", "written")
+
+    def __init__(
+        self, number: int, partition: tuple[str, int], offset: int, written: Written, made: int = -1
+    ) -> None:
         self.number = number
         self.written = written
+        self.made = made
         self._partition = partition
         self._at = offset
 
     def topic(self) -> str:
-        """Of the input."""
+        """The topic of the input."""
         return self._partition[0]
 
     def partition(self) -> int:
-        """Of the topic."""
+        """The partition of the topic."""
         return self._partition[1]
 
     def offset(self) -> int:
-        """In the partition."""
+        """The offset in the partition."""
         return self._at
 
     def key(self) -> bytes | None:
@@ -177,11 +215,11 @@ class Read:
         return self.written.value
 
     def timestamp(self) -> tuple[int, int]:
-        """As of a consumed Kafka message."""
+        """The type and the time, as Kafka's clients return them."""
         return 1, self.written.timestamp_ms
 
     def headers(self) -> Any:
-        """Pairs of a name and a value."""
+        """Pairs of name and value."""
         return self.written.headers
 
 
@@ -194,8 +232,23 @@ def source_record(key: str, ident: int) -> Written:
 # --- models -----------------------------------------------------------------------------------------------
 
 
+class Step(NamedTuple):
+    """Something that a shard with several inputs has done, in the order of the run. Its worker reports it,
+    because the inputs don't tell in which order they were read.
+
+    Attributes:
+        made: see `Origin`.
+        number: the input's number.
+        offset: the offset of the record that was processed. None: the input has become idle.
+    """
+
+    made: int
+    number: int
+    offset: int | None
+
+
 class Expected(NamedTuple):
-    """An output that must be there. Without a time it has that of the record that it was made of."""
+    """An output that must be there. Without a time, it has that of the record that it was made from."""
 
     topic: str
     key: str
@@ -204,45 +257,133 @@ class Expected(NamedTuple):
 
 
 class SetTimer(NamedTuple):
-    """A timer that is set. In the order in which those of a clock fire."""
+    """A timer that is set, or a window that is open. They are ordered as those of a clock fire.
+
+    Attributes:
+        name: of a window: "".
+        part: the number of its model, see `StageModel`.
+    """
 
     at_ms: int
     key: str
     name: str
+    part: int = 0
 
 
 class Model(ABC):
-    """What a stage has to do, in the slowest and most obvious way."""
+    """What a stage has to do, in the slowest and most obvious way.
+
+    Attributes:
+        has_timers: whether it has timers, or windows that close.
+        may_wait: whether what is due in event time may fire later than the next record.
+        may_be_late: whether records may be too late for its windows.
+        grace_ms: the longest grace of its windows. None: it has no windows.
+    """
 
     has_timers = False
+    may_wait = True
+    may_be_late = True
+    grace_ms: int | None = None
 
     @abstractmethod
     def begin(self) -> Any:
         """The state of a shard that has read nothing. It is changed in place."""
 
     @abstractmethod
-    def process(self, state: Any, read: Read) -> list[Expected]:
-        """The outputs for a record, in their order."""
+    def process(self, state: Any, read: Read, now_ms: int | None) -> list[Expected]:
+        """The outputs for a record, in order. `now_ms` is the shard's event time before it."""
 
     @abstractmethod
-    def content(self, state: Any, stored: Mapping[str, Any]) -> tuple[Any, Any]:
-        """What the state must be, and what the stores make of it (by name, see `SimJob.stored`)."""
+    def content(self, state: Any, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
+        """What the state must be, and what the stores (by name, see `SimJob.stored`) make of it."""
 
-    @abstractmethod
     def seen(self, state: Any) -> dict[str, dict[str, Any]] | None:
-        """The dicts of all keys as the handler must see them; None: it has no dicts."""
+        """The dicts of all keys as the handler must see them. None if it has no dicts."""
+        return None
 
     def timers(self, state: Any, clock: str) -> list[SetTimer]:
-        """All timers that are set in this clock, the next one first."""
+        """All timers that are set in this clock, the next one first. In event time, also the windows whose
+        results are still to come.
+        """
         return []
 
     def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
-        """What a timer leads to: one output."""
+        """What a timer leads to, or a window that closes: one output."""
         raise NotImplementedError
+
+    def first_ms(self, state: Any) -> int | None:
+        """When the next timer or window is due in event time."""
+        return next((timer.at_ms for timer in self.timers(state, "event")), None)
+
+    def reported_ms(self, state: Any, now_ms: int | None) -> int | None:
+        """The event time that the stages behind are told."""
+        if now_ms is None or self.grace_ms is None:
+            return now_ms
+        first_ms = self.first_ms(state)
+        return (now_ms if first_ms is None or first_ms > now_ms else first_ms - 1) - self.grace_ms
+
+
+class StageModel(Model):
+    """Several models, each of one chain of a stage, in the order of the chains."""
+
+    def __init__(self, *parts: Model, may_be_late: bool = True) -> None:
+        self._parts = parts
+        self.has_timers = any(part.has_timers for part in parts)
+        self.may_wait = all(part.may_wait for part in parts)
+        self.may_be_late = may_be_late
+        graces = [part.grace_ms for part in parts if part.grace_ms is not None]
+        self.grace_ms = max(graces, default=None)
+
+    def begin(self) -> list[Any]:
+        return [part.begin() for part in self._parts]
+
+    def process(self, state: list[Any], read: Read, now_ms: int | None) -> list[Expected]:
+        parts = zip(self._parts, state, strict=True)
+        return [output for part, own in parts for output in part.process(own, read, now_ms)]
+
+    def content(self, state: list[Any], stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
+        parts = zip(self._parts, state, strict=True)
+        pairs = [part.content(own, stored, now_ms) for part, own in parts]
+        return [wanted for wanted, _ in pairs], [found for _, found in pairs]
+
+    def seen(self, state: list[Any]) -> dict[str, dict[str, Any]] | None:
+        parts = zip(self._parts, state, strict=True)
+        return next((seen for part, own in parts if (seen := part.seen(own)) is not None), None)
+
+    def timers(self, state: list[Any], clock: str) -> list[SetTimer]:
+        return sorted(
+            timer._replace(part=number)
+            for number, part in enumerate(self._parts)
+            for timer in part.timers(state[number], clock)
+        )
+
+    def fire(self, state: list[Any], timer: SetTimer, event_ms: int | None) -> Expected:
+        return self._parts[timer.part].fire(state[timer.part], timer, event_ms)
+
+    def first_ms(self, state: list[Any]) -> int | None:
+        parts = zip(self._parts, state, strict=True)
+        times_ms = [part.first_ms(own) for part, own in parts]
+        return min((at_ms for at_ms in times_ms if at_ms is not None), default=None)
+
+
+class ForwardModel(Model):
+    """A chain that passes records on with another key."""
+
+    def __init__(self, topic: str, by: Callable[[str], str]) -> None:
+        self._forward = {topic: by}
+
+    def begin(self) -> None:
+        return None
+
+    def process(self, state: None, read: Read, now_ms: int | None) -> list[Expected]:
+        return _forwarded(self._forward, read.written.name, read)
+
+    def content(self, state: None, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
+        return None, None
 
 
 class CountModel(Model):
-    """Counts by key. Its outputs go to the sink; each record goes on to the other topics, too."""
+    """Counts by key. Its outputs go to the sink. Each record is also passed on to the other topics."""
 
     def __init__(self, stage: str, store: str, forward: Mapping[str, Callable[[str], str]]) -> None:
         self._stage = stage
@@ -252,7 +393,7 @@ class CountModel(Model):
     def begin(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    def process(self, state: dict[str, dict[str, Any]], read: Read) -> list[Expected]:
+    def process(self, state: dict[str, dict[str, Any]], read: Read, now_ms: int | None) -> list[Expected]:
         key, ident = read.written.name, read.written.data["ident"]
         before = state.pop(key, {})
         count = before.get("count", 0) + 1
@@ -261,7 +402,9 @@ class CountModel(Model):
         output = {"stage": self._stage, "ident": ident, "count": count}
         return [Expected(SINK, key, output), *_forwarded(self._forward, key, read)]
 
-    def content(self, state: dict[str, dict[str, Any]], stored: Mapping[str, Any]) -> tuple[Any, Any]:
+    def content(
+        self, state: dict[str, dict[str, Any]], stored: Mapping[str, Any], now_ms: int | None
+    ) -> tuple[Any, Any]:
         return state, stored[self._store]
 
     def seen(self, state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]] | None:
@@ -270,7 +413,7 @@ class CountModel(Model):
 
 @dataclass
 class _Timers:
-    """What a shard knows that sets timers: its counts, and by key and name the clock and time of each."""
+    """The state of a shard that sets timers: its counts, and by key and name the clock and time of each."""
 
     counts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     set: dict[tuple[str, str], tuple[str, int]] = field(
@@ -279,15 +422,16 @@ class _Timers:
 
 
 class TimersModel(CountModel):
-    """What `_count_and_set_timers_into` does, and the functions of its timers."""
+    """What `_count_and_set_timers_into` and the functions of its timers do."""
 
     has_timers = True
+    may_wait = False
 
     def begin(self) -> Any:
         return _Timers()
 
-    def process(self, state: Any, read: Read) -> list[Expected]:
-        outputs = super().process(state.counts, read)
+    def process(self, state: Any, read: Read, now_ms: int | None) -> list[Expected]:
+        outputs = super().process(state.counts, read, now_ms)
         key, ident, at_ms = read.written.name, read.written.data["ident"], read.written.timestamp_ms
         if ident % 3 == 0:
             state.set[key, "soon"] = ("event", at_ms + ident % 8)
@@ -309,7 +453,7 @@ class TimersModel(CountModel):
         )
 
     def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
-        at_ms, key, name = timer
+        at_ms, key, name, _ = timer
         of, _ = state.set.pop((key, name))
         own = state.counts.setdefault(key, {})
         own["fired"] = fired = own.get("fired", 0) + 1
@@ -320,12 +464,12 @@ class TimersModel(CountModel):
         elif name == "ring":
             soon_ms = BEGIN_MS + (at_ms - BEGIN_MS) // RING_EVERY_MS
             if event_ms is not None and soon_ms <= (at_ms if of == "event" else event_ms):
-                soon_ms = event_ms + 1  # no progress: it waits until event time moves on
+                soon_ms = event_ms + 1  # no progress, so it waits until event time moves on
             state.set[key, "soon"] = ("event", soon_ms)
         data = {"stage": self._stage, "timer": name, "ident": at_ms - BEGIN_MS, "fired": fired}
         return Expected(SINK, key, data, at_ms)
 
-    def content(self, state: Any, stored: Mapping[str, Any]) -> tuple[Any, Any]:
+    def content(self, state: Any, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
         due = {(clock, at_ms, key, name): None for (key, name), (clock, at_ms) in state.set.items()}
         kept = TimerStore(self._store)
         found = stored[self._store], stored[kept.name], stored[kept.due_name]
@@ -337,8 +481,9 @@ class TimersModel(CountModel):
 
 
 class KindsModel(Model):
-    """What `_remember` does: `last`, `seen` and `recent` hold pairs of time and value; nothing is removed
-    when its time is over, only looked past, until it can't be in a store any more."""
+    """What `_remember` does. `last`, `seen` and `recent` hold pairs of time and value. Expired ones are
+    removed when a record comes, and before the state is compared.
+    """
 
     def __init__(self, stage: str, forward: Mapping[str, Callable[[str], str]]) -> None:
         self._stage = stage
@@ -347,7 +492,7 @@ class KindsModel(Model):
     def begin(self) -> dict[str, Any]:
         return {"clock": 0, "last": {}, "seen": {}, "recent": {}}
 
-    def process(self, state: dict[str, Any], read: Read) -> list[Expected]:
+    def process(self, state: dict[str, Any], read: Read, now_ms: int | None) -> list[Expected]:
         key, ident = read.written.name, read.written.data["ident"]
         now = state["clock"] = max(state["clock"], read.written.timestamp_ms)
         self._expire(state)
@@ -368,7 +513,9 @@ class KindsModel(Model):
         }
         return [Expected(SINK, key, output), *_forwarded(self._forward, key, read)]
 
-    def content(self, state: dict[str, Any], stored: Mapping[str, Any]) -> tuple[Any, Any]:
+    def content(
+        self, state: dict[str, Any], stored: Mapping[str, Any], now_ms: int | None
+    ) -> tuple[Any, Any]:
         self._expire(state)
         found = {name.removeprefix(f"{COUNT}/"): entries for name, entries in stored.items()}
         lists: dict[str, list[tuple[int, int]]] = {}
@@ -382,15 +529,227 @@ class KindsModel(Model):
             found["/clock"].get("", 0),
         ]
 
-    def seen(self, state: dict[str, Any]) -> None:
-        return None
-
     def _expire(self, state: dict[str, Any]) -> None:
         over = state["clock"] - TTL_MS
         for name in ("last", "seen"):
             state[name] = {key: pair for key, pair in state[name].items() if pair[0] > over}
         recent = {key: [pair for pair in pairs if pair[0] > over] for key, pairs in state["recent"].items()}
         state["recent"] = {key: pairs for key, pairs in recent.items() if pairs}
+
+
+class WindowsModel(Model):
+    """Windows of one size. The state holds, by end and key of each open window, the times and values of its
+    records in the order in which they were processed.
+
+    Args:
+        stage: the stage's name.
+        step: the name of the window.
+        size, every, grace: as in the job, in milliseconds.
+        updates: whether it emits a result for each record. Nobody sees then when such a window closes.
+    """
+
+    def __init__(
+        self, stage: str, step: str, size: int, every: int, grace: int, *, updates: bool = False
+    ) -> None:
+        self._stage = stage
+        self._step = step
+        self._size = size
+        self._every = every
+        self._updates = updates
+        self.grace_ms: int = grace
+        self.has_timers = True
+
+    def begin(self) -> dict[tuple[int, str], list[tuple[int, Any]]]:
+        return {}
+
+    def process(self, state: Any, read: Read, now_ms: int | None) -> list[Expected]:
+        key, value, at_ms = read.written.name, read.written.data, read.written.timestamp_ms
+        starts = [start for start in range(at_ms - self._size + 1, at_ms + 1) if start % self._every == 0]
+        ends = [start + self._size for start in starts]
+        taking = [end for end in ends if now_ms is None or now_ms < end + self.grace_ms]
+        if not taking:
+            return [Expected(LATE, key, value)]
+        outputs: list[Expected] = []
+        for end in taking:
+            state.setdefault((end, key), []).append((at_ms, value))
+            if self._updates:
+                outputs.append(self._result(state, end, key)._replace(timestamp_ms=at_ms))
+        return outputs
+
+    def timers(self, state: Any, clock: str) -> list[SetTimer]:
+        if clock != "event" or self._updates:
+            return []
+        return sorted(SetTimer(end + self.grace_ms, key, "") for end, key in state)
+
+    def first_ms(self, state: Any) -> int | None:
+        return min((end + self.grace_ms for end, _ in state), default=None)
+
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
+        end = timer.at_ms - self.grace_ms
+        result = self._result(state, end, timer.key)
+        del state[end, timer.key]
+        return result
+
+    def _result(self, state: Any, end: int, key: str) -> Expected:
+        return _result(self._stage, self._step, key, end - self._size, end, state[end, key])
+
+    def content(self, state: Any, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
+        found = stored[f"{self._step}//windows"]
+        if self._updates and now_ms is not None:
+            # They close in the order of their ends. Nothing else is known of when.
+            due = sorted(window for window in state if window[0] + self.grace_ms <= now_ms)
+            while due and due[0] not in found:
+                del state[due.pop(0)]
+        return {window: _kept(rows) for window, rows in state.items()}, found
+
+
+@dataclass
+class _Sessions:
+    """The records of sessions, as pairs of time and value.
+
+    Attributes:
+        open: by key, of all sessions that take further records.
+        due: by end and key, of the sessions that are due.
+    """
+
+    open: dict[str, list[tuple[int, Any]]] = field(default_factory=dict[str, list[tuple[int, Any]]])
+    due: dict[tuple[int, str], list[tuple[int, Any]]] = field(
+        default_factory=dict[tuple[int, str], list[tuple[int, Any]]]
+    )
+
+
+class SessionsModel(Model):
+    """Sessions. It sorts the records of a key and cuts them into sessions anew each time.
+
+    Args:
+        stage: the stage's name.
+        step: the name of the window.
+        gap, grace: as in the job, in milliseconds.
+        forward: the topic to which results are passed on, and their new key. None: they go to the sink.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        step: str,
+        gap: int,
+        grace: int,
+        forward: tuple[str, Callable[[str], str]] | None = None,
+    ) -> None:
+        self._stage = stage
+        self._step = step
+        self._gap = gap
+        self._forward = forward
+        self.grace_ms: int = grace
+        self.has_timers = True
+
+    def begin(self) -> _Sessions:
+        return _Sessions()
+
+    def process(self, state: _Sessions, read: Read, now_ms: int | None) -> list[Expected]:
+        key, value, at_ms = read.written.name, read.written.data, read.written.timestamp_ms
+        self._part(state, now_ms)
+        row, rows = (at_ms, value), state.open.get(key, [])
+        session = next(one for one in self._cut([*rows, row]) if row in one)
+        if now_ms is not None and session[-1][0] + self._gap + self.grace_ms <= now_ms:
+            return [Expected(LATE, key, value)]
+        state.open[key] = [*rows, row]
+        return []
+
+    def timers(self, state: _Sessions, clock: str) -> list[SetTimer]:
+        if clock != "event":
+            return []
+        return sorted(SetTimer(end + self.grace_ms, key, "") for end, key in self._all(state))
+
+    def fire(self, state: _Sessions, timer: SetTimer, event_ms: int | None) -> Expected:
+        self._part(state, event_ms)
+        end, key = timer.at_ms - self.grace_ms, timer.key
+        rows = state.due.pop((end, key))
+        result = _result(self._stage, self._step, key, rows[0][0], end, rows)
+        if self._forward is None:
+            return result
+        topic, by = self._forward
+        return result._replace(topic=topic, key=by(key))
+
+    def content(self, state: _Sessions, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
+        self._part(state, now_ms)
+        wanted: dict[str, list[Any]] = {}
+        for (end, key), rows in sorted(self._all(state).items()):
+            wanted.setdefault(key, []).append([rows[0][0], end, _kept(rows)])
+        found = stored[f"{self._step}//sessions"]
+        ordered = {
+            key: [[start, end, [kept[0], sorted(kept[1]), kept[2]]] for start, end, kept in sessions]
+            for key, sessions in found.items()
+        }
+        notes: dict[str, list[int]] = {}
+        for end, key in stored[f"{self._step}//due"]:
+            notes.setdefault(key, []).append(end)
+        # There may be notes besides that of the first session. A note that is too early is moved later.
+        wrong = [
+            key
+            for key in sorted({*wanted, *notes})
+            if key not in wanted
+            or key not in notes
+            or not min(notes[key]) <= wanted[key][0][1]
+            or not max(notes[key]) <= wanted[key][-1][1]
+        ]
+        return (wanted, []), (ordered, wrong)
+
+    def _part(self, state: _Sessions, now_ms: int | None) -> None:
+        """Sessions that are due take no more records."""
+        for key, rows in list(state.open.items()):
+            for session in self._cut(rows):
+                end = session[-1][0] + self._gap
+                if now_ms is not None and end + self.grace_ms <= now_ms:
+                    state.due[end, key] = session
+                    state.open[key] = [row for row in state.open[key] if row not in session]
+
+    def _all(self, state: _Sessions) -> dict[tuple[int, str], list[tuple[int, Any]]]:
+        open_ones = {
+            (session[-1][0] + self._gap, key): session
+            for key, rows in state.open.items()
+            for session in self._cut(rows)
+        }
+        return {**state.due, **open_ones}
+
+    def _cut(self, rows: list[tuple[int, Any]]) -> list[list[tuple[int, Any]]]:
+        sessions: list[list[tuple[int, Any]]] = []
+        for row in sorted(rows, key=lambda row: row[0]):
+            if sessions and row[0] - sessions[-1][-1][0] <= self._gap:
+                sessions[-1].append(row)
+            else:
+                sessions.append([row])
+        return sessions
+
+
+def _kept(rows: list[tuple[int, Any]]) -> list[Any]:
+    """What the aggregates keep of these records: see `_aggregates`."""
+    if "idents" in rows[0][1]:
+        idents = [ident for _, value in rows for ident in value["idents"]]
+        return [sum(value["n"] for _, value in rows), [sorted(idents)], len(rows)]
+    newest_ms, newest = max((at_ms, value["ident"]) for at_ms, value in rows)
+    return [len(rows), [value["ident"] for _, value in rows], [newest_ms, newest]]
+
+
+def _result(stage: str, step: str, key: str, start: int, end: int, rows: list[tuple[int, Any]]) -> Expected:
+    """The result of a window with these records."""
+    if "idents" in rows[0][1]:
+        idents = [ident for _, value in rows for ident in value["idents"]]
+        n, newest = sum(value["n"] for _, value in rows), len(rows)
+    else:
+        idents = [value["ident"] for _, value in rows]
+        n, newest = len(rows), max(rows, key=lambda row: row[0])[1]["ident"]
+    data = {
+        "stage": stage,
+        "window": step,
+        "key": key,
+        "ident": end - BEGIN_MS,
+        "start": start - BEGIN_MS,
+        "n": n,
+        "idents": sorted(idents),
+        "last": newest,
+    }
+    return Expected(SINK, key, data, end - 1)
 
 
 def _forwarded(forward: Mapping[str, Callable[[str], str]], key: str, read: Read) -> list[Expected]:
@@ -437,7 +796,7 @@ def _count_and_set_timers_into(stage: str) -> Callable[[Any, Any], dict[str, Any
 
 
 def _timers_of(stage: str) -> dict[str, Callable[[Any, Any], dict[str, Any]]]:
-    """Each tells itself by one output: so the checks know where among the outputs it has fired."""
+    """Each writes one output. So the checks know where among the outputs it has fired."""
 
     def fired(ctx: Any, name: str) -> dict[str, Any]:
         ctx.state["fired"] = number = ctx.state.get("fired", 0) + 1
@@ -487,6 +846,38 @@ def _remember(ctx: Any, record: Any) -> dict[str, Any]:
     }
 
 
+_AGGREGATES: dict[str, Any] = {
+    "n": count(),
+    "idents": collect(lambda record: record["ident"]),
+    "last": last(lambda record: record["ident"]),
+}
+"""What windows compute of records."""
+_OF_RESULTS: dict[str, Any] = {
+    "n": sum_(lambda result: result["n"]),
+    "idents": reduce(lambda one, other: sorted(one + other), lambda result: result["idents"]),
+    "last": count(),
+}
+"""What windows compute of the results of others."""
+
+
+def _told_by(stage: str, step: str) -> Callable[[Any], dict[str, Any]]:
+    """Makes the output of a result."""
+
+    def told(result: Any) -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "window": step,
+            "key": result["key"],
+            "ident": result["end"] - BEGIN_MS,
+            "start": result["start"] - BEGIN_MS,
+            "n": result["n"],
+            "idents": sorted(result["idents"]),
+            "last": result["last"],
+        }
+
+    return told
+
+
 def _group(record: Any) -> str:
     return _GROUP_OF[record["key"]]
 
@@ -498,14 +889,18 @@ class SimJob:
     Attributes:
         topology: the job, built.
         models: of its stages, by name. Empty: whoever runs it compares the outputs with something else.
-        given: what its sources get, as (topic, record) in order; None: records are drawn.
-        partitions: of all topics; None: the seed decides.
+        given: what its sources get, as pairs of topic and record, in order. None: records are drawn.
+        partitions: the number of partitions of all topics. None: the seed decides.
+        has_results: whether what crosses the repartition is results, and not records as they are.
+        comes_in_order: whether most records are written in the order of their timestamps.
     """
 
     topology: Topology
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
     given: Sequence[tuple[str, Written]] | None = None
     partitions: int | None = None
+    has_results: bool = False
+    comes_in_order: bool = False
 
     @cached_property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -519,22 +914,22 @@ class SimJob:
 
     @cached_property
     def changelogs(self) -> dict[str, str]:
-        """The stage whose changelog it is."""
+        """The stage that a changelog belongs to."""
         return {stage.changelog: stage.name for stage in self.topology.stages if stage.changelog is not None}
 
     @cached_property
     def sources(self) -> list[str]:
-        """What others write to."""
+        """The topics that others write to."""
         return [source.name for source in self.topology.sources]
 
     @cached_property
     def repartitions(self) -> list[str]:
-        """What one stage writes and another one reads."""
+        """The topics that one stage writes and another one reads."""
         return [topic for topic in self.stages_reading if topic not in self.sources]
 
     @cached_property
     def outputs(self) -> list[str]:
-        """What its stages write."""
+        """The topics that its stages write."""
         return list({spec.name: None for stage in self.topology.stages for spec in written_topics(stage)})
 
     @cached_property
@@ -544,20 +939,30 @@ class SimJob:
         return any(watermark is not None and watermark.idle_ms is not None for watermark in watermarks)
 
     def timers_set(self, stage: str, encoded: Mapping[bytes, bytes]) -> Iterator[tuple[str, int, str, str]]:
-        """Which timers encoded entries set: clock, time, key and name."""
-        processes = self.topology.stage(stage).timed_processes
-        if processes:
-            stored = self.stored(stage, encoded)
-            for process in processes:
-                yield from stored[TimerStore(process.name).due_name]
+        """The timers and open windows in encoded entries: clock, time, key and name of each."""
+        declared = self.topology.stage(stage)
+        if not (declared.timed_processes or declared.windows):
+            return
+        stored = self.stored(stage, encoded)
+        for process in declared.timed_processes:
+            yield from stored[TimerStore(process.name).due_name]
+        for window in declared.windows:
+            entries = stored[window.store.name]
+            if window.store.of_sessions:
+                ends = [(session[1], key) for key, sessions in entries.items() for session in sessions]
+            else:
+                ends = list(entries)
+            yield from (("event", end + window.windows.grace_ms, key, window.name) for end, key in ends)
 
     def changelog(self, shard: ShardId) -> tuple[str, int]:
         """The partition with the shard's deltas."""
         return f"{self.topology.stage(shard.stage).changelog}", shard.partition
 
     def stored(self, stage: str, encoded: Mapping[bytes, bytes]) -> dict[str, Any]:
-        """What encoded entries say, by store: of dicts by key, of values by key, of maps by key and key of
-        the entry, of lists by key and place. With a TTL each value is a pair with its time."""
+        """The content of encoded entries, by store: dicts and values by key, maps by key and key of the
+        entry, lists by key and place, windows by end and key, sessions by key. With a TTL, each value is a
+        pair with its time.
+        """
         readers = _readers(self.topology.stage(stage))
         found: dict[str, Any] = {name: {} for name, _ in readers.values()}
         for key, raw in encoded.items():
@@ -572,7 +977,7 @@ _ReadEntry = Callable[[bytes, bytes], tuple[Any, Any]]
 
 
 def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
-    """By the prefix of its keys: the name of a store, and what reads one of its entries."""
+    """By the prefix of its keys: the name of a store, and the function that decodes one of its entries."""
     readers: dict[bytes, tuple[str, _ReadEntry]] = {}
     time_of = value_codec("int")[0]
     for name in stage.stores:
@@ -589,6 +994,14 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
         kept = TimerStore(process.name)
         readers[store_prefix(kept.name)] = (kept.name, _read_timer)
         readers[store_prefix(kept.due_name)] = (kept.due_name, _read_due)
+    for window in stage.windows:
+        store = window.store
+        readers[store_prefix(store.name)] = (
+            store.name,
+            _read_sessions if store.of_sessions else _read_window,
+        )
+        if store.of_sessions:
+            readers[store_prefix(store.due_name)] = (store.due_name, _read_window_at)
     return readers
 
 
@@ -611,6 +1024,21 @@ def _read_due(key: bytes, _raw: bytes) -> tuple[Any, Any]:
     return (_CLOCKS[key[:1]], decode_time(key[1:9]), of.decode(), key[name_at:].decode()), None
 
 
+def _read_window_at(key: bytes, _raw: bytes) -> tuple[Any, Any]:
+    """By end and key: nothing."""
+    return (decode_time(key[:8]), key[8:].decode(errors="replace")), None
+
+
+def _read_window(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By end and key: what the aggregates keep."""
+    return _read_window_at(key, raw)[0], json.loads(raw[1:])
+
+
+def _read_sessions(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key: start, end and what the aggregates keep, of each session."""
+    return key.decode(errors="replace"), json.loads(raw[1:])
+
+
 def _reader_of(store: StateStore) -> _ReadEntry:
     decode = value_codec(store.state.value)[0]
 
@@ -630,18 +1058,31 @@ def _reader_of(store: StateStore) -> _ReadEntry:
     return read
 
 
-_SEEDS_FROM = (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM, TIMED_SEEDS_FROM, TIMERS_SEEDS_FROM)
+_SEEDS_FROM = (
+    0,
+    0,
+    MERGED_SEEDS_FROM,
+    KINDS_SEEDS_FROM,
+    TIMED_SEEDS_FROM,
+    TIMERS_SEEDS_FROM,
+    WINDOWS_SEEDS_FROM,
+    WINDOWS_SEEDS_FROM,
+)
 
 
 def seeds(first: int, count: int) -> Iterator[int]:
-    """So many seeds from this number on: two of six are of the first job, the others of the other four."""
+    """Seeds from this number on: two of eight are of the first job, two of those with windows, and the others
+    of the other four.
+    """
     for number in range(first, first + count):
-        # Settings and brokers depend on the last digits of a seed: each job shall play with all of them.
+        # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
         yield number + _SEEDS_FROM[number // 4 % len(_SEEDS_FROM)]
 
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= WINDOWS_SEEDS_FROM:
+        return _WINDOWS_JOBS[windows_job_of(seed)]()
     if seed >= TIMERS_SEEDS_FROM:
         return _timers_job(behind=seed % 2 == 0)
     if seed >= TIMED_SEEDS_FROM:
@@ -651,12 +1092,17 @@ def job_of(seed: int) -> SimJob:
     return _counting_job(merged=seed >= MERGED_SEEDS_FROM)
 
 
+def windows_job_of(seed: int) -> WindowsJob:
+    """Which job with windows a seed plays."""
+    return Random(f"windows {seed}").choice(WINDOWS_JOBS)
+
+
 @cache
 def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
     """`in` counts by key and feeds `totals`, which counts by group.
 
-    A third stage if `merged`: `more` counts by key what comes from another source, and from `in` through a
-    repartition of its own. `timed`: with event time.
+    If `merged`, there is a third stage: `more` counts by key what comes from another source, and from `in`
+    through a repartition of its own. If `timed`, the job uses event time.
     """
     job = Job(JOB)
     watermark = {"watermark": Watermark(MAX_DELAY_MS)} if timed else {}
@@ -676,7 +1122,7 @@ def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
 
 @cache
 def _kinds_job() -> SimJob:
-    """`in` remembers values, a map and a list for each key, all with a TTL; `totals` as in the others."""
+    """`in` remembers a value, a map and a list for each key, all with a TTL. `totals` is as in the others."""
     job = Job(JOB)
     source, sink = job.topic(SOURCE), job.topic(SINK)
     job.stream(source).process(_remember, name=COUNT, states=[_LAST, _SEEN, _RECENT]).to(sink)
@@ -690,8 +1136,9 @@ def _kinds_job() -> SimJob:
 
 @cache
 def _timers_job(*, behind: bool) -> SimJob:
-    """`in` counts by key and sets timers; its inputs become idle. `totals` as in the others; if `behind`, it
-    sets timers, too, so that it is told of event time in each epoch."""
+    """`in` counts by key and sets timers, and its inputs become idle. `totals` is as in the others. If
+    `behind`, it sets timers as well, so it is told of event time in each epoch.
+    """
     job = Job(JOB)
     source, sink = job.topic(SOURCE, watermark=Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS)), job.topic(SINK)
     job.stream(source).process(_count_and_set_timers_into(SOURCE), name=COUNT, timers=_timers_of(SOURCE)).to(
@@ -706,3 +1153,109 @@ def _timers_job(*, behind: bool) -> SimJob:
         grouped.process(_count_into(TOTALS), name=TOTALS).to(sink)
         models[TOTALS] = CountModel(TOTALS, TOTALS, {})
     return SimJob(job.build(Settings()), models)
+
+
+# --- jobs with windows --------------------------------------------------------------------------------------
+
+_MS = timedelta(milliseconds=1)
+_WATERMARK = Watermark(MAX_DELAY_MS)
+
+
+def _tumbling_job() -> SimJob:
+    """`in` has tumbling and hopping windows. `totals`, behind a repartition, has sessions."""
+    job = Job(JOB)
+    source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
+    stream = job.stream(source)
+    stream.window(Tumbling(8 * _MS, grace=5 * _MS), late=late, name=COUNT).aggregate(**_AGGREGATES).map(
+        _told_by(SOURCE, COUNT)
+    ).to(sink)
+    stream.window(Hopping(12 * _MS, 4 * _MS, grace=2 * _MS), late=late, name=AGAIN).aggregate(
+        **_AGGREGATES
+    ).map(_told_by(SOURCE, AGAIN)).to(sink)
+    stream.key_by(_group).window(Session(3 * _MS, grace=4 * _MS), late=late, name=TOTALS).aggregate(
+        **_AGGREGATES
+    ).map(_told_by(TOTALS, TOTALS)).to(sink)
+    models: dict[str, Model] = {
+        SOURCE: StageModel(
+            WindowsModel(SOURCE, COUNT, 8, 8, 5),
+            WindowsModel(SOURCE, AGAIN, 12, 4, 2),
+            ForwardModel(REPARTITION, _GROUP_OF.__getitem__),
+        ),
+        TOTALS: SessionsModel(TOTALS, TOTALS, 3, 4),
+    }
+    return SimJob(job.build(Settings()), models, comes_in_order=True)
+
+
+def _sessions_job() -> SimJob:
+    """`in` has sessions. Their results cross the repartition, and are in tumbling windows of `totals`. No
+    result may be too late for them.
+    """
+    job = Job(JOB)
+    source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
+    job.stream(source).window(Session(4 * _MS, grace=6 * _MS), late=late, name=COUNT).aggregate(
+        **_AGGREGATES
+    ).map(_told_by(SOURCE, COUNT)).key_by(_group).window(
+        Tumbling(15 * _MS), late=late, name=TOTALS
+    ).aggregate(**_OF_RESULTS).map(_told_by(TOTALS, TOTALS)).to(sink)
+    models: dict[str, Model] = {
+        SOURCE: SessionsModel(SOURCE, COUNT, 4, 6, (REPARTITION, _GROUP_OF.__getitem__)),
+        TOTALS: StageModel(WindowsModel(TOTALS, TOTALS, 15, 15, 0), may_be_late=False),
+    }
+    return SimJob(job.build(Settings()), models, has_results=True, comes_in_order=True)
+
+
+def _updates_job() -> SimJob:
+    """`in` has hopping windows and `totals` has tumbling ones. Both emit a result for each record."""
+    job = Job(JOB)
+    source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
+    stream = job.stream(source)
+    stream.window(Hopping(12 * _MS, 4 * _MS, grace=6 * _MS), late=late, name=COUNT, emit="update").aggregate(
+        **_AGGREGATES
+    ).map(_told_by(SOURCE, COUNT)).to(sink)
+    stream.key_by(_group).window(
+        Tumbling(10 * _MS, grace=3 * _MS), late=late, name=TOTALS, emit="update"
+    ).aggregate(**_AGGREGATES).map(_told_by(TOTALS, TOTALS)).to(sink)
+    models: dict[str, Model] = {
+        SOURCE: StageModel(
+            WindowsModel(SOURCE, COUNT, 12, 4, 6, updates=True),
+            ForwardModel(REPARTITION, _GROUP_OF.__getitem__),
+        ),
+        TOTALS: WindowsModel(TOTALS, TOTALS, 10, 10, 3, updates=True),
+    }
+    return SimJob(job.build(Settings()), models, comes_in_order=True)
+
+
+def _merged_windows_job() -> SimJob:
+    """`more` merges another source with a repartition of `in`. It sets timers in both clocks and has tumbling
+    windows and sessions. The inputs of both sources become idle.
+    """
+    job = Job(JOB)
+    watermark = Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS)
+    source, more = job.topic(SOURCE, watermark=watermark), job.topic(MORE, watermark=watermark)
+    sink, late = job.topic(SINK), job.topic(LATE)
+    job.stream(source).process(_count_into(SOURCE), name=COUNT).to(sink)
+    merged = job.merge(more, job.stream(source).key_by("key", name=BOTH))
+    merged.process(_count_and_set_timers_into(MORE), name=BOTH, timers=_timers_of(MORE)).to(sink)
+    merged.window(Tumbling(9 * _MS, grace=3 * _MS), late=late, name=AGAIN).aggregate(**_AGGREGATES).map(
+        _told_by(MORE, AGAIN)
+    ).to(sink)
+    merged.window(Session(4 * _MS, grace=5 * _MS), late=late, name=TOTALS).aggregate(**_AGGREGATES).map(
+        _told_by(MORE, TOTALS)
+    ).to(sink)
+    models: dict[str, Model] = {
+        SOURCE: CountModel(SOURCE, COUNT, {CROSSING: str}),
+        MORE: StageModel(
+            TimersModel(MORE, BOTH, {}),
+            WindowsModel(MORE, AGAIN, 9, 9, 3),
+            SessionsModel(MORE, TOTALS, 4, 5),
+        ),
+    }
+    return SimJob(job.build(Settings()), models, comes_in_order=True)
+
+
+_WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
+    "tumbling": cache(_tumbling_job),
+    "sessions": cache(_sessions_job),
+    "updates": cache(_updates_job),
+    "merged": cache(_merged_windows_job),
+}

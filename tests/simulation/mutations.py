@@ -1,12 +1,12 @@
-"""Planted bugs: what the protocol would be without one of its rules. Each must be caught by some seed.
+"""Planted bugs: the protocol and the engine without one of their rules. Some seed has to catch each of them.
 
-Responsible for: the mutations, as subclasses of cores, their parts and shells, never as hooks in the product;
-and the table of seeds that catch them; the test plays those only. `python -m tests.simulation --find NAME`
-looks for a seed anew.
+Responsible for: the mutations, which are subclasses of cores, their parts and shells, and never hooks in the
+product; and the table of seeds that catch them. The test plays only those seeds. To find another one, use
+`python -m tests.simulation --find NAME`.
 
-Some rules cover for each other. Where a planted bug does no harm because a second rule holds, the checks
-still object to the broken rule itself where they can see it ("after slot 0 was fenced"); and a combined
-mutation that takes the second rule away as well shows the harm. `covered_by` names the second rule.
+Sometimes a second rule prevents the harm of a planted bug. Then the checks still find the breach of the first
+rule, if they can see it ("after slot 0 was fenced"). A combined mutation breaks the second rule as well, and
+shows the harm. `covered_by` names the second rule.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from fcluster.coordinator.core.membership import Membership
 from fcluster.coordinator.core.model import Session, Shard, Terms
 from fcluster.coordinator.core.outbox import HeldKind, Outbox
 from fcluster.coordinator.core.ownership import Ownership
+from fcluster.engine.clock import EventClock
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.state import ShardState
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.timers import TimerStore
-from fcluster.graph.topology import Stage
+from fcluster.graph.topology import Stage, Window
 from fcluster.storage.manifest import Manifest
 from fcluster.storage.restore_plan import RestoreRequest
 from fcluster.storage.snapshots import usable_manifests
@@ -46,9 +47,11 @@ from tests.simulation.jobs import (
     IDLE_MS,
     JOB,
     KINDS_SEEDS_FROM,
+    MAX_DELAY_MS,
     MERGED_SEEDS_FROM,
     TIMED_SEEDS_FROM,
     TIMERS_SEEDS_FROM,
+    WINDOWS_SEEDS_FROM,
 )
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
@@ -70,11 +73,11 @@ class Mutation:
 
     Attributes:
         name: what is wrong, in a few words.
-        seed: one that catches it.
-        finding: a part of what the checks then say.
-        covered_by: the other rule that keeps harm away, if there is one.
-        parts: what is combined here; in the same seed none of them is found alone.
-        harm_only: judge by the recount, not by who may commit.
+        seed: a seed that catches it.
+        finding: a part of the violation.
+        covered_by: the other rule that prevents the harm, if there is one.
+        parts: the mutations that it combines. In the same seed, none of them is found alone.
+        harm_only: whether only the recount judges, and not who may commit.
     """
 
     name: str
@@ -91,7 +94,7 @@ Part = TypeVar("Part")
 
 
 def plant(part: object, broken: type[Part]) -> Part:
-    """Break a part of a core: from now on it acts as this subclass of its own class does."""
+    """Break a part of a core: from now on, it belongs to this subclass of its class."""
     assert issubclass(broken, type(part))
     part.__class__ = broken
     return part  # type: ignore[return-value]
@@ -101,7 +104,7 @@ def plant(part: object, broken: type[Part]) -> Part:
 
 
 class NoFence(SimCoordinator):
-    """Says that a slot is fenced, and has done nothing."""
+    """Says that a slot is fenced, but does nothing."""
 
     def fence_ids(self, slot: int) -> Thread:
         yield from ()
@@ -132,7 +135,7 @@ class _AssignsBeforeFence(Coordinator):
 
 
 class AssignsBeforeFence(SimCoordinator):
-    """Gives shards to the next owner, who reads their offsets, while the fence is still under way."""
+    """Gives shards to the next owner, which reads their offsets, before the fence is done."""
 
     core_class = _AssignsBeforeFence
 
@@ -149,7 +152,7 @@ class _FailedFenceCounts(Coordinator):
 
 
 class FailedFenceCounts(SimCoordinator):
-    """Takes a fence that failed for one that is done."""
+    """Counts a fence that failed as done."""
 
     core_class = _FailedFenceCounts
 
@@ -168,28 +171,29 @@ class _NoFenceForReturning(Coordinator):
 
 
 class NoFenceForReturning(SimCoordinator):
-    """Doesn't fence the slot of a worker that begins anew: its new producers will do that."""
+    """Doesn't fence the slot of a worker that rejoins, because its new producers will do that."""
 
     core_class = _NoFenceForReturning
 
 
 class OldPositionTaken(SimWorker):
-    """Takes the answer of a group coordinator that is cut off, though more was reported as committed."""
+    """Believes a group coordinator that is cut off, although more was reported as committed."""
 
     def is_old(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
         return False
 
 
 class UnsettledOffsets(OldPositionTaken):
-    """Reads committed offsets as they are, pending ones or not. What was reported would mostly save it, so it
-    doesn't look at that, either."""
+    """Reads committed offsets without waiting for pending ones. In most cases, the workers' reports would
+    reveal that. So it doesn't look at them, either.
+    """
 
     def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
         return {source: self.kafka.committed(source) for source in sources}
 
 
 class UnsettledChangelog(SimWorker):
-    """Restores up to where the changelog can be read just now."""
+    """Restores up to the offset to which the changelog can be read at the moment."""
 
     def settled_end(self, changelog: Partition) -> Thread:
         return (yield Call("ends", lambda: self.kafka.last_stable_offset(changelog)))
@@ -215,13 +219,13 @@ class _JournalLast(Coordinator):
 
 
 class JournalLast(SimCoordinator):
-    """Opens a session before the journal holds it."""
+    """Opens a session before it is in the journal."""
 
     core_class = _JournalLast
 
 
 class JournalUnfenced(SimCoordinator):
-    """Writes the journal though another coordinator has taken it over."""
+    """Writes the journal although another coordinator has taken it over."""
 
     def _write(self, writes: list[events.WriteJournal]) -> Thread:
         self._writer = self.kafka.journal._writer
@@ -235,7 +239,7 @@ class _EpochsFromCommitted(Coordinator):
 
 
 class EpochsFromCommitted(SimCoordinator):
-    """A new leader goes on counting epochs behind the last committed one it finds."""
+    """A new leader continues numbering epochs after the last committed one that it finds."""
 
     core_class = _EpochsFromCommitted
 
@@ -251,7 +255,7 @@ class _ForgetsSessions(Coordinator):
 
 
 class ForgetsSessions(SimCoordinator):
-    """A new leader takes the slots of the old one's sessions for free."""
+    """A new leader treats the slots of the old one's sessions as free."""
 
     core_class = _ForgetsSessions
 
@@ -263,7 +267,7 @@ class _ObeysAnyTerm(core.WorkerCore):
 
 
 class ObeysAnyTerm(SimWorker):
-    """Does what a deposed coordinator says."""
+    """Obeys a deposed coordinator."""
 
     core_class = _ObeysAnyTerm
 
@@ -280,7 +284,7 @@ class _NoObjection(Coordinator):
 
 
 class NoObjection(SimCoordinator):
-    """Takes a worker back whatever it holds."""
+    """Takes a worker back, whatever shards it holds."""
 
     core_class = _NoObjection
 
@@ -303,7 +307,7 @@ class _FreesWhenRevoked(Coordinator):
 
 
 class FreesWhenRevoked(SimCoordinator):
-    """Gives a shard to its next owner as soon as the former one is asked to release it."""
+    """Gives a shard to its next owner when the former one is asked to release it, and not when it has."""
 
     core_class = _FreesWhenRevoked
 
@@ -322,7 +326,7 @@ class _GoesOnAfterAbort(core.WorkerCore):
 
 
 class GoesOnAfterAbort(SimWorker):
-    """Commits epoch e+1 though e was aborted."""
+    """Commits epoch e+1 although e was aborted."""
 
     core_class = _GoesOnAfterAbort
 
@@ -343,13 +347,13 @@ class _CommitsUndeclared(core.WorkerCore):
 
 
 class CommitsUndeclared(SimWorker):
-    """Commits as soon as it has prepared."""
+    """Commits when it has prepared, without waiting for the others."""
 
     core_class = _CommitsUndeclared
 
 
 class GuessesCommitted(SimWorker):
-    """Takes a commit of unknown outcome for done."""
+    """Counts a commit of unknown outcome as done."""
 
     def commit_failed(
         self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
@@ -360,7 +364,7 @@ class GuessesCommitted(SimWorker):
 
 
 class GuessesAborted(SimWorker):
-    """Takes a commit of unknown outcome for aborted, and goes back to where it was before."""
+    """Counts a commit of unknown outcome as aborted, and returns to the former position."""
 
     guessed: dict[ShardId, CommittedPosition]
 
@@ -386,7 +390,7 @@ class GuessesAborted(SimWorker):
 
 
 class RevivesItself(SimWorker):
-    """Initialises its producer anew within the session, and writes the epoch that failed to commit again."""
+    """Initialises its producer again within the session, and repeats the epoch whose commit failed."""
 
     def commit_failed(
         self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
@@ -428,7 +432,7 @@ class ForgetsRewind(SimWorker):
 
 
 class LeavesInputOut(SimWorker):
-    """Commits for shards with several inputs the offset of the first only."""
+    """Commits only the offset of the first input of shards with several."""
 
     def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:
         return dict(list(super().offsets_of(frozen).items())[:1])
@@ -449,21 +453,21 @@ class AppliesBeforeCommit(SimWorker):
 
 
 class TrustsLocalFiles(SimWorker):
-    """Runs a shard on local files if they aren't behind."""
+    """Runs a shard on local files that are ahead of the committed epoch, too."""
 
     def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
         return request.committed is not None and store.meta().state_epoch >= request.target_epoch
 
 
 class AppliesBeforeCommitAndTrusts(AppliesBeforeCommit, TrustsLocalFiles):
-    """Both: what is applied too early is then run on."""
+    """Both: it runs a shard on what was applied too early."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         return super().new_state(shard, store)
 
 
 class KeepsLayers(SimWorker):
-    """Keeps the memory layers over a reset."""
+    """Keeps the memory layers through a reset."""
 
     kept: dict[ShardId, ShardState]
 
@@ -487,7 +491,7 @@ class _ExpiresInMemory(EntryTable):
 
 
 class ExpiresInMemory(SimWorker):
-    """Removes what has expired from memory, but doesn't write that to the changelog."""
+    """Removes expired entries from memory, but not in the delta."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         state = super().new_state(shard, store)
@@ -498,7 +502,7 @@ class ExpiresInMemory(SimWorker):
 
 
 class ForgetsTime(SimWorker):
-    """Begins event time anew with each restore."""
+    """Event time begins again with each restore."""
 
     def position_of(self, effect: worker_events.StartReading) -> CommittedPosition:
         at = effect.position
@@ -509,7 +513,7 @@ class ForgetsTime(SimWorker):
 
 
 class LosesLateTimers(SimWorker):
-    """Drops the timers that are due already when a shard is restored: their record has passed."""
+    """Drops the timers that are already due when a shard is restored."""
 
     def new_runner(
         self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
@@ -532,7 +536,7 @@ class _RemovesInMemory(EntryTable):
 
 
 class FiresAgain(SimWorker):
-    """Removes timers that have fired from memory, but doesn't write that to the changelog."""
+    """Removes timers that have fired from memory, but not in the delta."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         state = super().new_state(shard, store)
@@ -551,7 +555,7 @@ class _NamesNoShards(DueTimers):
 
 
 class LeavesFiredOut(SimWorker):
-    """Leaves a shard out of the epoch in which only timers of it have fired."""
+    """Leaves out of an epoch the shards in which only timers have fired."""
 
     def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
         super().__init__(cluster, name, host, wanted_slot)
@@ -559,7 +563,7 @@ class LeavesFiredOut(SimWorker):
 
 
 class ForgetsIdle(SimWorker):
-    """Tells that an input is idle, but commits that it isn't."""
+    """Reports that an input is idle, but commits that it isn't."""
 
     def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
         frozen = super()._freeze(shard, epoch)
@@ -578,18 +582,162 @@ class _IdleAtOnce(IdleInputs):
 
 
 class IdleAtOnce(SimWorker):
-    """Takes an input for idle as soon as it is at its end."""
+    """An input is idle as soon as it is at its end."""
 
     def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
         super().__init__(cluster, name, host, wanted_slot)
         plant(self._idle_inputs, _IdleAtOnce)
 
 
+# --- windows ------------------------------------------------------------------------------------------
+
+
+class ClosesAgain(SimWorker):
+    """Removes windows and sessions that have closed from memory, but not in the delta."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for window in self.cluster.topology.stage(shard.stage).windows:
+            for name in window.store.store_names:
+                plant(state.tables[name], _RemovesInMemory)
+        return state
+
+
+class _Unwritten(EntryTable):
+    __slots__ = ()
+
+    def encode_touched(self) -> dict[bytes, bytes]:
+        return {}
+
+
+class LosesNotes(SimWorker):
+    """Notes in memory, but not in the delta, when sessions are due."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for window in self.cluster.topology.stage(shard.stage).windows:
+            if window.store.of_sessions:
+                plant(state.tables[window.store.due_name], _Unwritten)
+        return state
+
+
+class DropsDueWindows(SimWorker):
+    """Drops the windows that are already due when a shard is restored."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        timers = runner.timers
+        while timers is not None and stage.windows and (found := timers._first_event()) is not None:
+            handler, timer = found
+            handler.timers.skipped(timer)
+        return runner
+
+
+class _ChangesWindows(SimWorker):
+    """Declares the windows in another way than the job does."""
+
+    def changed(self, window: Window, position: CommittedPosition) -> Window:
+        """The window, as it is run by a shard that begins at this position."""
+        raise NotImplementedError
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        chains = tuple(
+            replace(
+                chain,
+                operators=tuple(
+                    self.changed(one, position) if isinstance(one, Window) else one for one in chain.operators
+                ),
+            )
+            for chain in stage.chains
+        )
+        return super().new_runner(replace(stage, chains=chains), partition, state, position, idle_ms)
+
+
+class LosesOneSide(_ChangesWindows):
+    """After a restore, when two sessions become one, the records of the later one are lost."""
+
+    def changed(self, window: Window, position: CommittedPosition) -> Window:
+        if not position.epoch:
+            return window
+        fields = tuple((name, replace(one, merge=lambda kept, _later: kept)) for name, one in window.fields)
+        return replace(window, fields=fields)
+
+
+class _LateByWorker:
+    """Windows that are closed when any shard of the worker has come that far."""
+
+    def __init__(self, windows: Any, newest_ms: list[int]) -> None:
+        self._windows = windows
+        self._newest_ms = newest_ms
+        self.grace_ms = windows.grace_ms
+        self.start_of = windows.start_of
+
+    def ends_of(self) -> Callable[[int], list[int]]:
+        ends_of, newest_ms = self._windows.ends_of(), self._newest_ms
+
+        def ends(timestamp_ms: int) -> list[int]:
+            newest_ms[0] = max(newest_ms[0], timestamp_ms)
+            reached_ms = newest_ms[0] - MAX_DELAY_MS
+            return [end for end in ends_of(timestamp_ms) if reached_ms < end + self.grace_ms]
+
+        return ends
+
+
+class LateByWorker(_ChangesWindows):
+    """Decides what is late by what the worker has read of any shard, and not by the shard's clock."""
+
+    newest_ms: list[int]
+
+    def changed(self, window: Window, position: CommittedPosition) -> Window:
+        if window.store.of_sessions:
+            return window
+        if not hasattr(self, "newest_ms"):
+            self.newest_ms = [0]
+        windows: Any = _LateByWorker(window.windows, self.newest_ms)
+        return replace(window, windows=windows)
+
+
+class ReportsTooMuch(SimWorker):
+    """Reports event time to the stages behind, although results of earlier windows are still to come."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.clock is not None:
+            runner.clock.tell_with(lambda now_ms: now_ms)
+        return runner
+
+
+class _FollowsFirst(EventClock):
+    __slots__ = ()
+
+    def _move(self) -> bool:
+        self._counted = self._inputs[:1]
+        return super()._move()
+
+
+class FollowsFirst(SimWorker):
+    """The event time of a stage that merges follows its first input alone."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.clock is not None:
+            plant(runner.clock, _FollowsFirst)
+        return runner
+
+
 # --- snapshots ----------------------------------------------------------------------------------------
 
 
 class TruncatesUnverified(SimWorker):
-    """Cuts the changelog behind a snapshot that nobody has read back."""
+    """Truncates the changelog up to a snapshot that wasn't verified."""
 
     def is_verified(self, shard: ShardId, manifest: Manifest) -> bool:
         return True
@@ -603,14 +751,14 @@ class TruncatesUnverified(SimWorker):
 
 
 class UnknownEndTaken(SimWorker):
-    """Takes what a client answers for an end that it doesn't know for the end."""
+    """Uses as an offset what a client answers when it doesn't know the end."""
 
     def known(self, answer: int, partition: Partition) -> int:
         return answer
 
 
 class UnknownPositionTaken(SimWorker):
-    """Takes a committed offset that the client doesn't know for one that was never committed."""
+    """Treats a committed offset that the client doesn't know like one that was never committed."""
 
     def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
         for partition, position in found.items():
@@ -620,7 +768,7 @@ class UnknownPositionTaken(SimWorker):
 
 
 class GuessesCommittedWhenMoved(GuessesCommitted):
-    """Takes a commit for done whose coordinator has moved: the next one will have it."""
+    """Counts a commit as done if its coordinator has moved, because the next coordinator will know it."""
 
     def commit_failed(
         self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
@@ -630,7 +778,7 @@ class GuessesCommittedWhenMoved(GuessesCommitted):
         yield from guess.commit_failed(effect, sealed, failure)
 
 
-# --- what the simulation has found in the product, put back -------------------------------------------
+# --- bugs that the simulation has found in the product ------------------------------------------------
 
 
 class _WaitsForNoRestore(OwnedShards):
@@ -649,7 +797,7 @@ class _ReleasesInRestore(core.WorkerCore):
 
 
 class ReleasesInRestore(SimWorker):
-    """Gives a shard back while its restore is under way."""
+    """Releases a shard during its restore."""
 
     core_class = _ReleasesInRestore
 
@@ -667,7 +815,7 @@ class _MovesAtOnce(Coordinator):
 
 
 class MovesAtOnce(SimCoordinator):
-    """Warms nothing, and asks for shards that are just being restored. Workers bear that."""
+    """Moves shards without a warm copy, even during their restore. Workers can deal with that."""
 
     core_class = _MovesAtOnce
 
@@ -684,13 +832,13 @@ class _ObeysTwice(core.WorkerCore):
 
 
 class ObeysTwice(SimWorker):
-    """Takes a shard because of an order that came once more."""
+    """Obeys an order that is delivered again."""
 
     core_class = _ObeysTwice
 
 
 class CopiesBeforeWriting(SimWorker):
-    """Begins copies before what a former session left unwritten is in the stores."""
+    """Begins copies before the late writes of a former session are in the stores."""
 
     def write_dropped_before_copies(self) -> None:
         pass
@@ -710,7 +858,7 @@ _OBJECTION = (
 def _both(
     one: Mutation, other: Mutation, seed: int, finding: str, worker_class: type[SimWorker] | None = None
 ) -> Mutation:
-    """Two rules broken at once, judged by the harm that is done."""
+    """Two rules are broken at once. Only the harm counts."""
     worker = other.worker_class if one.worker_class is SimWorker else one.worker_class
     coordinator = (
         other.coordinator_class if one.coordinator_class is SimCoordinator else one.coordinator_class
@@ -820,11 +968,61 @@ MUTATIONS = [
         "an idle flag that isn't committed", TIMERS_SEEDS_FROM, "but is committed as False", ForgetsIdle
     ),
     Mutation("an input idle at once", TIMERS_SEEDS_FROM, "ms ago", IdleAtOnce),
+    Mutation(
+        "a window's removal that isn't in the delta", WINDOWS_SEEDS_FROM + 26, "the deltas make", ClosesAgain
+    ),
+    Mutation(
+        "a closed window emitted again after a restore",
+        WINDOWS_SEEDS_FROM + 24,
+        "the outputs should be",
+        ClosesAgain,
+        harm_only=True,
+    ),
+    Mutation(
+        "a watermark that goes back, so a late record gets in",
+        WINDOWS_SEEDS_FROM + 57,
+        "the outputs should be",
+        ForgetsTime,
+        harm_only=True,
+    ),
+    Mutation(
+        "sessions that become one after a move lose one side",
+        WINDOWS_SEEDS_FROM + 30,
+        "the deltas make",
+        LosesOneSide,
+    ),
+    Mutation(
+        "late by the worker's order, not by the shard's clock",
+        WINDOWS_SEEDS_FROM + 29,
+        "the outputs should be",
+        LateByWorker,
+    ),
+    Mutation(
+        "a session that isn't found after a restore",
+        WINDOWS_SEEDS_FROM + 28,
+        "is due in event time, but hasn't fired",
+        LosesNotes,
+        harm_only=True,
+    ),
+    Mutation(
+        "due windows dropped at a restore", WINDOWS_SEEDS_FROM + 93, "the outputs should be", DropsDueWindows
+    ),
+    Mutation("event time reported too early", WINDOWS_SEEDS_FROM + 24, "is said to be at", ReportsTooMuch),
+    Mutation(
+        "results too late for the next windows",
+        WINDOWS_SEEDS_FROM + 27,
+        "is too late for its window",
+        ReportsTooMuch,
+        harm_only=True,
+    ),
+    Mutation(
+        "a merged input left out of event time", WINDOWS_SEEDS_FROM + 25, "but the records tell", FollowsFirst
+    ),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 8, "can't be restored", TruncatesUnverified),
-    # The coordinator waits for the end of a restore; a new one doesn't know of it, but that is rare.
+    # The coordinator waits for the end of a restore. A new one doesn't know of it, but that is rare.
     Mutation(
         "a shard given back in its restore",
         1259,
@@ -845,7 +1043,7 @@ MUTATIONS = [
         "which isn't committed",
         GuessesCommittedWhenMoved,
     ),
-    # Combined, where one rule covers for the other.
+    # Combined, where one rule prevents the harm that the breach of the other does.
     _both(NO_FENCE, UNSETTLED, 14, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 14, "the outputs should be"),
     _both(BEFORE_FENCE, UNSETTLED, 103, "the outputs should be []"),

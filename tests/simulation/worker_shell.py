@@ -49,7 +49,7 @@ from fcluster.worker.record_watch import RecordWatch
 from fcluster.worker.timers import DueTimers
 from tests.simulation.brokers import GROUP, GroupReader
 from tests.simulation.copies import PATIENCE_MS, SimTail
-from tests.simulation.jobs import BEGIN_MS, Origin, Read, Written
+from tests.simulation.jobs import BEGIN_MS, Origin, Read, Step, Written
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
 from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
@@ -88,6 +88,11 @@ class Runner(ShardRunner):
         self.fetched_up_to = [at.offset for at in position.inputs]
         several = len(self.sources) > 1
         self.merge = InputMerge(len(self.sources), idle_ms, stage.precedence) if several else None
+        self.read_up_to = list(self.fetched_up_to)
+        self.taken: list[Read] = []
+        """Records that have left the merge, but have to wait until timers have fired."""
+        self.steps: list[Step] = []
+        """What the checks can't see of the open epoch, if there are several inputs and event time."""
         self.reading = True
         self.may_be_idle = any(
             source.watermark is not None and source.watermark.idle_ms is not None for source in stage.inputs
@@ -303,6 +308,7 @@ class SimWorker(Process):
         self._timed: dict[ShardId, ShardRunner] = {}
         self._timers = DueTimers(self._timed, self._interrupting, self._record_watch, self.wall_ms)
         self._wakes_at_ms = 0
+        self._has_fired = False
         self._idle_inputs = IdleInputs()
         self._epoch_records = 0
         self.pending: FrozenEpoch | None = None
@@ -642,13 +648,20 @@ class SimWorker(Process):
         if fetched.number >= 0:
             runner.merge.add(fetched.number, reads)
             runner.merge.note(fetched.number, fetched.position, fetched.end)
-        taken: Any = runner.merge.take(self.world.now_ms, 1_000)
+            runner.read_up_to[fetched.number] = fetched.position
+            if fetched.end is not None:
+                runner.inputs[fetched.number].end = fetched.end
+        taken: Any = runner.taken or runner.merge.take(self.world.now_ms, 1_000)
+        if runner.taken:
+            runner.taken = []
+            self.later(0, self.post, (runner, Fetched(-1, [], 0)))
         due_ms = runner.merge.due_ms()
         if due_ms is not None:
             self.later(max(1, due_ms - self.world.now_ms), self.post, (runner, Fetched(-1, [], 0)))
         return taken
 
     def _process(self, runner: Runner, fetched: Fetched) -> None:
+        self._has_fired = False
         if self._reading_paused:
             self._held_batches.append((runner, fetched))
             return
@@ -661,32 +674,38 @@ class SimWorker(Process):
         reads = self._next(runner, fetched)
         if reads:
             rest = self._process_records(writer, runner, reads, fetched)
-            if rest:
-                self.inbox.append((runner, replace(fetched, records=fetched.records[-rest:])))
+            if rest and runner.merge is not None:
+                runner.taken = rest
+                self.inbox.append((runner, Fetched(-1, [], 0)))
+            elif rest:
+                self.inbox.append((runner, replace(fetched, records=fetched.records[-len(rest) :])))
                 return
         elif fetched.end is not None and runner.merge is None:
             one = runner.inputs[fetched.number]
             one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
+        if runner.merge is not None and not runner.taken:
+            for one in runner.inputs:
+                if not runner.merge.count(one.number):
+                    one.read_position = runner.read_up_to[one.number]
         if fetched.records:
             self._fetch(runner, fetched.number)
 
-    def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> int:
-        """Process records. Returns how many of the last ones are left, because timers have to fire before
-        them."""
+    def _process_records(
+        self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched
+    ) -> list[Read]:
+        """Process records. Returns those that are left, because timers have to fire before them."""
         self._interrupting.interrupts.clear()
-        rest = 0
+        rest: list[Read] = []
         for number, read in enumerate(reads):
             one = runner.inputs[read.number]
             self._record_watch.record = read
+            self._note_step(runner, read.number, read.offset())
             one.handle(read)
             one.last = read
             if self._interrupting.interrupts:
-                rest = len(reads) - number - 1
+                reads, rest = reads[: number + 1], reads[number + 1 :]
                 break
         self._record_watch.record = None
-        if rest:
-            assert runner.merge is None  # merged records can't wait here, but no merged stage has timers
-            del reads[-rest:]
         _, fired = self._timers.take_fired()
         if self.world.transcript is not None:
             shown_records = " ".join(str(read.written) for read in reads)
@@ -702,6 +721,11 @@ class SimWorker(Process):
         self.step("records processed")
         return rest
 
+    def _note_step(self, runner: Runner, number: int, offset: int | None) -> None:
+        """Report to the checks what the inputs of a shard don't tell."""
+        if runner.merge is not None and runner.clock is not None:
+            runner.steps.append(Step(self.cluster.next_output(), number, offset))
+
     def _write_outputs(self, writer: Writer) -> None:
         outputs, self._outputs = self._outputs, []
         if outputs:
@@ -713,8 +737,10 @@ class SimWorker(Process):
         """Called by the engine's port. Outputs are sent after each batch of records."""
         record: Any = self._record_watch.record
         shard = ShardId(self.cluster.job.stages_reading[record.topic()], record.partition())
-        number = record.number if isinstance(record, Read) else 0
-        origin = Origin(shard, number, record.offset(), self.cluster.next_output(), self.wall_ms())
+        is_read = isinstance(record, Read)
+        number = record.number if is_read else 0
+        made, wall_ms = self.cluster.next_output(), self.wall_ms()
+        origin = Origin(shard, number, record.offset(), made, wall_ms, of_timer=not is_read)
         written = Written(key, value, timestamp_ms, headers, origin)
         self._outputs.append((self.cluster.place(topic, key, value), written))
 
@@ -731,6 +757,8 @@ class SimWorker(Process):
         if not self._timed or not self._may_fire:
             return False
         item = self.inbox[0] if self.inbox else None
+        if isinstance(item, tuple) and self._has_fired:
+            return self._timers.must_fire()  # windows that are due and records take turns
         is_to_stop = isinstance(item, events.MessageReceived) and isinstance(item.message, messages.Drain)
         return (item is None or isinstance(item, tuple) or is_to_stop) and self._timers.are_due()
 
@@ -738,6 +766,7 @@ class SimWorker(Process):
         """Fire timers of one shard. Its effects are carried out before the next shard's timers fire."""
         writer = self.writer
         assert writer is not None
+        self._has_fired = True
         self._interrupting.interrupts.clear()
         runner = self._timers.due()[0]
         assert runner.timers is not None
@@ -762,11 +791,21 @@ class SimWorker(Process):
 
     def _pass_time(self) -> None:
         """Look for inputs that have become idle, and for event time that is overdue. Both need an epoch,
-        although no
-        records arrive."""
+        although no records arrive.
+        """
         if not self._reading_paused and not self.core.state.waits_for_commit():
             now_ms = self.world.now_ms
+            active = [
+                (runner, one.number)
+                for runner in self.runners.values()
+                for one in runner.inputs
+                if runner.merge is not None and runner.clock is not None
+                if not runner.clock.look()[one.number].idle
+            ]
             idle = self._idle_inputs.look(self.runners.values(), now_ms)
+            for runner, number in active:
+                if runner.clock is not None and runner.clock.look()[number].idle:
+                    self._note_step(runner, number, None)
             shards = self.core.state.running(idle | self._telling.overdue(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, False))
@@ -813,6 +852,9 @@ class SimWorker(Process):
     def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
         runner = self.runners[shard]
         delta = runner.freeze(epoch, self.cluster.topology.fingerprint)
+        if runner.steps:
+            self.cluster.checks.steps[self.core.state.session, epoch, shard] = runner.steps
+            runner.steps = []
         return FrozenShard(shard, runner.state, runner.position, delta)
 
     def flush_epoch(self, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
@@ -1257,7 +1299,7 @@ class SimWorker(Process):
 
     def live_state(self, shard: ShardId, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The state of a running shard, as its handlers would see it."""
-        (table,) = self.runners[shard].state.documents.values()
+        table = next(iter(self.runners[shard].state.documents.values()))
         states = {key: table.peek(key.encode()) for key in keys}
         return {key: state for key, state in states.items() if state}
 
