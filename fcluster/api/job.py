@@ -15,7 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -30,8 +42,18 @@ from fcluster.common.ids import (
 from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import Settings, isolation_from
 from fcluster.graph.aggregates import Aggregate, check_aggregates
-from fcluster.graph.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known, codec_name
+from fcluster.graph.codecs import (
+    Codec,
+    CodecUse,
+    Kind,
+    ModelCodec,
+    bound_codec,
+    codec_name,
+    kind_title,
+)
+from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
+from fcluster.graph.models import check_field, check_key_model, declared_kind
 from fcluster.graph.record import UNSET, Record, Unset
 from fcluster.graph.states import (
     ListAccess,
@@ -46,8 +68,6 @@ from fcluster.graph.states import (
 )
 from fcluster.graph.timers import TimerClock, TimerFunction
 from fcluster.graph.topology import (
-    KEY_KINDS,
-    VALUE_KINDS,
     Branch,
     Chain,
     Filter,
@@ -97,16 +117,37 @@ _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolat
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 _R_co = TypeVar("_R_co", covariant=True)
+_C = TypeVar("_C")
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+_V2 = TypeVar("_V2")
+_V3 = TypeVar("_V3")
+_T = TypeVar("_T")
+
+_Text = Literal["text"]
+_Bytes = Literal["bytes"]
+_Int = Literal["int"]
+_Json = Literal["json", "msgpack"]
+_NoText = Literal["bytes", "int", "json", "msgpack"]
+_Of = Codec[_T] | type[_T]
+"""A codec or a model whose values are of type `_T`."""
 
 
-class Context(Protocol):
+class _TopicOptions(TypedDict, total=False):
+    """The parameters of `Job.topic` that have nothing to do with types."""
+
+    isolation: Isolation | None
+    watermark: Watermark | None
+    on_error: OnError | None
+
+
+class Context(Protocol[K_co]):
     """What a handler may know about the record that it processes. Valid only during the call."""
 
     @property
-    def key(self) -> Any:
+    def key(self) -> K_co:
         """The record's key, decoded as declared for its topic."""
         ...
 
@@ -261,8 +302,11 @@ class _Node:
         return child
 
 
-class Stream:
+class Stream(Generic[K_co, V_co]):
     """The records of a topic on their way through operators. Each call returns a new stream.
+
+    For type checkers, it has the types of its keys and values: those that were declared for the topic, and
+    then what the steps' functions return.
 
     Each step takes an `on_error`, which says what to do with a record that fails in this step: "stop" ends
     the job before the record, "skip" continues without it, and a topic of the job receives it as a dead
@@ -281,7 +325,9 @@ class Stream:
         self._node = node
         self._closed = closed
 
-    def filter(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+    def filter(
+        self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
+    ) -> Stream[K_co, V_co]:
         """Keep the values for which `function(value)` is true. They stay as they are.
 
         `function` must not change the value: a value that has passed only filters is written with the bytes
@@ -290,14 +336,14 @@ class Stream:
         _check_function(function, "filter", ("value",))
         return self._then(Filter(function, self._job._rule(on_error, "filter")))  # pyright: ignore[reportPrivateUsage]
 
-    def map(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+    def map(self, function: Callable[[V_co], _T], *, on_error: OnError | None = None) -> Stream[K_co, _T]:
         """Replace each value with `function(value)`. Key, timestamp and headers don't change."""
         _check_function(function, "map", ("value",))
         return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
 
     def flat_map(
-        self, function: Callable[[Any], Iterable[Any]], *, on_error: OnError | None = None
-    ) -> Stream:
+        self, function: Callable[[V_co], Iterable[_T]], *, on_error: OnError | None = None
+    ) -> Stream[K_co, _T]:
         """Replace each value with any number of values: those that `function(value)` returns as a list or
         other iterable, or yields. Key, timestamp and headers don't change.
 
@@ -308,7 +354,7 @@ class Stream:
         _check_function(function, "flat_map", ("value",), may_yield=True)
         return self._then(FlatMap(function, self._job._rule(on_error, "flat_map")))  # pyright: ignore[reportPrivateUsage]
 
-    def peek(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+    def peek(self, function: Callable[[V_co], Any], *, on_error: OnError | None = None) -> Stream[K_co, V_co]:
         """Call `function(value)` for each value, such as for a log or a metric. The records stay as they are.
 
         `function` must not change the value. What it returns is ignored. It is called again for records that
@@ -317,7 +363,9 @@ class Stream:
         _check_function(function, "peek", ("value",))
         return self._then(Peek(function, self._job._rule(on_error, "peek")))  # pyright: ignore[reportPrivateUsage]
 
-    def branch(self, *functions: Callable[[Any], Any], on_error: OnError | None = None) -> tuple[Stream, ...]:
+    def branch(
+        self, *functions: Callable[[V_co], Any], on_error: OnError | None = None
+    ) -> tuple[Stream[K_co, V_co], ...]:
         """Split the stream: each record goes one of several ways, unchanged.
 
         A record goes the way of the first function for which `function(value)` is true, and the last way if
@@ -340,16 +388,49 @@ class Stream:
         rule = self._job._rule(on_error, "branch")  # pyright: ignore[reportPrivateUsage]
         return tuple(self._then(Branch(functions, number, rule)) for number in range(len(functions) + 1))
 
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], str],
+        *,
+        name: str | None = None,
+        key: _Text = "text",
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[str, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], Any],
+        *,
+        name: str | None = None,
+        key: _NoText,
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[Any, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], _K],
+        *,
+        name: str | None = None,
+        key: _Of[_K],
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[_K, V_co]: ...
     def key_by(
         self,
         by: Rekey,
         *,
         name: str | None = None,
-        key: KeyKind = "text",
-        value: ValueKind | None = None,
+        key: KeyKind | type[Any] = "text",
+        value: ValueKind | type[Any] | None = None,
         version: str | int | None = None,
         on_error: OnError | None = None,
-    ) -> Stream:
+    ) -> Stream[Any, V_co]:
         """Route records by a new key, through a repartition topic that the cluster creates.
 
         Timestamp and headers don't change. The following stages store state by the keys that `by` returns. So
@@ -361,7 +442,7 @@ class Stream:
             name: the name of the following stage. Default: the name of the first handler that follows.
             key: the kind of the new key, as in `Job.topic`. "json" takes numbers, lists and so on.
             value: how values are written. Default: as in the source topic, or "json" after a map or a
-                handler.
+                handler: the steps behind then get dicts, even if a map returned objects of a model.
             version: a version of the key's meaning. While it stays the same, `by` counts as unchanged,
                 however it is written. When it changes, `by` counts as changed.
             on_error: what to do with records that have no key or a key of another kind, or that can't be
@@ -371,9 +452,6 @@ class Stream:
             _check_function(by, "key_by", ("value",))
         elif not by:
             raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
-        _check_kind("key", key, KEY_KINDS)
-        if value is not None:
-            _check_kind("value", value, VALUE_KINDS)
         if name is not None:
             _check_name(name, "The stage name")
         key = self._job._bound(key, name or "key_by", "key")  # pyright: ignore[reportPrivateUsage]
@@ -386,6 +464,28 @@ class Stream:
         rule = self._job._rule(on_error, "key_by")  # pyright: ignore[reportPrivateUsage]
         return self._then(_KeyBy(by, name, key, value, rule, None if version is None else str(version)))
 
+    @overload
+    def process(
+        self,
+        handler: Callable[[Context[K_co], V_co], Iterator[_T | Record]],
+        *,
+        to: TopicSpec[Any, _T] | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def process(
+        self,
+        handler: Callable[[Context[K_co], V_co], _T | Record | None],
+        *,
+        to: TopicSpec[Any, _T] | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
     def process(
         self,
         handler: Handler,
@@ -395,7 +495,7 @@ class Stream:
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
         on_error: OnError | None = None,
-    ) -> Stream:
+    ) -> Stream[K_co, Any]:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
         if to is not None:
             self._job._check_declared(to, "to=")  # pyright: ignore[reportPrivateUsage]
@@ -418,7 +518,7 @@ class Stream:
         late: TopicSpec | None = None,
         emit: Literal["close", "update"] = "close",
         on_error: OnError | None = None,
-    ) -> WindowedStream:
+    ) -> WindowedStream[K_co, V_co]:
         """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
 
         A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
@@ -462,17 +562,35 @@ class Stream:
     @overload
     def join(
         self,
-        other: Table,
-        with_: JoinFunction | None = None,
+        other: Table[Any, Any],
+        with_: None = None,
         *,
         how: Literal["inner", "left"] = "inner",
         on_error: OnError | None = None,
-    ) -> Stream: ...
+    ) -> Stream[K_co, dict[str, Any]]: ...
     @overload
     def join(
         self,
-        other: Stream,
-        with_: JoinFunction | None = None,
+        other: Table[Any, _V],
+        with_: Callable[[V_co, _V], _T],
+        *,
+        how: Literal["inner"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, _V],
+        with_: Callable[[V_co, _V | None], _T],
+        *,
+        how: Literal["left"],
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, Any],
+        with_: None = None,
         *,
         within: timedelta | tuple[timedelta, timedelta],
         name: str,
@@ -480,10 +598,49 @@ class Stream:
         grace: timedelta = ...,
         late: TopicSpec | None = None,
         on_error: OnError | None = None,
-    ) -> Stream: ...
+    ) -> Stream[K_co, dict[str, Any]]: ...
+    @overload
     def join(
         self,
-        other: Table | Stream,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co, _V], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["inner"] = "inner",
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co, _V | None], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["left"],
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co | None, _V | None], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["outer"],
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    def join(
+        self,
+        other: Table[Any, Any] | Stream[Any, Any],
         with_: JoinFunction | None = None,
         *,
         within: timedelta | tuple[timedelta, timedelta] | None = None,
@@ -492,7 +649,7 @@ class Stream:
         grace: timedelta | None = None,
         late: TopicSpec | None = None,
         on_error: OnError | None = None,
-    ) -> Stream:
+    ) -> Stream[Any, Any]:
         """Join this stream, on the left, with a table or another stream.
 
         **With a table**, look up the row of each record's key in a table, and pass on `with_(value, row)`.
@@ -561,7 +718,7 @@ class Stream:
 
     def _join_stream(
         self,
-        other: Stream,
+        other: Stream[Any, Any],
         with_: JoinFunction,
         within: Any,
         name: Any,
@@ -569,7 +726,7 @@ class Stream:
         grace: Any,
         late: TopicSpec | None,
         on_error: OnError | None,
-    ) -> Stream:
+    ) -> Stream[Any, Any]:
         job = self._job
         if name is None or within is None:
             raise JobError(
@@ -601,7 +758,7 @@ class Stream:
         job._joins.append(joined)  # pyright: ignore[reportPrivateUsage]
         return Stream(job, joined)
 
-    def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
+    def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
 
         Args:
@@ -613,7 +770,9 @@ class Stream:
         rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
         self._then(_Sink(topic, rule))
 
-    def through(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
+    def through(
+        self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None
+    ) -> Stream[_K, _V]:
         """Write the records to `topic`, and go on with the stream of that topic.
 
         It is short for `.to(topic)` and `job.stream(topic)`: the stream has all records of the topic, whoever
@@ -626,7 +785,7 @@ class Stream:
         self.to(topic, on_error=on_error)
         return self._job.stream(topic)
 
-    def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
+    def _then(self, step: _Sink | _KeyBy | Operator) -> Stream[Any, Any]:
         self._check_open()
         return Stream(self._job, self._node.add(step))
 
@@ -648,16 +807,16 @@ class Stream:
             )
 
 
-class WindowedStream:
+class WindowedStream(Generic[K_co, V_co]):
     """The records of each key, in windows. `Stream.window` gives it."""
 
     __slots__ = ("_stream", "_window")
 
-    def __init__(self, stream: Stream, window: Window) -> None:
+    def __init__(self, stream: Stream[K_co, V_co], window: Window) -> None:
         self._stream = stream
         self._window = window
 
-    def aggregate(self, /, **fields: Aggregate[Any]) -> Stream:
+    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Stream[K_co, dict[str, Any]]:
         """Compute these aggregates of each window, and pass on its result.
 
         A result is a dict with "key", "start" and "end" (in milliseconds since 1970; the end isn't in the
@@ -676,7 +835,7 @@ class WindowedStream:
         return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
 
 
-class Table:
+class Table(Generic[K_co, V_co]):
     """The newest value of each key of a topic. `Job.table` gives it; `Stream.join` looks its rows up.
 
     Attributes:
@@ -738,24 +897,85 @@ class Job:
         self._on_error: OnError | None = None
         self._on_error = None if on_error is None else self._rule(on_error, "the job")
 
+    @overload
+    def topic(
+        self, name: str, *, key: _Text = ..., value: _Json = ..., **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[str, Any]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Text = ..., value: _Text, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[str, str]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Text = ..., value: _Bytes, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[str, bytes]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Text = ..., value: _Int, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[str, int]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Text = ..., value: _Of[_V], **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[str, _V]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _NoText, value: _Json = ..., **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[Any, Any]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _NoText, value: _Text, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[Any, str]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _NoText, value: _Bytes, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[Any, bytes]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _NoText, value: _Int, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[Any, int]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _NoText, value: _Of[_V], **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[Any, _V]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Of[_K], value: _Json = ..., **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[_K, Any]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Of[_K], value: _Text, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[_K, str]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Of[_K], value: _Bytes, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[_K, bytes]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Of[_K], value: _Int, **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[_K, int]: ...
+    @overload
+    def topic(
+        self, name: str, *, key: _Of[_K], value: _Of[_V], **options: Unpack[_TopicOptions]
+    ) -> TopicSpec[_K, _V]: ...
     def topic(
         self,
         name: str,
         *,
-        key: KeyKind = "text",
-        value: ValueKind = "json",
+        key: KeyKind | type[Any] = "text",
+        value: ValueKind | type[Any] = "json",
         isolation: Isolation | None = None,
         watermark: Watermark | None = None,
         on_error: OnError | None = None,
         **options: Any,
-    ) -> TopicSpec:
+    ) -> TopicSpec[Any, Any]:
         """Declare a topic that the job reads or writes.
 
         Args:
             name: the topic's name.
             key: "text" (UTF-8), "bytes", "int" (as Kafka's LongSerializer writes it; longer ints take more
-                bytes), "json", "msgpack", or a `Codec` of your own.
-            value: the kind of its values, likewise.
+                bytes), "json", "msgpack", a `Codec` of your own, or a model: a dataclass or a
+                `msgspec.Struct`, which is JSON in the topic.
+            value: the kind of its values, likewise. A model may also be a pydantic model.
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
             watermark: how event time follows from its timestamps. Default: `Watermark()`, if the job uses
@@ -771,8 +991,6 @@ class Job:
                 before in a different way.
         """
         self._check_topic_name(name)
-        _check_kind("key", key, KEY_KINDS)
-        _check_kind("value", value, VALUE_KINDS)
         key, value = self._bound(key, name, "key"), self._bound(value, name, "value")
         chosen = _chosen_isolation(name, isolation, options)
         topic = TopicSpec(name, key, value, chosen or "read-committed")
@@ -793,14 +1011,14 @@ class Job:
 
     def process(
         self,
-        topic: TopicSpec,
+        topic: TopicSpec[_K, _V],
         *,
         to: TopicSpec | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
         on_error: OnError | None = None,
-    ) -> Callable[[Callable[_P, _R_co]], HandlerFunction[_P, _R_co]]:
+    ) -> Callable[[Callable[[_C, _V], _R]], HandlerFunction[[_C, _V], _R]]:
         """Decorate a handler. It is called as `handler(ctx, value)` for each record of `topic`.
 
         A generator function yields any number of outputs; a plain function returns one, or None for none. An
@@ -823,7 +1041,7 @@ class Job:
                 handler that can't be written. Default: the rule of the job (`Job(on_error=)`).
         """
 
-        def decorate(handler: Callable[_P, _R_co]) -> HandlerFunction[_P, _R_co]:
+        def decorate(handler: Callable[[_C, _V], _R]) -> HandlerFunction[[_C, _V], _R]:
             node = (
                 self.stream(topic)
                 .process(
@@ -838,13 +1056,17 @@ class Job:
             )
             with contextlib.suppress(AttributeError):  # such as a bound method: use timers= then
                 cast("Any", handler).on_timer = functools.partial(_on_timer, node)
-            return cast("HandlerFunction[_P, _R_co]", handler)
+            return cast("HandlerFunction[[_C, _V], _R]", handler)
 
         return decorate
 
     def stream(
-        self, topic: TopicSpec, *, watermark: Watermark | None = None, on_error: OnError | None = None
-    ) -> Stream:
+        self,
+        topic: TopicSpec[_K, _V],
+        *,
+        watermark: Watermark | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[_K, _V]:
         """Start a stream of the records of `topic`.
 
         Args:
@@ -861,7 +1083,9 @@ class Job:
         self._roots.append(root)
         return Stream(self, root)
 
-    def table(self, topic: TopicSpec, *, name: str | None = None, on_error: OnError | None = None) -> Table:
+    def table(
+        self, topic: TopicSpec[_K, _V], *, name: str | None = None, on_error: OnError | None = None
+    ) -> Table[_K, _V]:
         """The newest value of each key of `topic`, as a table to join with.
 
         A record puts the row of its key, and a tombstone deletes it. The topic is usually compacted
@@ -898,7 +1122,21 @@ class Job:
         table = self._tables[topic.name] = Table(self, root.add(KeepTable(chosen, topic.value, rule)))
         return table
 
-    def merge(self, *inputs: Stream | TopicSpec) -> Stream:
+    @overload
+    def merge(
+        self, first: Stream[_K, _V] | TopicSpec[_K, _V], second: Stream[_K, _V2] | TopicSpec[_K, _V2], /
+    ) -> Stream[_K, _V | _V2]: ...
+    @overload
+    def merge(
+        self,
+        first: Stream[_K, _V] | TopicSpec[_K, _V],
+        second: Stream[_K, _V2] | TopicSpec[_K, _V2],
+        third: Stream[_K, _V3] | TopicSpec[_K, _V3],
+        /,
+    ) -> Stream[_K, _V | _V2 | _V3]: ...
+    @overload
+    def merge(self, *inputs: Stream[_K, Any] | TopicSpec[_K, Any]) -> Stream[_K, Any]: ...
+    def merge(self, *inputs: Stream[Any, Any] | TopicSpec[Any, Any]) -> Stream[Any, Any]:
         """Merge several streams into one. A handler after it sees all their records, with one state per key.
 
         One stage reads all the topics: partition n of each of them belongs to the same shard. So they need
@@ -977,8 +1215,13 @@ class Job:
             return state
         return replace(state, key=cast("Codec[Any]", self._bound(state.key, name, "key")))
 
-    def _bound(self, kind: Kind, name: str, part: Literal["key", "value", "state"]) -> Kind:
-        """A codec for one use. It is the same object each time, because topics are compared."""
+    def _bound(self, kind: Kind | type[Any], name: str, part: Literal["key", "value", "state"]) -> Kind:
+        """A kind as it is declared, with codecs for one use. They are the same objects each time, because
+        topics are compared.
+        """
+        kind = declared_kind(kind, part)
+        if isinstance(kind, ModelCodec) and part == "key":
+            check_key_model(kind, repr(name))
         if not isinstance(kind, Codec):
             return kind
         known = self._bound_codecs.get((name, part, kind))
@@ -1239,6 +1482,8 @@ class _Builder:
                 f"The {what} names a field, but the values there are {value}, not JSON objects.",
                 remedy="Declare the topic with value='json', or give key_by a function.",
             )
+        if isinstance(step.by, str) and isinstance(value, ModelCodec):
+            check_field(value.model, step.by, f"The {what}")
         if not _opens_input(node):
             sink = cast(_Sink, node.children[0].step)
             self._end_chain(source, before, step, self._topics[sink.topic.name], sink.on_error)
@@ -1246,10 +1491,10 @@ class _Builder:
         name = self._input_names[node]
         topic = TopicSpec(repartition_topic(self._job, name), step.key, step.value or value)
         known = self._inputs.get(name)
-        if known is not None and codec_name(known[0].value) != codec_name(topic.value):
+        if known is not None and kind_title(known[0].value) != kind_title(topic.value):
             raise JobError(
-                f"The {what} would write {codec_name(topic.value)} values for some of its inputs, and "
-                f"{codec_name(known[0].value)} values for others.",
+                f"The {what} would write {kind_title(topic.value)} values for some of its inputs, and "
+                f"{kind_title(known[0].value)} values for others.",
                 remedy="Say which: key_by(..., value=).",
             )
         self._end_chain(source, before, step, topic if known is None else known[0])
@@ -1346,7 +1591,7 @@ def _value_of(node: _Node) -> tuple[ValueKind, bool]:
         return _value_of(node.parents[0])
     if isinstance(step, _Merge):
         found = [_value_of(parent) for parent in node.parents]
-        if len({codec_name(kind) for kind, _same in found}) == 1:
+        if len({kind_title(kind) for kind, _same in found}) == 1:
             return found[0][0], all(same for _kind, same in found)
     return "json", False
 
@@ -1357,7 +1602,7 @@ def _step_name(step: _Merge | Operator) -> str:
 
 
 def _different_keys(inputs: Sequence[Input], *, are_joined: bool) -> JobError:
-    kinds = ", ".join(f"{source.topic.name!r} ({codec_name(source.topic.key)})" for source in inputs)
+    kinds = ", ".join(f"{source.topic.name!r} ({kind_title(source.topic.key)})" for source in inputs)
     if are_joined:
         return JobError(
             f"Topics are joined whose keys are of different kinds: {kinds}. Equal keys would be different "
@@ -1537,13 +1782,6 @@ def _check_function(
             f"argument{'s' if len(parameters) > 1 else ''}.",
             remedy=f"Declare it as {name}({', '.join(parameters)}).",
         ) from None
-
-
-def _check_kind(what: str, kind: Kind, kinds: Sequence[str]) -> None:
-    if not codec_is_known(kind):
-        raise JobError(
-            f"{what}={kind!r} is unknown.", remedy=f"Use one of {', '.join(map(repr, kinds))}, or a Codec."
-        )
 
 
 def _check_name(name: str, what: str, how: str = "") -> None:

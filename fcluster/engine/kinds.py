@@ -41,7 +41,7 @@ from fcluster.engine.ordered_keys import (
 )
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
-from fcluster.graph.codecs import Kind, codec_name, decode_msgpack, value_codec
+from fcluster.graph.codecs import Kind, ModelCodec, codec_name, decode_msgpack, value_codec
 from fcluster.graph.joins import PairStore
 from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
 from fcluster.graph.tables import TableStore
@@ -76,8 +76,7 @@ class _EachCodec:
 
     def __init__(self, kind: Kind) -> None:
         self._name = codec_name(kind)
-        decode, self._encode = value_codec(kind)
-        self.decode: Callable[[bytes], Any] = decode
+        self.decode, self._encode = value_codec(kind)
 
     def encode_all(self, values: Collection[Any]) -> list[bytes]:
         """See `ValueCodec`."""
@@ -93,6 +92,15 @@ class _EachCodec:
         except Exception as error:  # noqa: BLE001  whatever a user's codec raises
             return bounded_text(f"{self._name} can't store the value: {describe_exception(error)}", 1_000)
         return None
+
+
+class _ModelCodec(_EachCodec):
+    """A model that is the same when decoded, or refused."""
+
+    def __init__(self, codec: ModelCodec[Any]) -> None:
+        super().__init__(codec)
+        self._name = codec.model.__name__
+        self.decode, self._encode = codec.decode_explained, codec.encode_state
 
 
 class _MsgpackCodec(_EachCodec):
@@ -143,6 +151,8 @@ def state_codec(kind: Kind) -> ValueCodec:
     """How values of that kind are stored."""
     if kind == "json":
         return _JsonCodec()
+    if isinstance(kind, ModelCodec):
+        return _ModelCodec(kind)
     return _MsgpackCodec(kind) if kind == "msgpack" else _EachCodec(kind)
 
 
@@ -161,7 +171,7 @@ def make_tables(
         return table
 
     is_grouped = isinstance(state, MapState)
-    entries = make(store.name, state_codec(state.value), group_of_entry if is_grouped else None)
+    entries = make(store.name, state_codec(state.value_kind), group_of_entry if is_grouped else None)
     if state.kind != "value":
         entries.key_text = _entry_text
     on_expired = None

@@ -40,7 +40,7 @@ from fcluster.engine.records import (
 )
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
-from fcluster.graph.codecs import decoding_trouble, value_codec
+from fcluster.graph.codecs import ModelError, decoding_trouble, value_codec
 from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
 
 if TYPE_CHECKING:
@@ -467,7 +467,9 @@ def _source_place(stage: Stage, number: int) -> Place:
 
 
 def _unreadable(source: TopicSpec, place: Place, record: SourceRecord, error: BaseException) -> StepFailure:
-    return StepFailure(place, decoding_trouble(source.value, record.value(), error))
+    trouble = decoding_trouble(source.value, record.value(), error)
+    # A model's error says it all: what fits where, and in words of the job's author.
+    return StepFailure(place, RecordError(str(trouble)) if isinstance(trouble, ModelError) else trouble)
 
 
 def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailure) -> Failure:

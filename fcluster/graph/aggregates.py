@@ -17,9 +17,9 @@ import msgspec
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.generics import T, V, V_contra
 
 _R_co = TypeVar("_R_co", covariant=True)
-_T = TypeVar("_T")
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _text_of = msgspec.json.Encoder(order="deterministic").encode
@@ -30,8 +30,8 @@ def _same(kept: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Aggregate(Generic[_R_co]):
-    """A fold over the values of a window.
+class Aggregate(Generic[_R_co, V_contra]):
+    """A fold over the values of a window. For type checkers, it has the types of result and values.
 
     Args:
         name: identifies the aggregate. A job is refused if its open windows were filled by an aggregate with
@@ -77,7 +77,7 @@ def count() -> Aggregate[int]:
     return Aggregate("count", int, add, merge=operator.add)
 
 
-def sum_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The sum of `of(value)`; of the values themselves by default."""
     _check("sum_()", of)
 
@@ -87,19 +87,19 @@ def sum_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
     return Aggregate("sum", int, add, merge=operator.add)
 
 
-def min_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The smallest `of(value)`."""
     _check("min_()", of)
     return _chosen("min", of, min)
 
 
-def max_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The greatest `of(value)`."""
     _check("max_()", of)
     return _chosen("max", of, max)
 
 
-def mean(of: Callable[[Any], Any] = _same) -> Aggregate[float]:
+def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
     """The arithmetic mean of `of(value)`."""
     _check("mean()", of)
 
@@ -113,7 +113,7 @@ def mean(of: Callable[[Any], Any] = _same) -> Aggregate[float]:
     )
 
 
-def first(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
+def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     """`of(value)` of the record with the smallest timestamp; among equal ones, of the first one."""
     _check("first()", of)
 
@@ -130,7 +130,7 @@ def first(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
     )
 
 
-def last(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
+def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     """`of(value)` of the record with the greatest timestamp; among equal ones, of the last one."""
     _check("last()", of)
 
@@ -147,7 +147,7 @@ def last(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
     )
 
 
-def collect(of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
+def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     """A list of all `of(value)`, in the order in which the records were read."""
     _check("collect()", of)
 
@@ -158,7 +158,7 @@ def collect(of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
     return Aggregate("collect", list, add, merge=lambda kept, later: kept + later)
 
 
-def reduce(function: Callable[[Any, Any], Any], of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+def reduce(function: Callable[[Any, Any], Any], of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """`function(function(a, b), c)` and so on, of all `of(value)` in the order in which they were read."""
     _check("reduce()", function)
     _check("reduce(of=)", of)
@@ -171,7 +171,7 @@ def reduce(function: Callable[[Any, Any], Any], of: Callable[[Any], Any] = _same
     )
 
 
-def variance(of: Callable[[Any], Any] = _same, *, sample: bool = False) -> Aggregate[float | None]:
+def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggregate[float | None, V]:
     """The variance of `of(value)`.
 
     Args:
@@ -200,7 +200,7 @@ def variance(of: Callable[[Any], Any] = _same, *, sample: bool = False) -> Aggre
     return Aggregate("variance", lambda: [0, 0.0, 0.0], add, result, merge)
 
 
-def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
+def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     """The `n` values with the greatest `by(value)`, greatest first; among equal ones, those that came
     first.
 
@@ -238,7 +238,7 @@ def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> 
     return Aggregate("top_n", list, add, lambda kept: [pair[1] for pair in reversed(kept)], merge)
 
 
-def count_distinct(of: Callable[[Any], Any] = _same) -> Aggregate[int]:
+def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     """How many different `of(value)` there are, counted exactly: all of them are kept until the window
     closes.
 

@@ -8,7 +8,7 @@ message for the job's author. A codec never gets a null key or a null value (a t
 None. Pure.
 
 A codec is an object with a name and two functions. fcluster's own codecs are found by their names (`"json"`,
-`"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`.
+`"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`. `models` makes one of a user's class.
 
 JSON is read by msgspec, since orjson rounds integers beyond 64 bits to floats. It is written by orjson, which
 is faster and wrote the keys of existing state. Values that orjson refuses (long integers) or changes (NaN and
@@ -61,18 +61,18 @@ def _encode_bytes(value: Any) -> bytes:
 
 
 def encode_json(value: Any) -> bytes:
-    """`value` as JSON.
+    """`value` as JSON. It may be a model, or contain some.
 
     Raises:
         TypeError: something in it isn't JSON.
         ValueError: it contains NaN or infinity.
     """
     try:
-        encoded = orjson.dumps(value)
+        encoded = orjson.dumps(value, _of_model)
     except TypeError as error:
         if _TOO_LONG not in str(error):
             raise
-        encoded = orjson.dumps(_with_long_integers(value))
+        encoded = orjson.dumps(_with_long_integers(value), _of_model)
     if b"null" in encoded:
         check_finite(value)
     return encoded
@@ -89,6 +89,46 @@ def encode_json_key(value: Any) -> bytes:
     if b"null" in encoded:
         check_finite(value)
     return encoded
+
+
+def encode_json_without_models(value: Any) -> bytes:
+    """Like `encode_json`, for what the job itself reads again: a model would be a dict then.
+
+    Raises:
+        TypeError: it is a model.
+    """
+    try:
+        encoded = orjson.dumps(value, None, orjson.OPT_PASSTHROUGH_DATACLASS)
+    except TypeError as error:
+        kind = type_of(value)
+        if dataclasses.is_dataclass(value) or isinstance(value, msgspec.Struct) or _serializer_of(value):
+            raise TypeError(
+                f"{bounded_repr(value)} would be read as a dict behind it: name its model, "
+                f"key_by(..., value={kind}), or let the map return a dict"
+            ) from error
+        return encode_json(value)
+    if b"null" in encoded:
+        check_finite(value)
+    return encoded
+
+
+def _serializer_of(value: object) -> Any:
+    """What writes a pydantic model as JSON. None for other values."""
+    return getattr(cast("Any", type(value)), "__pydantic_serializer__", None)
+
+
+def _of_model(value: Any) -> orjson.Fragment:
+    """What orjson doesn't know: a Struct or a pydantic model. Dataclasses it knows.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(value, msgspec.Struct):
+        return orjson.Fragment(msgspec.json.encode(value))
+    serializer = _serializer_of(value)
+    if serializer is None:
+        raise TypeError
+    return orjson.Fragment(serializer.to_json(value, by_alias=True, warnings="error"))
 
 
 def check_finite(value: Any) -> None:
@@ -118,9 +158,18 @@ def _find_not_finite(value: Any, path: str) -> None:
     elif isinstance(value, list | tuple):
         for number, item in enumerate(cast("Iterable[Any]", value)):
             _find_not_finite(item, f"{path}[{number}]")
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            _find_not_finite(getattr(value, field.name, None), f"{path}.{field.name}")
+    else:
+        for name in _attributes_of(value):
+            _find_not_finite(getattr(value, name, None), f"{path}.{name}")
+
+
+def _attributes_of(value: Any) -> Iterable[str]:
+    """The names of a model's fields. Nothing for other values."""
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    if dataclasses.is_dataclass(value):
+        return [field.name for field in dataclasses.fields(value)]
+    return getattr(cast("Any", type(value)), "__pydantic_fields__", ())
 
 
 def _with_long_integers(value: Any) -> Any:
@@ -204,13 +253,52 @@ class Codec(Generic[_T]):
             )
 
 
+class ModelError(ValueError):
+    """Data doesn't fit a model. The text is the whole explanation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCodec(Codec[_T]):
+    """The codec of a user's class; see `models`.
+
+    Its name is "json", because it writes what that codec writes: a topic or a state may go from "json" to a
+    model, and from one model to another. Those who read it notice what doesn't fit.
+
+    Attributes:
+        model: the class.
+        explain: returns the error to show for bytes that `decode` refused.
+        encode_key: like `encode`, and equal keys have equal bytes.
+        encode_state: like `encode`, and refuses what would be different when decoded.
+    """
+
+    model: type[_T]
+    explain: Callable[[bytes, BaseException], BaseException]
+    encode_key: Encode
+    encode_state: Encode
+
+    def __post_init__(self) -> None:
+        """Its name is that of one of fcluster's own codecs, on purpose."""
+
+    def decode_explained(self, raw: bytes) -> _T:
+        """Like `decode`. Errors name the field."""
+        try:
+            return self.decode(raw)
+        except Exception as error:
+            raise self.explain(raw, error) from error
+
+
 Kind = CodecName | Codec[Any]
 """How keys or values are encoded, as a job declares it."""
 
 
 def codec_name(kind: Kind) -> str:
-    """The kind's name in descriptions and messages."""
+    """What tells kinds of different bytes from one another; the kind's name in descriptions."""
     return kind.name if isinstance(kind, Codec) else kind
+
+
+def kind_title(kind: Kind) -> str:
+    """The kind as the job's author wrote it, for messages. Different for each model."""
+    return kind.model.__name__ if isinstance(kind, ModelCodec) else codec_name(kind)
 
 
 def codec_is_known(kind: object) -> bool:
@@ -240,13 +328,25 @@ def bound_codec(kind: Kind, use: CodecUse) -> Kind:
 
 
 def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseException:
-    """The error to show for `raw`, which couldn't be decoded; for JSON with line and column."""
+    """The error to show for `raw`, which couldn't be decoded; for JSON with line and column, for a model with
+    the field.
+    """
+    if isinstance(kind, ModelCodec):
+        return kind.explain(raw, error)
     if kind == "json" and isinstance(error, ValueError):
         try:
             orjson.loads(raw)
         except orjson.JSONDecodeError as better:
             return better
     return error
+
+
+def decode_value(kind: Kind, raw: bytes) -> Any:
+    """The value that `raw` holds. Raises what the codec raises, explained as in `decoding_trouble`."""
+    try:
+        return value_codec(kind)[0](raw)
+    except Exception as error:
+        raise decoding_trouble(kind, raw, error) from error
 
 
 def _wrong_kind(value: Any, kind: str, expected: str) -> str:
@@ -280,11 +380,15 @@ def key_codec(kind: Kind) -> tuple[Decode, Encode]:
     """Decodes and encodes keys of that kind. Equal keys have equal bytes: the names in JSON objects are
     sorted.
     """
+    if isinstance(kind, ModelCodec):
+        return kind.decode_explained, kind.encode_key
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _KEY_CODECS[kind]
 
 
 def value_codec(kind: Kind) -> tuple[Decode, Encode]:
     """Decodes and encodes values of that kind."""
+    if isinstance(kind, ModelCodec):
+        return kind.decode, kind.encode
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _VALUE_CODECS[kind]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fcluster.common.ids import journal_topic
-from fcluster.graph.codecs import codec_name
+from fcluster.graph.codecs import kind_title
 from fcluster.graph.topology import (
     Branch,
     Chain,
@@ -257,7 +257,7 @@ def _topics(topology: Topology, stages: Sequence[StageOutline]) -> Iterator[Topi
         roles.setdefault(topic.name, {"declared": None})
     for name, own in roles.items():
         isolation = specs[name].isolation if name in read else None
-        key, value = codec_name(specs[name].key), codec_name(specs[name].value)
+        key, value = kind_title(specs[name].key), kind_title(specs[name].value)
         yield TopicOutline(name, tuple(own), key, value, isolation)
     for stage in topology.stages:
         if stage.changelog is not None:

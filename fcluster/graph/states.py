@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.codecs import CODEC_NAMES, Codec, Kind, codec_is_known, codec_name
+from fcluster.graph.codecs import Codec, Kind, codec_name
+from fcluster.graph.models import declared_kind
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -34,7 +35,7 @@ class State:
     """The common part of all kinds. A handler declares one of the classes below."""
 
     name: str
-    value: Kind = "json"
+    value: Kind | type[Any] = "json"
     ttl: timedelta | None = None
 
     kind: ClassVar[str] = ""
@@ -45,11 +46,7 @@ class State:
                 f"The state name {bounded_repr(self.name)} isn't valid.",
                 remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
-        if not codec_is_known(self.value):
-            raise JobError(
-                f"value={bounded_repr(self.value)} of the state {self.name!r} is unknown.",
-                remedy=f"Use one of {', '.join(map(repr, CODEC_NAMES))}, or a Codec.",
-            )
+        object.__setattr__(self, "value", declared_kind(self.value, "value", f" of the state {self.name!r}"))
         ttl = self.ttl
         if ttl is None:
             return
@@ -65,6 +62,11 @@ class State:
             )
 
     @property
+    def value_kind(self) -> Kind:
+        """How a value is encoded: `value`, where a model has become its codec."""
+        return cast("Kind", self.value)
+
+    @property
     def ttl_ms(self) -> int | None:
         """How long an entry is kept after it was written, in event time. None: forever."""
         return None if self.ttl is None else self.ttl // timedelta(milliseconds=1)
@@ -73,7 +75,7 @@ class State:
         """What the encoding of its entries depends on. It includes whether there is a TTL, but not how long
         it is.
         """
-        described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value)}
+        described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value_kind)}
         if self.ttl is not None:
             described["ttl"] = True
         return described
@@ -85,7 +87,8 @@ class ValueState(State, Generic[_V]):
 
     Attributes:
         name: of the state; unique in its handler. A job whose state was renamed is refused.
-        value: how the value is encoded: "json" (the default), "text", "bytes", "int", "msgpack" or a `Codec`.
+        value: how the value is encoded: "json" (the default), "text", "bytes", "int", "msgpack", a `Codec`,
+            or a model (a dataclass, a Struct or a pydantic model).
         ttl: a value expires this long after it was set, in event time. None: never.
     """
 

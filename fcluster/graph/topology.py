@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, cast
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.ids import (
@@ -30,6 +30,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
+from fcluster.graph.generics import K, V
 from fcluster.graph.joins import How, PairStore, Side
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
@@ -42,9 +43,6 @@ ValueKind = Kind
 AnyStore = str | StateStore | TimerStore | WindowStore | TableStore | PairStore
 """A store as `ShardState` takes it."""
 
-KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
-VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
-
 _FORMAT_WITHOUT_STATES = 1
 """The format for jobs without declared states, timers, windows and tables. Older versions can read it."""
 _DESCRIPTION_FORMAT = 2
@@ -52,8 +50,9 @@ _FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)
-class TopicSpec:
-    """A Kafka topic and how its records are read and written.
+class TopicSpec(Generic[K, V]):
+    """A Kafka topic and how its records are read and written. For type checkers, it has the types of its keys
+    and values.
 
     Attributes:
         name: the topic's name.

@@ -27,6 +27,7 @@ from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import StepFailure
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.generics import K, V
 from fcluster.graph.states import State
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.topology import (
@@ -164,14 +165,14 @@ class Driver:
 
     def send(
         self,
-        topic: TopicSpec | str,
-        value: Any,
+        topic: TopicSpec[K, V] | str,
+        value: V | None,
         *,
-        key: Any = None,
+        key: K | None = None,
         timestamp: int | None = None,
         headers: Sequence[tuple[str, bytes | str | None]] = (),
         partition: int | None = None,
-    ) -> TopicRecord:
+    ) -> TopicRecord[K, V]:
         """Write a record to a topic that the job reads, and process it.
 
         Args:
@@ -200,14 +201,14 @@ class Driver:
 
     def send_raw(
         self,
-        topic: TopicSpec | str,
+        topic: TopicSpec[K, V] | str,
         value: bytes | None,
         *,
         key: bytes | None = None,
         timestamp: int | None = None,
         headers: Sequence[tuple[str, bytes | str | None]] = (),
         partition: int | None = None,
-    ) -> TopicRecord:
+    ) -> TopicRecord[K, V]:
         """Like `send`, with raw bytes: for data that no codec produces, for example invalid JSON."""
         __tracebackhide__ = True
         spec = self._source(topic)
@@ -317,7 +318,7 @@ class Driver:
 
     # --- looking ------------------------------------------------------------------------------------------
 
-    def read(self, topic: TopicSpec | str) -> list[TopicRecord]:
+    def read(self, topic: TopicSpec[K, V] | str) -> list[TopicRecord[K, V]]:
         """The committed records of `topic` that `read` or `read_values` haven't returned yet, in the order in
         which they were written.
         """
@@ -326,13 +327,13 @@ class Driver:
         given, self._read[name] = self._read.get(name, 0), len(records)
         return records[given:]
 
-    def read_values(self, topic: TopicSpec | str) -> list[Any]:
+    def read_values(self, topic: TopicSpec[Any, V] | str) -> list[V]:
         """The values of the records that `read` would return."""
         return [record.value for record in self.read(topic)]
 
     def records(
-        self, topic: TopicSpec | str, *, isolation: Isolation = "read-committed"
-    ) -> list[TopicRecord]:
+        self, topic: TopicSpec[K, V] | str, *, isolation: Isolation = "read-committed"
+    ) -> list[TopicRecord[K, V]]:
         """All records of `topic`, in the order in which they were written.
 
         Args:

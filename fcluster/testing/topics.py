@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, cast
 
 from fcluster.common.failures import bounded_repr
 from fcluster.common.isolation import Isolation
-from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.codecs import decode_value, key_codec
+from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.partitioner import partition_of
 from fcluster.graph.topology import TopicSpec
 
@@ -88,7 +89,7 @@ class StoredRecord:
         return self._headers
 
 
-class TopicRecord:
+class TopicRecord(Generic[K_co, V_co]):
     """A record of a topic, as a reader receives it.
 
     Attributes:
@@ -100,7 +101,7 @@ class TopicRecord:
 
     __slots__ = ("_spec", "headers", "offset", "partition", "raw_key", "raw_value", "timestamp", "topic")
 
-    def __init__(self, spec: TopicSpec, record: StoredRecord) -> None:
+    def __init__(self, spec: TopicSpec[Any, Any], record: StoredRecord) -> None:
         self._spec = spec
         self.topic = record.topic()
         self.partition = record.partition()
@@ -111,16 +112,16 @@ class TopicRecord:
         self.headers: list[Header] = list(record.headers() or ())
 
     @property
-    def key(self) -> Any:
+    def key(self) -> K_co:
         """The key, decoded as declared for the topic. None if it has none. Raises what the codec raises."""
-        return None if self.raw_key is None else key_codec(self._spec.key)[0](self.raw_key)
+        return cast("Any", None) if self.raw_key is None else key_codec(self._spec.key)[0](self.raw_key)
 
     @property
-    def value(self) -> Any:
+    def value(self) -> V_co:
         """The value, decoded as declared for the topic. None for a tombstone. Raises what the codec
         raises.
         """
-        return None if self.raw_value is None else value_codec(self._spec.value)[0](self.raw_value)
+        return cast("Any", None) if self.raw_value is None else decode_value(self._spec.value, self.raw_value)
 
     def __repr__(self) -> str:
         key, value = bounded_repr(self.raw_key), bounded_repr(self.raw_value, 200)

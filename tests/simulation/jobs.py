@@ -1040,7 +1040,7 @@ def _read_sessions(key: bytes, raw: bytes) -> tuple[Any, Any]:
 
 
 def _reader_of(store: StateStore) -> _ReadEntry:
-    decode = value_codec(store.state.value)[0]
+    decode = value_codec(store.state.value_kind)[0]
 
     def read(key: bytes, raw: bytes) -> tuple[Any, Any]:
         at: Any

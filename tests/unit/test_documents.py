@@ -61,6 +61,7 @@ def test_readmes_job_builds() -> None:
     [
         "README.md",
         "docs/event-time.md",
+        "docs/formats.md",
         "docs/joins.md",
         "docs/streams.md",
         "docs/testing.md",

@@ -13,7 +13,7 @@ from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.pairs import ALONE, OVER, OpenPairs
 from fcluster.engine.records import LaterRecord, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
-from fcluster.graph.codecs import value_codec
+from fcluster.graph.codecs import encode_json_without_models, value_codec
 from fcluster.graph.topology import JoinStreams, Side
 
 _NEVER_MS = -1
@@ -174,7 +174,8 @@ def _compile_raw(node: JoinStreams) -> Callable[[SourceRecord, Any], bytes | Non
     """What is kept of a value: the bytes that were read, if no step has changed it."""
     if node.is_unchanged:
         return lambda record, _value: record.value()
-    encode = value_codec(node.left if node.side == "left" else node.right)[1]
+    kind = node.left if node.side == "left" else node.right
+    encode = encode_json_without_models if kind == "json" else value_codec(kind)[1]
     return lambda _record, value: None if value is None else encode(value)
 
 

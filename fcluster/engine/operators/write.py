@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from fcluster.common.failures import bounded_repr, type_of
+from fcluster.common.ids import is_internal_topic
 from fcluster.engine.operators.base import WriteRecord
 from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
-from fcluster.graph.codecs import Encode, encode_json, key_codec, value_codec
+from fcluster.graph.codecs import (
+    Encode,
+    encode_json,
+    encode_json_without_models,
+    key_codec,
+    value_codec,
+)
+from fcluster.graph.models import is_model
 from fcluster.graph.record import UNSET, Record
 from fcluster.graph.topology import Rekey, TopicSpec, rekey_description
 
@@ -177,9 +185,12 @@ def unchanged(record: SourceRecord, _value: Any) -> bytes | None:
 
 
 def _value_bytes(target: Target, source: TopicSpec) -> ValueBytes:
-    if target.gets_values_unchanged and source.value == target.topic.value:
+    sink = target.topic
+    if target.gets_values_unchanged and source.value == sink.value:
         return unchanged
-    encode = value_codec(target.topic.value)[1]
+    encode = value_codec(sink.value)[1]
+    if sink.value == "json" and is_internal_topic(sink.name):
+        encode = encode_json_without_models
 
     def behind_handler(_record: SourceRecord, value: Any) -> bytes | None:
         return encode(value)
@@ -211,6 +222,8 @@ def _field_of(name: str) -> Callable[[Any], Any]:
         try:
             return value.get(name)
         except AttributeError:
+            if hasattr(value, name) and is_model(cast("Any", type(value))):
+                return getattr(value, name)
             what = "null (a tombstone)" if value is None else f"a {type_of(value)}, not an object"
             raise RecordError(
                 f"key_by takes the field {name!r}, but the value is {what}; filter such records out before "

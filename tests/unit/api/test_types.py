@@ -1,0 +1,166 @@
+"""What a type checker knows in a user's job: pyright, strict, on a job with models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+
+JOB = """
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_type
+
+import msgspec
+
+from fcluster import (
+    Codec, Context, Job, Record, Stream, Topic, Tumbling, ValueState, Watermark, count, sum_, top_n,
+)
+from fcluster.testing import Driver
+
+
+@dataclass
+class Payment:
+    account: str
+    amount: int
+    status: str = "new"
+
+
+class Total(msgspec.Struct):
+    amount: int
+
+
+job = Job("spend")
+payments = job.topic("payments", value=Payment, watermark=Watermark(max_delay_ms=5), on_error="skip")
+totals = job.topic("totals", value=Total)
+loose = job.topic("loose")
+money = job.topic("money", key="int", value=Codec("money", Total, lambda raw: 5))  # pyright: ignore
+assert_type(payments, Topic[str, Payment])
+assert_type(loose, Topic[str, Any])
+assert_type(job.topic("t", key=Payment, value="text"), Topic[Payment, str])
+assert_type(job.topic("t", key="bytes", value="int"), Topic[Any, int])
+
+settled = job.stream(payments).filter(lambda p: p.status == "settled")
+assert_type(settled, Stream[str, Payment])
+assert_type(settled.map(lambda p: p.amount), Stream[str, int])
+assert_type(settled.flat_map(lambda p: [p.account, p.status]), Stream[str, str])
+assert_type(settled.peek(lambda p: print(p.amount)), Stream[str, Payment])
+assert_type(settled.branch(lambda p: p.amount > 5), tuple[Stream[str, Payment], ...])
+assert_type(settled.key_by("account"), Stream[str, Payment])
+assert_type(settled.key_by(lambda p: p.account), Stream[str, Payment])
+assert_type(settled.key_by(lambda p: p, key=Payment), Stream[Payment, Payment])
+settled.to(loose)
+assert_type(settled.through(payments), Stream[str, Payment])
+settled.map(lambda p: Total(p.amount)).to(totals)
+
+TOTAL: ValueState[Total] = ValueState("total", Total)
+
+
+@job.process(payments, to=totals, states=[TOTAL])
+def add(ctx: Context[str], payment: Payment) -> Total:
+    total = ctx.value(TOTAL).get(Total(0))
+    assert_type(total, Total)
+    assert_type(ctx.key, str)
+    total.amount += payment.amount
+    return total
+
+
+@add.on_timer("later")
+def later(key: str, ctx: Context) -> None:
+    ctx.state.clear()
+
+
+@job.process(loose)
+def plain(ctx: Context, value: dict[str, Any]) -> Iterator[Record]:
+    yield Record(topic=totals, value=Total(value["amount"]))
+
+
+def each(ctx: Context, payment: Payment) -> Iterator[Total | Record]:
+    yield Total(payment.amount)
+    yield Record(value=None)
+
+
+def some(ctx: Context, payment: Payment) -> Total | None:
+    return Total(payment.amount) if payment.amount else None
+
+
+assert_type(settled.process(each), Stream[str, Total])
+assert_type(settled.process(some, name="some", to=totals), Stream[str, Total])
+assert_type(job.merge(payments, totals), Stream[str, Payment | Total])
+(
+    settled.key_by("account")
+    .window(Tumbling(timedelta(minutes=1)), name="w")
+    .aggregate(n=count(), total=sum_(lambda p: p.amount), top=top_n(3, by=lambda p: p.amount))
+    .map(lambda result: result["n"])
+    .to(loose)
+)
+
+
+rows = job.table(job.topic("rows", value=Total))
+assert_type(settled.join(rows), Stream[str, dict[str, Any]])
+assert_type(settled.join(rows, lambda p, total: p.amount + total.amount), Stream[str, int])
+assert_type(settled.join(rows, lambda p, total: total and p, how="left"), Stream[str, Payment | None])
+assert_type(
+    settled.join(job.stream(totals), lambda p, t: t.amount, within=timedelta(1), name="j"), Stream[str, int]
+)
+
+
+def test_it() -> None:
+    with Driver(job) as driver:
+        driver.send(payments, Payment("a", 1), key="a")
+        assert_type(driver.read_values(totals), list[Total])
+        assert driver.read(totals)[0].value.amount == 1
+"""
+
+WRONG: dict[str, str] = {
+    'job.stream(payments).filter(lambda p: p.statsu == "settled")': 'attribute "statsu" for class "Payment"',
+    "settled.map(lambda p: p.amount).map(lambda n: n.account)": 'attribute "account" for class "int"',
+    "settled.key_by(lambda p: p.acount)": 'attribute "acount" for class "Payment"',
+    "settled.join(rows, lambda p, total: total.amnt)": 'attribute "amnt" for class "Total"',
+    "settled.join(rows, lambda p, t: t.amount, how='left')": '"amount" is not a known attribute of "None"',
+    "settled.to(totals)": '"TopicSpec[str, Total]" cannot be assigned',
+    "settled.process(lambda ctx, p: p.ammount, name='h')": 'attribute "ammount" for class "Payment"',
+    "job.process(totals)(some)": "is not assignable to",
+    "settled.window(Tumbling(timedelta(1)), name='v').aggregate(t=sum_(lambda p: p.ammount))": (
+        'attribute "ammount" for class "Payment"'
+    ),
+    "Driver(job).send(payments, Total(1))": '"Total" is not assignable to "Payment"',
+    "job.topic('x', value=3)": 'cannot be assigned to parameter "value"',
+    "job.topic('x', watermrk=None)": 'No overloads for "topic"',
+}
+
+
+def errors_of(source: str, directory: Path) -> dict[int, str]:
+    """What pyright reports, by line."""
+    (directory / "job.py").write_text(source)
+    settings = {
+        "include": ["job.py"],
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+        "extraPaths": [str(REPOSITORY)],
+        "reportMissingTypeStubs": False,
+    }
+    (directory / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    ran = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    reports = json.loads(ran.stdout)["generalDiagnostics"]
+    return {one["range"]["start"]["line"]: one["message"] for one in reports if one["severity"] == "error"}
+
+
+@pytest.mark.timeout(300)
+def test_pyright_accepts_a_typed_job_and_reports_what_does_not_fit(tmp_path: Path) -> None:
+    wrong = "\n".join(WRONG)
+    found = errors_of(f"{JOB}\n{wrong}\n", tmp_path)
+    begin = len(JOB.splitlines()) + 1
+    expected = dict(enumerate(WRONG.values(), begin))
+    assert set(found) == set(expected), found
+    for line, text in expected.items():
+        assert text in found[line]
