@@ -368,6 +368,8 @@ class Checks:
             if due and before is None and told is None:
                 self.world.landed["timers left to the next epoch"] += 1
                 return fired
+            if due and isinstance(before, Step) and not is_next:
+                return fired  # an input that becomes idle doesn't wait for timers, as a record does
             if due and model.may_wait and before != "the end" and not is_next:
                 self.world.landed["window closed later"] += 1
                 return fired
