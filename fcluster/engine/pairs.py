@@ -97,18 +97,10 @@ class OpenPairs:
 
     def first(self, clock: TimerClock) -> Timer | None:
         """See `firing.TimedStep`."""
-        if clock != "event":
-            return None
-        ahead = self._ahead
-        while True:
-            while ahead.timers:
-                timer = ahead.timers[0]
-                if self.due.get(self._entry_of(timer)) is not ABSENT:
-                    return timer
-                del ahead.timers[0]  # it is done, or was forgotten or undone
-            if ahead.is_all:
-                return None
-            ahead.read(self.due)
+        return self._ahead.first(self.due, self._is_due) if clock == "event" else None
+
+    def _is_due(self, timer: Timer) -> bool:
+        return self.due.get(self._entry_of(timer)) is not ABSENT
 
     def take(self, clock: TimerClock, timer: Timer) -> None:
         """See `firing.TimedStep`: its function removes it, which is undone if that fails."""

@@ -80,6 +80,25 @@ class ReadAhead:
         self._read_until = start
         self._last: Timer | None = None
 
+    def first(self, due: EntryTable, is_due: Callable[[Timer], bool]) -> Timer | None:
+        """The next timer that is still set. Don't call it within a record that may still be undone.
+
+        Args:
+            due: the table of the keys that stand for timers.
+            is_due: whether a timer is still set. It may have fired, or been moved, cancelled or undone. The
+                function may set others.
+        """
+        while True:
+            while self.timers:
+                timer = self.timers[0]
+                if is_due(timer):
+                    return timer
+                if self.timers[0] is timer:  # none that was just set comes before it
+                    del self.timers[0]
+            if self.is_all:
+                return None
+            self.read(due)
+
     def add(self, timer: Timer) -> None:
         """Note a timer that was set."""
         if not self.is_all and (self._last is None or timer > self._last):
@@ -229,17 +248,12 @@ class HandlerTimers:
 
     def first(self, clock: TimerClock) -> Timer | None:
         """The timer of that clock that fires next. Don't call it within a record that may still be undone."""
-        ahead = self._ahead[clock]
-        while True:
-            while ahead.timers:
-                timer = ahead.timers[0]
-                when = _BYTE_OF[clock] + encode_time(timer.at_ms)
-                if self._timers.get(group_of_key(timer.key) + timer.name.encode()) == when:
-                    return timer
-                del ahead.timers[0]  # it has fired, or was moved, cancelled or undone
-            if ahead.is_all:
-                return None
-            ahead.read(self._due)
+
+        def is_due(timer: Timer) -> bool:
+            when = _BYTE_OF[clock] + encode_time(timer.at_ms)
+            return self._timers.get(group_of_key(timer.key) + timer.name.encode()) == when
+
+        return self._ahead[clock].first(self._due, is_due)
 
     def pending(self, key: bytes) -> dict[str, tuple[TimerClock, int]]:
         """The timers of a key that are set: clock and time, by name."""

@@ -92,19 +92,10 @@ class OpenInTime:
 
     def first(self, clock: TimerClock) -> Timer | None:
         """What closes next. Don't call it within a record that may still be undone."""
-        if clock != "event":
-            return None
-        ahead = self._ahead
-        while True:
-            while ahead.timers:
-                timer = ahead.timers[0]
-                if self._due.get(self._entry_of(timer)) is ABSENT:
-                    del ahead.timers[0]  # it has closed, or was undone
-                elif self._is_exact(timer):
-                    return timer
-            if ahead.is_all:
-                return None
-            ahead.read(self._due)
+        return self._ahead.first(self._due, self._is_due) if clock == "event" else None
+
+    def _is_due(self, timer: Timer) -> bool:
+        return self._due.get(self._entry_of(timer)) is not ABSENT and self._is_exact(timer)
 
     def _is_exact(self, timer: Timer) -> bool:  # noqa: ARG002  for sessions
         """Whether something is due then. If not, its entry is moved."""
