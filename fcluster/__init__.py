@@ -23,8 +23,8 @@ from fcluster.graph.aggregates import (
     variance,
 )
 from fcluster.graph.codecs import Codec, CodecUse
+from fcluster.graph.operators import TopicSpec as Topic
 from fcluster.graph.states import ListState, MapState, ValueState
-from fcluster.graph.topology import TopicSpec as Topic
 from fcluster.graph.watermark import Watermark
 from fcluster.graph.windows import Hopping, Session, Tumbling
 

@@ -99,7 +99,7 @@ def problems_of_sources(
         counts: the partition counts of all existing topics.
         embedded: whether the brokers run for this cluster alone.
     """
-    from fcluster.graph.topology import check_copartitioned
+    from fcluster.graph.stages import check_copartitioned
     from fcluster.kafka.missing import missing_topic
 
     own = {chain.sink.name for stage in topology.stages for chain in stage.chains if chain.sink is not None}

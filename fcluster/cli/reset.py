@@ -55,7 +55,8 @@ from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
 from fcluster.coordinator.owned_topics import Found, found_names
 from fcluster.coordinator.topic_watch import GroupMembers
 from fcluster.engine.changelog import parse_record
-from fcluster.graph.topology import Stage, Topology
+from fcluster.graph.stages import Stage
+from fcluster.graph.topology import Topology
 from fcluster.host.data_directory import DirectoryLock
 from fcluster.kafka.asking import cause_of, reason_of, remedy_for
 from fcluster.kafka.brokers import connect_or_raise

@@ -18,7 +18,9 @@ from fcluster.common.errors import IncompatibleState
 from fcluster.common.positions import RESET_FINGERPRINT, CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
-from fcluster.graph.topology import Topology, described_inputs, incompatibility, unverified_keys
+from fcluster.graph.compatibility import incompatibility, unverified_keys
+from fcluster.graph.description import described_inputs
+from fcluster.graph.topology import Topology
 from fcluster.kafka.offsets import read_committed_positions
 from fcluster.kafka.topic_ids import Look, fits, reset_remedy
 from fcluster.kafka.topic_looks import look_at_topics, settled_look

@@ -16,7 +16,8 @@ from typing import Any
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.ids import journal_topic
 from fcluster.common.positions import CommittedPosition
-from fcluster.graph.topology import Topology, described_topics, former_names
+from fcluster.graph.description import described_topics
+from fcluster.graph.topology import Topology, former_names
 
 Positions = Callable[[str, str], list[CommittedPosition]]
 """Returns what the group of a job (first argument) has committed for a topic (second argument)."""

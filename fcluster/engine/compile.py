@@ -23,7 +23,8 @@ from fcluster.engine.operators.write import (
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import HeldOutputs, OutputPort
 from fcluster.engine.steps import Place, Step, StepFailure
-from fcluster.graph.topology import Chain, Stage, rekey_description
+from fcluster.graph.description import rekey_description
+from fcluster.graph.stages import Chain, Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from fcluster.engine.records import (
     where_of,
 )
 from fcluster.engine.steps import RecordError
-from fcluster.graph.topology import TopicSpec
+from fcluster.graph.operators import TopicSpec
 
 ERROR_CHARACTERS_MAX = 2_000
 STUB_KEY_BYTES_MAX = 1_000

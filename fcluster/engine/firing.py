@@ -45,8 +45,9 @@ from fcluster.engine.sessions import OpenSessions
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
 from fcluster.engine.windows import OpenWindows
+from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec
+from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
-from fcluster.graph.topology import JoinStreams, Process, Stage, TimedOperator, TopicSpec
 from fcluster.graph.windows import Session
 
 FIRED_AT_ONCE_MAX: Final = 1_000

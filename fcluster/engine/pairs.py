@@ -31,8 +31,9 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.timers import ReadAhead, Timer, time_text
 from fcluster.engine.windows import BEHIND_ALL, ClockInEventTime
+from fcluster.graph.joins import Side
+from fcluster.graph.operators import JoinStreams
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.topology import JoinStreams, Side
 
 ALONE: Final[Mapping[Side, str]] = {"left": "left", "right": "right"}
 """What is due when a record has found no partner: the name of its timer."""

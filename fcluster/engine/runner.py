@@ -41,7 +41,8 @@ from fcluster.engine.records import (
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import ModelError, decoding_trouble, value_codec
-from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
+from fcluster.graph.operators import OnError, TopicSpec
+from fcluster.graph.stages import Input, Stage
 
 if TYPE_CHECKING:
     from fcluster.engine.firing import TimerRunner

@@ -28,8 +28,8 @@ from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import Timer, time_text
 from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
+from fcluster.graph.operators import Window
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.topology import Window
 
 
 class OpenSessions(OpenInTime):

@@ -53,10 +53,10 @@ from fcluster.engine.kinds import (
 from fcluster.engine.memory import MeanBytes, StateMemory
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.joins import PairStore
+from fcluster.graph.stages import AnyStore
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
-from fcluster.graph.topology import AnyStore
 from fcluster.graph.windows import WindowStore
 
 STORE_PREFIX_BYTES = 4

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fcluster.common.failures import Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, describe_record, where_of
-from fcluster.graph.topology import OnError
+from fcluster.graph.operators import OnError
 
 
 class Step(Protocol):

@@ -33,8 +33,8 @@ from fcluster.engine.ordered_keys import (
     take_ended,
 )
 from fcluster.engine.steps import RecordError
+from fcluster.graph.operators import Process
 from fcluster.graph.timers import TIMER_CLOCKS, TIMER_MS_MAX, TimerClock, TimerFunction
-from fcluster.graph.topology import Process
 
 NEVER_MS: Final = 2**63
 _BYTE_OF: Final[Mapping[TimerClock, bytes]] = {"event": b"e", "processing": b"p"}

@@ -17,7 +17,8 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.clock import EventClock, Said, decode_watermark, encode_watermark
 from fcluster.engine.records import Headers, SourceRecord
-from fcluster.graph.topology import Input, Stage, Topology
+from fcluster.graph.stages import Input, Stage
+from fcluster.graph.topology import Topology
 
 SELDOM_MS: Final = 1_000
 """The shortest time between two reports to a topic if nothing downstream depends on event time."""

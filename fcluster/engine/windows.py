@@ -27,8 +27,8 @@ from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
 from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import ReadAhead, Timer, time_text
+from fcluster.graph.operators import Window
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.topology import Window
 from fcluster.graph.windows import Session
 
 CLOSE: Final = ""

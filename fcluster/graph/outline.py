@@ -13,26 +13,22 @@ from typing import Any, cast
 
 from fcluster.common.ids import journal_topic
 from fcluster.graph.codecs import kind_title
-from fcluster.graph.topology import (
+from fcluster.graph.compatibility import incompatibilities, unverified_keys
+from fcluster.graph.description import described_inputs, rekey_description
+from fcluster.graph.operators import (
     Branch,
-    Chain,
-    Input,
     JoinStreams,
     JoinTable,
     KeepTable,
     OnError,
     Operator,
     Process,
-    Stage,
     TopicSpec,
-    Topology,
     Window,
-    described_inputs,
-    incompatibilities,
-    rekey_description,
     step_kind,
-    unverified_keys,
 )
+from fcluster.graph.stages import Chain, Input, Stage
+from fcluster.graph.topology import Topology
 from fcluster.graph.watermark import Watermark
 
 

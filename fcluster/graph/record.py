@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final
 
-from fcluster.graph.topology import TopicSpec
+from fcluster.graph.operators import TopicSpec
 
 
 class Unset(Enum):

@@ -21,7 +21,8 @@ from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingT
 from fcluster.common.ids import colliding_topic, journal_topic
 from fcluster.common.offsets import NotKnownYetError
 from fcluster.common.settings import Settings
-from fcluster.graph.topology import Stage, Topology, check_copartitioned
+from fcluster.graph.stages import Stage, check_copartitioned
+from fcluster.graph.topology import Topology
 from fcluster.kafka.asking import (
     ATTEMPT_TIMEOUT_S,
     POLL_INTERVAL_S,

@@ -28,15 +28,11 @@ from fcluster.engine.steps import StepFailure
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.generics import K, V
+from fcluster.graph.operators import TopicSpec
+from fcluster.graph.stages import Stage, check_copartitioned, written_topics
 from fcluster.graph.states import State
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
-from fcluster.graph.topology import (
-    Stage,
-    TopicSpec,
-    Topology,
-    check_copartitioned,
-    written_topics,
-)
+from fcluster.graph.topology import Topology
 from fcluster.testing.shards import Shard
 from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
 

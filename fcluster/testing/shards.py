@@ -26,9 +26,10 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
 from fcluster.engine.watermarks import make_clock
+from fcluster.graph.operators import KeepTable
+from fcluster.graph.stages import Stage
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.topology import KeepTable, Stage
 from fcluster.testing.topics import Partition, StoredRecord
 
 

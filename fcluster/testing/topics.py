@@ -16,8 +16,8 @@ from fcluster.common.failures import bounded_repr
 from fcluster.common.isolation import Isolation
 from fcluster.graph.codecs import decode_value, key_codec
 from fcluster.graph.generics import K_co, V_co
+from fcluster.graph.operators import TopicSpec
 from fcluster.graph.partitioner import partition_of
-from fcluster.graph.topology import TopicSpec
 
 Header = tuple[str, bytes | None]
 _CREATE_TIME = 1

@@ -28,7 +28,7 @@ from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordEr
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
 from fcluster.engine.watermarks import make_clock
-from fcluster.graph.topology import Stage
+from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.worker.core.model import Condemned, RecordAt
 from fcluster.worker.transactions import TransactionLostError

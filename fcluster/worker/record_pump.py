@@ -32,7 +32,7 @@ from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.firing import FIRED_AT_ONCE_MAX
 from fcluster.engine.records import TimerRecord, where_of
 from fcluster.engine.state import ShardState
-from fcluster.graph.topology import Stage
+from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
 from fcluster.worker import handler_processes

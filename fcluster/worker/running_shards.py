@@ -25,7 +25,8 @@ from confluent_kafka import Consumer, Message
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
-from fcluster.graph.topology import Stage, Topology
+from fcluster.graph.stages import Stage
+from fcluster.graph.topology import Topology
 from fcluster.kafka.clients import LASTING, make_consumer
 from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourcePartition, SourceReader
 from fcluster.worker.merges import ShardMerge, sorted_out

@@ -45,7 +45,8 @@ from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.memory import StateMemory
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import make_clock
-from fcluster.graph.topology import Stage, Topology
+from fcluster.graph.stages import Stage
+from fcluster.graph.topology import Topology
 from fcluster.kafka.asking import ask_until_known
 from fcluster.kafka.brokers import largest_batch
 from fcluster.kafka.clients import make_admin, make_consumer

@@ -17,7 +17,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError
 from fcluster.engine.state import ShardState
-from fcluster.graph.topology import TopicSpec
+from fcluster.graph.operators import TopicSpec
 from fcluster.testing import Driver, JobStopped
 from fcluster.testing.shards import MemoryStore
 from fcluster.worker.core.model import Condemned

@@ -38,11 +38,11 @@ job.stream(orders).key_by(lambda value: value["group"]).process(total, to=counts
 """
 # With this, the current version names and describes its topics as earlier versions did.
 AS_BEFORE = """
-import fcluster.api.job
+import fcluster.api.builder
 from fcluster.common import ids
 from fcluster.graph.topology import Topology
-fcluster.api.job.changelog_topic = ids.former_changelog_topic
-fcluster.api.job.repartition_topic = ids.former_repartition_topic
+fcluster.api.builder.changelog_topic = ids.former_changelog_topic
+fcluster.api.builder.repartition_topic = ids.former_repartition_topic
 present_describe = Topology.describe
 def describe(self):
     description = present_describe(self)

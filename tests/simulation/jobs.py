@@ -45,9 +45,10 @@ from fcluster.engine.values import decode_state
 from fcluster.engine.watermarks import WATERMARK_HEADER
 from fcluster.graph.codecs import value_codec
 from fcluster.graph.partitioner import partition_of
+from fcluster.graph.stages import Stage, written_topics
 from fcluster.graph.states import StateStore
 from fcluster.graph.timers import TimerStore
-from fcluster.graph.topology import Stage, Topology, written_topics
+from fcluster.graph.topology import Topology
 
 JOB = "sim"
 SOURCE, SINK = "in", "out"

@@ -27,8 +27,9 @@ from fcluster.engine.clock import EventClock
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.state import ShardState
 from fcluster.engine.watermarks import make_clock
+from fcluster.graph.operators import Window
+from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TimerStore
-from fcluster.graph.topology import Stage, Window
 from fcluster.storage.manifest import Manifest
 from fcluster.storage.restore_plan import RestoreRequest
 from fcluster.storage.snapshots import usable_manifests

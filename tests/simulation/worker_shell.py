@@ -34,7 +34,7 @@ from fcluster.engine.merging import InputMerge
 from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling
-from fcluster.graph.topology import Stage
+from fcluster.graph.stages import Stage
 from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from fcluster.wire import messages

@@ -11,7 +11,8 @@ from typing import Any
 
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core.progress import Progress
-from fcluster.graph.topology import Stage, Topology
+from fcluster.graph.stages import Stage
+from fcluster.graph.topology import Topology
 from fcluster.wire.messages import TimeStatus
 
 IDLE_SHOWN_MAX = 100

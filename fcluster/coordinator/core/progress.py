@@ -17,7 +17,8 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from fcluster.common.ids import ShardId
-from fcluster.graph.topology import Input, Topology
+from fcluster.graph.stages import Input
+from fcluster.graph.topology import Topology
 from fcluster.wire.messages import ShardStatus
 
 StageInput = tuple[str, int]

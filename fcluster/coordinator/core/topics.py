@@ -28,7 +28,8 @@ from fcluster.coordinator.core.model import Phase
 from fcluster.coordinator.core.outbox import Outbox
 from fcluster.coordinator.core.ownership import Ownership
 from fcluster.coordinator.core.progress import Progress
-from fcluster.graph.topology import Stage, Topology
+from fcluster.graph.stages import Stage
+from fcluster.graph.topology import Topology
 from fcluster.kafka.topic_ids import (
     Look,
     TopicSeen,

@@ -16,7 +16,7 @@ from fcluster.engine.operators.stream_join import JoinStreamsOperator
 from fcluster.engine.operators.table import KeepTableOperator
 from fcluster.engine.operators.table_join import JoinTableOperator
 from fcluster.engine.operators.window import WindowOperator
-from fcluster.graph.topology import (
+from fcluster.graph.operators import (
     Branch,
     Filter,
     FlatMap,

@@ -13,8 +13,8 @@ from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, Step
+from fcluster.graph.operators import OnError, TopicSpec
 from fcluster.graph.record import Record
-from fcluster.graph.topology import OnError, TopicSpec
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
 TimerStep = tuple[Place, Callable[[TimerRecord, bytes], None]]

@@ -10,7 +10,7 @@ from fcluster.common.failures import type_of
 from fcluster.engine.operators.base import Surroundings, close_generator, place_of_function
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError, Step, StepFailure
-from fcluster.graph.topology import FlatMap
+from fcluster.graph.operators import FlatMap
 
 _USUAL: frozenset[type] = frozenset({list, GeneratorType})
 """Types that are known to be valid without a look at the value, for speed."""

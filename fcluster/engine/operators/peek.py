@@ -7,7 +7,7 @@ from typing import Any
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Step, StepFailure
-from fcluster.graph.topology import Peek
+from fcluster.graph.operators import Peek
 
 
 class PeekOperator:

@@ -12,9 +12,9 @@ from fcluster.engine.operators.base import Surroundings, WriteRecord, close_gene
 from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.graph.codecs import key_codec
+from fcluster.graph.operators import Process
 from fcluster.graph.record import Record
 from fcluster.graph.timers import TimerFunction
-from fcluster.graph.topology import Process
 
 
 class ProcessOperator:

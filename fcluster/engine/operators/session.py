@@ -18,7 +18,7 @@ from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.sessions import OpenSessions
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE
-from fcluster.graph.topology import Window
+from fcluster.graph.operators import Window
 from fcluster.graph.windows import Session
 
 

@@ -14,7 +14,8 @@ from fcluster.engine.pairs import ALONE, OVER, OpenPairs
 from fcluster.engine.records import LaterRecord, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import encode_json_without_models, value_codec
-from fcluster.graph.topology import JoinStreams, Side
+from fcluster.graph.joins import Side
+from fcluster.graph.operators import JoinStreams
 
 _NEVER_MS = -1
 """Nothing has closed before event time begins."""

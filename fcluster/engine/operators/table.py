@@ -12,7 +12,7 @@ from fcluster.engine.entries import EntryTable
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
-from fcluster.graph.topology import KeepTable
+from fcluster.graph.operators import KeepTable
 
 
 class KeepTableOperator:

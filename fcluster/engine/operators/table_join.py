@@ -9,7 +9,7 @@ from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError, Step, StepFailure
 from fcluster.graph.codecs import value_codec
-from fcluster.graph.topology import JoinTable
+from fcluster.graph.operators import JoinTable
 
 
 class JoinTableOperator:

@@ -13,8 +13,8 @@ from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.codecs import codec_name, key_codec
+from fcluster.graph.operators import JoinStreams, Window
 from fcluster.graph.record import Record
-from fcluster.graph.topology import JoinStreams, Window
 from fcluster.graph.windows import Session
 
 _UNCHANGING = frozenset({int, float, str, bool, type(None)})

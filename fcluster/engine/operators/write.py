@@ -24,9 +24,10 @@ from fcluster.graph.codecs import (
     key_codec,
     value_codec,
 )
+from fcluster.graph.description import rekey_description
 from fcluster.graph.models import is_model
+from fcluster.graph.operators import Rekey, TopicSpec
 from fcluster.graph.record import UNSET, Record
-from fcluster.graph.topology import Rekey, TopicSpec, rekey_description
 
 _dumps = orjson.dumps
 _parted = bytes.partition

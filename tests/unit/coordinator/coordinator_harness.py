@@ -20,7 +20,9 @@ from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.losses import document_of_deaths, document_of_overdue
 from fcluster.coordinator.core.model import Terms
 from fcluster.coordinator.core.outbox import LOSS_PREFIXES, deaths_key, overdue_key
-from fcluster.graph.topology import Chain, Input, Process, Stage, TopicSpec, Topology
+from fcluster.graph.operators import Process, TopicSpec
+from fcluster.graph.stages import Chain, Input, Stage
+from fcluster.graph.topology import Topology
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
 

@@ -26,7 +26,8 @@ from fcluster.coordinator.internal_names import (
     possible_claims,
     unowned_topics,
 )
-from fcluster.graph.topology import Topology, described_topics
+from fcluster.graph.description import described_topics
+from fcluster.graph.topology import Topology
 from fcluster.kafka.topics import ensure_internal_topics
 
 WITH_STATE = CommittedPosition(10, 5, 5, "f")

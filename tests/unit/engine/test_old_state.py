@@ -16,7 +16,8 @@ from fcluster.common.positions import decode_position
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.state import ShardState, StoreMeta
-from fcluster.graph.topology import Topology, incompatibility
+from fcluster.graph.compatibility import incompatibility
+from fcluster.graph.topology import Topology
 from fcluster.storage.store import RocksStore, StoreDirectory
 from fcluster.worker.processing import OutputPort, ShardRunner
 from tests.data.state_format_1.make import job

@@ -14,7 +14,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.settings import Settings
 from fcluster.graph.codecs import decode_json, encode_json
 from fcluster.testing import Driver, JobStopped
-from tests.unit.graph.test_topology import built, change
+from tests.unit.graph.test_compatibility import built, change
 
 MS = timedelta(milliseconds=1)
 Written = tuple[str, Any, int]

@@ -561,7 +561,7 @@ def test_wrong_declarations_are_refused() -> None:
 
 def test_job_without_timers_keeps_its_description_and_timer_names_must_not_be_removed() -> None:
     from fcluster.common.settings import Settings
-    from fcluster.graph.topology import incompatibility
+    from fcluster.graph.compatibility import incompatibility
 
     def built(*names: str) -> Any:
         job = Job("j")

@@ -30,7 +30,7 @@ from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
-from fcluster.graph.topology import incompatibility
+from fcluster.graph.compatibility import incompatibility
 from fcluster.testing import Driver, JobStopped
 from tests.unit.engine.timers_bench import TimersBench
 

@@ -24,8 +24,8 @@ from fcluster.common.settings import Settings
 from fcluster.engine.kinds import state_codec
 from fcluster.engine.values import UnkeptError
 from fcluster.graph.codecs import ModelError, decoding_trouble, key_codec, value_codec
+from fcluster.graph.compatibility import incompatibility
 from fcluster.graph.models import model_codec
-from fcluster.graph.topology import incompatibility
 from fcluster.testing import Driver, JobStopped
 
 

@@ -12,8 +12,9 @@ from fcluster import Codec, Job, Table, Topic
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.common.ids import repartition_topic
 from fcluster.graph.codecs import decode_json, encode_json
-from fcluster.graph.topology import Topology, check_copartitioned
-from tests.unit.graph.test_topology import built, change, count
+from fcluster.graph.stages import check_copartitioned
+from fcluster.graph.topology import Topology
+from tests.unit.graph.test_compatibility import built, change, count
 
 Grow = Callable[[Job], Any]
 

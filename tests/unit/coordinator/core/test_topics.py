@@ -14,7 +14,8 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.checks import check_partitions, check_topics, remembered_ids
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.topics import CONFIRM_MS, Role, roles_of, topic_key
-from fcluster.graph.topology import Chain, Input, Stage, Topology
+from fcluster.graph.stages import Chain, Input, Stage
+from fcluster.graph.topology import Topology
 from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
 from fcluster.kafka.topics import TopicPlan
 from fcluster.wire.messages import ShardStatus

@@ -10,7 +10,9 @@ import pytest
 from fcluster import Codec, Job, ListState, MapState, ValueState
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
-from fcluster.graph.topology import Topology, described_topics, incompatibility, unverified_keys
+from fcluster.graph.compatibility import incompatibility, unverified_keys
+from fcluster.graph.description import described_topics
+from fcluster.graph.topology import Topology
 
 Grow = Callable[[Job], Any]
 

@@ -1,0 +1,84 @@
+"""Checks of names, functions and options as a job file gives them. Each error says what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fcluster.common.errors import JobError
+from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX
+from fcluster.common.isolation import ISOLATIONS, Isolation
+from fcluster.common.settings import isolation_from
+
+LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+_ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
+
+
+def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False) -> None:
+    call = f"{role}({', '.join(parameters)})"
+    if not callable(function):
+        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Pass a function for {call}.")
+    name = getattr(function, "__name__", repr(function))
+    for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+            raise JobError(
+                f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
+                remedy="Declare it with plain def.",
+            )
+        if not may_yield and inspect.isgeneratorfunction(candidate):
+            raise JobError(
+                f"The {role} function {name!r} yields, but it has to return one result.",
+                remedy="Return it, or use .flat_map(function) to emit several values.",
+            )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # built-ins such as str have no signature
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        raise JobError(
+            f"The {role} {name!r} is declared as {name}{signature}, but is called with {len(parameters)} "
+            f"argument{'s' if len(parameters) > 1 else ''}.",
+            remedy=f"Declare it as {name}({', '.join(parameters)}).",
+        ) from None
+
+
+def check_name(name: str, what: str, how: str = "") -> None:
+    if not isinstance(name, str) or not LEGAL_NAME.fullmatch(name) or name in (".", ".."):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise JobError(
+            f"{what} {name!r} isn't valid, because it becomes part of Kafka topic names.",
+            remedy=f"Choose one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
+        )
+    if len(name) > TOPIC_NAME_CHARACTERS_MAX:
+        raise JobError(
+            f"{what} {name!r} has {len(name)} characters; Kafka allows {TOPIC_NAME_CHARACTERS_MAX}.",
+            remedy=f"Choose a shorter one{how}.",
+        )
+
+
+def chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, Any]) -> Isolation | None:
+    given: dict[str, Any] = {} if isolation is None else {"isolation": isolation}
+    for option, value in options.items():
+        if option.replace("_", ".").replace("-", ".").lower() not in _ISOLATION_OPTIONS:
+            raise JobError(
+                f"The option {option!r} of the topic {topic!r} is unknown.",
+                remedy="Topics take key, value and isolation (also as 'kafka.consumer.isolation-level').",
+            )
+        given[option] = value
+    chosen: set[Isolation] = set()
+    for option, value in given.items():
+        level = isolation_from(value)
+        if level is None:
+            raise JobError(
+                f"{option}={value!r} of the topic {topic!r} is unknown.",
+                remedy=f"Use one of {', '.join(map(repr, ISOLATIONS))}.",
+            )
+        chosen.add(level)
+    if len(chosen) > 1:
+        raise JobError(
+            f"The topic {topic!r} has two isolation levels.", remedy="Keep only one of the options."
+        )
+    return chosen.pop() if chosen else None

@@ -1,0 +1,622 @@
+"""Streams and tables of a job file: each call adds a step to the job's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+
+from fcluster.api.checks import check_function, check_name
+from fcluster.api.context import Context, Handler, JoinFunction
+from fcluster.api.declarations import Declarations
+from fcluster.api.handlers import add_timer, checked_timers, process_operator
+from fcluster.api.nodes import KeyBy, Node, Sink, value_of
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+from fcluster.graph.aggregates import Aggregate, check_aggregates
+from fcluster.graph.codecs import Codec
+from fcluster.graph.generics import K_co, V_co
+from fcluster.graph.joins import How, duration_ms, interval_ms
+from fcluster.graph.operators import (
+    Branch,
+    Filter,
+    FlatMap,
+    JoinStreams,
+    JoinTable,
+    KeepTable,
+    KeyKind,
+    Map,
+    OnError,
+    Operator,
+    Peek,
+    Rekey,
+    TopicSpec,
+    ValueKind,
+    Window,
+)
+from fcluster.graph.record import Record
+from fcluster.graph.states import State
+from fcluster.graph.windows import Session, Windows
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_T = TypeVar("_T")
+
+_Text = Literal["text"]
+_NoText = Literal["bytes", "int", "json", "msgpack"]
+_Of = Codec[_T] | type[_T]
+"""A codec or a model whose values are of type `_T`."""
+
+
+class Stream(Generic[K_co, V_co]):
+    """The records of a topic on their way through operators. Each call returns a new stream.
+
+    For type checkers, it has the types of its keys and values: those that were declared for the topic, and
+    then what the steps' functions return.
+
+    Each step takes an `on_error`, which says what to do with a record that fails in this step: "stop" ends
+    the job before the record, "skip" continues without it, and a topic of the job receives it as a dead
+    letter. The default is that of the job (`Job(on_error=)`). A step's rule applies only to its own failures,
+    not to those of later steps. A record that is skipped or becomes a dead letter leaves no other trace in
+    its chain of steps, neither outputs nor state.
+
+    A null value (a tombstone) is None to the functions of all steps. It stays null through filters, through
+    a map that returns None for it, and through a flat_map that returns [None] for it, and is written as null.
+    """
+
+    __slots__ = ("_closed", "_declared", "_node")
+
+    def __init__(self, declared: Declarations, node: Node, closed: bool = False) -> None:
+        self._declared = declared
+        self._node = node
+        self._closed = closed
+
+    def filter(
+        self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
+    ) -> Stream[K_co, V_co]:
+        """Keep the values for which `function(value)` is true. They stay as they are.
+
+        `function` must not change the value: a value that has passed only filters is written with the bytes
+        that it was read with.
+        """
+        check_function(function, "filter", ("value",))
+        return self._then(Filter(function, self._declared.rule(on_error, "filter")))
+
+    def map(self, function: Callable[[V_co], _T], *, on_error: OnError | None = None) -> Stream[K_co, _T]:
+        """Replace each value with `function(value)`. Key, timestamp and headers don't change."""
+        check_function(function, "map", ("value",))
+        return self._then(Map(function, self._declared.rule(on_error, "map")))
+
+    def flat_map(
+        self, function: Callable[[V_co], Iterable[_T]], *, on_error: OnError | None = None
+    ) -> Stream[K_co, _T]:
+        """Replace each value with any number of values: those that `function(value)` returns as a list or
+        other iterable, or yields. Key, timestamp and headers don't change.
+
+        The values are passed on in order. If the function fails for a later value, the earlier ones leave no
+        trace either. The step fails if the function returns None, a dict, text, bytes or a set: write `[]`
+        for no values, `[value]` for one, and `sorted(values)` for a set.
+        """
+        check_function(function, "flat_map", ("value",), may_yield=True)
+        return self._then(FlatMap(function, self._declared.rule(on_error, "flat_map")))
+
+    def peek(self, function: Callable[[V_co], Any], *, on_error: OnError | None = None) -> Stream[K_co, V_co]:
+        """Call `function(value)` for each value, such as for a log or a metric. The records stay as they are.
+
+        `function` must not change the value. What it returns is ignored. It is called again for records that
+        are replayed after a failure.
+        """
+        check_function(function, "peek", ("value",))
+        return self._then(Peek(function, self._declared.rule(on_error, "peek")))
+
+    def branch(
+        self, *functions: Callable[[V_co], Any], on_error: OnError | None = None
+    ) -> tuple[Stream[K_co, V_co], ...]:
+        """Split the stream: each record goes one of several ways, unchanged.
+
+        A record goes the way of the first function for which `function(value)` is true, and the last way if
+        it isn't true for any. The functions must not change the value, and must depend on nothing else.
+
+        Args:
+            functions: one for each way except the last.
+            on_error: what to do with a record for which a function fails. The record goes no way then.
+
+        Returns:
+            A stream for each function, and one for the rest, which needs no further step.
+        """
+        if not functions:
+            raise JobError(
+                "branch() got no functions.",
+                remedy="Give it one for each way: paid, others = stream.branch(is_paid).",
+            )
+        for function in functions:
+            check_function(function, "branch", ("value",))
+        rule = self._declared.rule(on_error, "branch")
+        return tuple(self._then(Branch(functions, number, rule)) for number in range(len(functions) + 1))
+
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], str],
+        *,
+        name: str | None = None,
+        key: _Text = "text",
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[str, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], Any],
+        *,
+        name: str | None = None,
+        key: _NoText,
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[Any, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: str | Callable[[V_co], _K],
+        *,
+        name: str | None = None,
+        key: _Of[_K],
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[_K, V_co]: ...
+    def key_by(
+        self,
+        by: Rekey,
+        *,
+        name: str | None = None,
+        key: KeyKind | type[Any] = "text",
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[Any, V_co]:
+        """Route records by a new key, through a repartition topic that the cluster creates.
+
+        Timestamp and headers don't change. The following stages store state by the keys that `by` returns. So
+        a changed job is refused if `by` is a different field or function. A function is identified by its
+        qualified name, a lambda by its syntax.
+
+        Args:
+            by: the field of the value that holds the new key, or a function of the value.
+            name: the name of the following stage. Default: the name of the first handler that follows.
+            key: the kind of the new key, as in `Job.topic`. "json" takes numbers, lists and so on.
+            value: how values are written. Default: as in the source topic, or "json" after a map or a
+                handler: the steps behind then get dicts, even if a map returned objects of a model.
+            version: a version of the key's meaning. While it stays the same, `by` counts as unchanged,
+                however it is written. When it changes, `by` counts as changed.
+            on_error: what to do with records that have no key or a key of another kind, or that can't be
+                written to the repartition topic.
+        """
+        if not isinstance(by, str):
+            check_function(by, "key_by", ("value",))
+        elif not by:
+            raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
+        if name is not None:
+            check_name(name, "The stage name")
+        key = self._declared.bound(key, name or "key_by", "key")
+        if value is not None:
+            value = self._declared.bound(value, name or "key_by", "value")
+        if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"version={version!r} of key_by is neither text nor a number.", remedy="Use version=1."
+            )
+        rule = self._declared.rule(on_error, "key_by")
+        return self._then(KeyBy(by, name, key, value, rule, None if version is None else str(version)))
+
+    @overload
+    def process(
+        self,
+        handler: Callable[[Context[K_co], V_co], Iterator[_T | Record]],
+        *,
+        to: TopicSpec[Any, _T] | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def process(
+        self,
+        handler: Callable[[Context[K_co], V_co], _T | Record | None],
+        *,
+        to: TopicSpec[Any, _T] | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    def process(
+        self,
+        handler: Handler,
+        *,
+        to: TopicSpec | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, Any]:
+        """Call `handler(ctx, value)` for each record; see `Job.process`."""
+        if to is not None:
+            self._declared.check_declared(to, "to=")
+        operator = process_operator(handler, name)
+        rule = self._declared.rule(on_error, f"the handler {operator.name!r}")
+        stores = self._declared.stores(operator.name, states)
+        stream = self._then(replace(operator, on_error=rule, stores=stores))
+        for timer_name, function in checked_timers(operator.name, timers).items():
+            add_timer(stream._node, timer_name, function)
+        if to is None:
+            return stream
+        stream.to(to)
+        return Stream(self._declared, stream._node, closed=True)
+
+    def window(
+        self,
+        windows: Windows,
+        *,
+        name: str,
+        late: TopicSpec | None = None,
+        emit: Literal["close", "update"] = "close",
+        on_error: OnError | None = None,
+    ) -> WindowedStream[K_co, V_co]:
+        """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
+
+        A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
+        plus its grace: then its result goes on, once. The job uses event time; declare a `Watermark` where
+        records come out of order.
+
+        Args:
+            windows: `Tumbling`, `Hopping` or `Session`.
+            name: of the step and its state. A job is refused if a window that may be open was renamed.
+            late: gets the records that are too late for all their windows, as they are. They are counted in
+                any case.
+            emit: "close": a result goes on once, when its window closes. "update": it goes on after each
+                record in the window, with the record's timestamp and headers.
+            on_error: what to do if an aggregate fails for a record, or a result can't be computed: "stop",
+                "skip" or a dead-letter topic. It also applies to late records that can't be written. Default:
+                that of the job.
+        """
+        check_name(name, "The window name", " with name=")
+        if not isinstance(windows, Windows):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"window() got {bounded_repr(windows)}, which says nothing of windows.",
+                remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...) or Session(...), from fcluster.",
+            )
+        if emit not in ("close", "update"):
+            raise JobError(
+                f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",
+                remedy="Use emit='close' or emit='update'.",
+            )
+        if emit == "update" and isinstance(windows, Session):
+            raise JobError(
+                f"emit='update' of the window {name!r} doesn't go with sessions: when two become one, "
+                "results of one of them would have to be withdrawn.",
+                remedy="Leave it out: sessions emit when they close.",
+            )
+        if late is not None:
+            self._declared.check_declared(late, "late=")
+        rule = self._declared.rule(on_error, f"the window {name!r}")
+        self._check_open()
+        return WindowedStream(self, Window(name, windows, (), late, rule, emit))
+
+    @overload
+    def join(
+        self,
+        other: Table[Any, Any],
+        with_: None = None,
+        *,
+        how: Literal["inner", "left"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, dict[str, Any]]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, _V],
+        with_: Callable[[V_co, _V], _T],
+        *,
+        how: Literal["inner"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, _V],
+        with_: Callable[[V_co, _V | None], _T],
+        *,
+        how: Literal["left"],
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, Any],
+        with_: None = None,
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: How = "inner",
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, dict[str, Any]]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co, _V], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["inner"] = "inner",
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co, _V | None], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["left"],
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Stream[Any, _V],
+        with_: Callable[[V_co | None, _V | None], _T],
+        *,
+        within: timedelta | tuple[timedelta, timedelta],
+        name: str,
+        how: Literal["outer"],
+        grace: timedelta = ...,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    def join(
+        self,
+        other: Table[Any, Any] | Stream[Any, Any],
+        with_: JoinFunction | None = None,
+        *,
+        within: timedelta | tuple[timedelta, timedelta] | None = None,
+        name: str | None = None,
+        how: How = "inner",
+        grace: timedelta | None = None,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[Any, Any]:
+        """Join this stream, on the left, with a table or another stream.
+
+        **With a table**, look up the row of each record's key in a table, and pass on `with_(value, row)`.
+
+        A record meets the table as it is when the record's turn comes. The stage that reads the stream reads
+        the table's topic, too, in the order of their timestamps: so it finds the row of its own time, as far
+        as that was written in time. A row that changes later changes no result. Key, timestamp and headers
+        don't change.
+
+        **With another stream**, pass on `with_(left, right)` for each pair of records of a key that are no
+        further apart than `within` says. A pair is passed on when the later record comes, with the greater
+        timestamp of the two. Records without a partner are passed on when event time has passed all partners
+        that they could have had, and the grace. The job uses event time then.
+
+        Partition n of the one and partition n of the other belong to the same shard. So both need the same
+        number of partitions, the same kind of key and the same partitioner. If they don't have that, put a
+        `key_by` in front.
+
+        Args:
+            other: what `Job.table` returns, or another stream of the job.
+            with_: called with the stream's value and that of the row or the other record. Default: a dict
+                with the two as "left" and "right".
+            within: how much earlier and later than the left record the right one may be: one time for both,
+                or a tuple with one for each.
+            name: of a join of two streams, and of its state. A job is refused if such a join was renamed.
+            how: "inner" passes on only what has a row or a partner. "left" passes on all records of this
+                stream; without a row or partner, `with_` gets None for it. "outer", of two streams: also all
+                records of the other one.
+            grace: how much longer records that come late still find their partners.
+            late: gets the records that are later still, as they are. They are counted in any case.
+            on_error: what to do with a record that fails in the join: because `with_` does, or because it has
+                no key. (A left join with a table passes it on.)
+
+        Raises:
+            JobError: it is neither a table nor a stream of this job, or an argument is wrong.
+        """
+        if with_ is not None:
+            check_function(with_, "join", ("left", "right"))
+        if isinstance(other, Stream):
+            return self._join_stream(other, with_ or pair, within, name, how, grace, late, on_error)
+        table = other
+        if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"join() got {bounded_repr(table)}, neither a table nor a stream.",
+                remedy="Use stream.join(job.table(topic)), or stream.join(job.stream(topic), within=...).",
+            )
+        if (within, name, grace, late) != (None, None, None, None):
+            raise JobError(
+                f"The join with the table {table.name!r} got within=, name=, grace= or late=, which are for "
+                "joins of two streams.",
+                remedy="Leave them out: a record meets the row that its key has then.",
+            )
+        if how not in ("inner", "left"):
+            raise JobError(
+                f"how={bounded_repr(how)} of the join with {table.name!r} is unknown.",
+                remedy="Use how='inner' or how='left'.",
+            )
+        kept = table._node_of(self._declared)  # pyright: ignore[reportPrivateUsage]
+        rule = self._declared.rule(on_error, f"the join with {table.name!r}")
+        self._check_open()
+        step = JoinTable(cast("KeepTable", kept.step), with_ or pair, how, rule)
+        node = self._node.add(step, kept)
+        self._declared.joins.append(node)
+        return Stream(self._declared, node)
+
+    def _join_stream(
+        self,
+        other: Stream[Any, Any],
+        with_: JoinFunction,
+        within: Any,
+        name: Any,
+        how: How,
+        grace: Any,
+        late: TopicSpec | None,
+        on_error: OnError | None,
+    ) -> Stream[Any, Any]:
+        if name is None or within is None:
+            raise JobError(
+                "A join of two streams got no name= or no within=.",
+                remedy="Say which pairs it finds, and what its state is called: "
+                "join(other, within=timedelta(minutes=5), name='paid').",
+            )
+        check_name(name, "The join name", " with name=")
+        if how not in ("inner", "left", "outer"):
+            raise JobError(
+                f"how={bounded_repr(how)} of the join {name!r} is unknown.",
+                remedy="Use how='inner', how='left' or how='outer'.",
+            )
+        before_ms, after_ms = interval_ms(name, within)
+        grace_ms = 0 if grace is None else duration_ms(name, "grace", grace)
+        if late is not None:
+            self._declared.check_declared(late, "late=")
+        rule = self._declared.rule(on_error, f"the join {name!r}")
+        self._check_open()
+        nodes = self._node, other._open_node(self._declared, "join")
+        (left, left_same), (right, right_same) = map(value_of, nodes)
+        made = JoinStreams(
+            name, "left", with_, before_ms, after_ms, left, right, left_same, how, grace_ms, late, rule
+        )
+        sides = nodes[0].add(made), nodes[1].add(replace(made, side="right", is_unchanged=right_same))
+        return Stream(self._declared, self._declared.join_up(sides, self._declared.joins))
+
+    def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None) -> None:
+        """Write the records to `topic`. The stream ends here.
+
+        Args:
+            topic: the target. Key, timestamp and headers carry over.
+            on_error: what to do with records whose key or value can't be written as the topic's kind, or that
+                Kafka refuses. Default: the rule of the previous step.
+        """
+        self._declared.check_declared(topic, "to()")
+        rule = None if on_error is None else self._declared.rule(on_error, "to()")
+        self._then(Sink(topic, rule))
+
+    def through(
+        self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None
+    ) -> Stream[_K, _V]:
+        """Write the records to `topic`, and go on with the stream of that topic.
+
+        It is short for `.to(topic)` and `job.stream(topic)`: the stream has all records of the topic, whoever
+        writes them, in a stage of its own. So several streams can begin with the output of one handler.
+
+        Args:
+            topic: the topic. It is created if it doesn't exist, as output topics are.
+            on_error: as in `to`.
+        """
+        self.to(topic, on_error=on_error)
+        return Stream(self._declared, self._declared.source(topic, "through()", None, None))
+
+    def _then(self, step: Sink | KeyBy | Operator) -> Stream[Any, Any]:
+        self._check_open()
+        return Stream(self._declared, self._node.add(step))
+
+    def _open_node(self, declared: Declarations, step: str) -> Node:
+        """The node from which a merge or join of a job continues."""
+        if self._declared is not declared:
+            raise JobError(
+                f"{step}() of the job {declared.job!r} got a stream of the job {self._declared.job!r}.",
+                remedy="Begin all streams with this job's stream(topic).",
+            )
+        self._check_open()
+        return self._node
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise JobError(
+                "A stream that is written with to= ends there, but another step was added after it.",
+                remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
+            )
+
+
+class WindowedStream(Generic[K_co, V_co]):
+    """The records of each key, in windows. `Stream.window` gives it."""
+
+    __slots__ = ("_stream", "_window")
+
+    def __init__(self, stream: Stream[K_co, V_co], window: Window) -> None:
+        self._stream = stream
+        self._window = window
+
+    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Stream[K_co, dict[str, Any]]:
+        """Compute these aggregates of each window, and pass on its result.
+
+        A result is a dict with "key", "start" and "end" (in milliseconds since 1970; the end isn't in the
+        window any more), and the fields. The record of a window that has closed has the key of the window's
+        records, and as its timestamp the last millisecond of the window.
+
+        Args:
+            fields: such as `n=count(), total=sum_(lambda order: order["amount"])`.
+
+        Raises:
+            JobError: there are none, one isn't an aggregate, or its name is taken.
+        """
+        are_merged = isinstance(self._window.windows, Session)
+        checked = check_aggregates(self._window.name, fields, are_merged=are_merged)
+        window = replace(self._window, fields=checked)
+        return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
+
+
+class Table(Generic[K_co, V_co]):
+    """The newest value of each key of a topic. `Job.table` gives it; `Stream.join` looks its rows up.
+
+    Attributes:
+        name: of the table and its state.
+    """
+
+    __slots__ = ("_declared", "_node", "name")
+
+    def __init__(self, declared: Declarations, node: Node) -> None:
+        self._declared = declared
+        self._node = node
+        self.name: str = cast("KeepTable", node.step).name
+
+    def _node_of(self, declared: Declarations) -> Node:
+        """Its node, for a join of a job."""
+        if self._declared is not declared:
+            raise JobError(
+                f"join() of the job {declared.job!r} got the table {self.name!r} of the job "
+                f"{self._declared.job!r}.",
+                remedy="Declare the table on this job.",
+            )
+        return self._node
+
+
+def pair(left: Any, right: Any) -> dict[str, Any]:
+    """What a join passes on if it isn't told otherwise: both values."""
+    return {"left": left, "right": right}
+
+
+def node_of(stream: Stream[Any, Any]) -> Node:
+    """The node of the step that gave this stream."""
+    return stream._node  # pyright: ignore[reportPrivateUsage]
+
+
+def merged(declared: Declarations, streams: Sequence[Stream[Any, Any]]) -> Stream[Any, Any]:
+    """One stream of all `streams`. See `Job.merge`."""
+    nodes = [stream._open_node(declared, "merge") for stream in streams]  # pyright: ignore[reportPrivateUsage]
+    return Stream(declared, declared.join_up(nodes, declared.merges))
+
+
+def kept_table(table: Table[Any, Any]) -> KeepTable:
+    """The step that keeps the rows of a table."""
+    return cast("KeepTable", table._node.step)  # pyright: ignore[reportPrivateUsage]

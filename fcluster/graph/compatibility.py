@@ -1,0 +1,334 @@
+"""Whether state written under an older description of a job fits the job as it is now."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
+from fcluster.graph.functions import comparable
+from fcluster.graph.topology import Topology
+
+
+def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
+    """Why state and offsets written under `old_description` don't fit `new_topology`.
+
+    New stages and new stores are compatible: they begin empty. So is the removal of a stage that had no state
+    and read a topic of the user. A stage may get more inputs, and lose inputs that are topics of the user.
+
+    Args:
+        old_description: what `Topology.describe` returned when they were written.
+
+    Returns:
+        One sentence that names what is incompatible, None if nothing is.
+    """
+    return next(incompatibilities(old_description, new_topology), None)
+
+
+def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology) -> Iterator[str]:
+    """Like `incompatibility`, with the first reason of each stage for which there is one."""
+    if old_description.get("format") not in FORMATS_READ:
+        yield (
+            "The state was written by another version of fcluster, in a format that this version can't read."
+        )
+        return
+    if old_description.get("job") != new_topology.job:
+        yield f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
+        return
+    old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
+    new_stages = cast(dict[str, dict[str, Any]], new_topology.describe()["stages"])
+    new_homes: dict[str, str] = {
+        store: name for name, stage in new_stages.items() for store in stage["stores"]
+    }
+    old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
+    added: list[str] = [store for store in new_homes if store not in old_stores]
+    for name, old in old_stages.items():
+        reason = (
+            _lost_store(name, old, new_homes, added)
+            or _changed_states(old, new_stages.get(name, {}))
+            or _lost_timer(old, new_stages.get(name, {}))
+            or _changed_windows(old, new_stages.get(name, {}))
+            or _changed_tables(old, new_stages.get(name, {}))
+            or _changed_joins(old, new_stages.get(name, {}))
+            or _changed_stage(name, old, new_stages)
+            or _changed_inputs(name, old, new_stages)
+        )
+        if reason:
+            yield reason
+
+
+def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
+    for store in old.get("stores", ()):
+        kind = "table" if store in old.get("tables", ()) else "handler"
+        if store not in homes:
+            near = _nearest(store, added)
+            hint = f" (renamed to {near!r}?)" if near else ""
+            return f"The {kind} {store!r} of stage {stage!r} has state, but is no longer in the job{hint}."
+        if homes[store] != stage:
+            return f"The {kind} {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
+    return None
+
+
+def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why a declared state of a stage is incompatible with its present declaration."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("states", {}))
+    for name, before in cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})).items():
+        now = declared.get(name)
+        handler, _, state = name.partition("/")
+        what = f"The state {state!r} of the handler {handler!r}"
+        if now is None:
+            near = _nearest(name, [other for other in declared if other not in old.get("states", {})])
+            hint = f" (renamed to {near.partition('/')[2]!r}?)" if near else ""
+            return f"{what} has entries, but is no longer declared{hint}."
+        if before != now:
+            return (
+                f"{what} was declared as {_state_text(before)}, and is now declared as {_state_text(now)}: "
+                "its entries can't be read that way. (To change it, keep the old declaration, declare "
+                "another state under a new name, and let the handler copy each key's entries when a "
+                "record of that key comes.)"
+            )
+    return None
+
+
+def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The timer of a stage that may be set, but no longer has a function."""
+    declared = cast("Mapping[str, Sequence[str]]", new.get("timers", {}))
+    for handler, before in cast("Mapping[str, Sequence[str]]", old.get("timers", {})).items():
+        now = declared.get(handler, ())
+        for name in before:
+            if name not in now:
+                near = _nearest(name, [other for other in now if other not in before])
+                hint = f" (renamed to {near!r}?)" if near else ""
+                return (
+                    f"The timer {name!r} of the handler {handler!r} may be set, but no longer has an "
+                    f"on_timer function{hint}."
+                )
+    return None
+
+
+def _changed_windows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the open windows of a stage don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("windows", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("windows", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a window") if before is None else ("a window", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        for part, what in (("windows", "are"), ("aggregates", "compute")):
+            if before.get(part) != now.get(part):
+                texts = [_windows_text(described[part]) for described in (before, now)]
+                return (
+                    f"The windows of {name!r} used to {what.replace('are', 'be')} {texts[0]}, and now {what} "
+                    f"{texts[1]}: those that are open don't fit. (Keep them, and declare the new ones beside "
+                    "them under another name.)"
+                )
+    return None
+
+
+def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the rows of a stage's tables don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("tables", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("tables", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a table") if before is None else ("a table", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        if before.get("sources") != now["sources"]:
+            return (
+                f"The table {name!r} used to be filled from {_listed(before.get('sources', ()))}, and is now "
+                f"filled from {_listed(now['sources'])}: the rows that it has are of the former topic. "
+                "(Declare a table of another name.)"
+            )
+        if before != now:
+            return (
+                f"The table {name!r} has {before.get('key')} keys and {before.get('value')} values, and is "
+                f"now declared with {now['key']} keys and {now['value']} values: its rows can't be read that "
+                "way. (Declare a table of another name, over another topic declaration.)"
+            )
+    return None
+
+
+def _changed_joins(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the records that a stage's joins keep don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("joins", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("joins", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a join") if before is None else ("a join", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        if before != now:
+            return (
+                f"The join {name!r} was declared as {_join_text(before)}, and is now declared as "
+                f"{_join_text(now)}: the records that it keeps don't fit. (Keep it, and declare the new one "
+                "beside it under another name.)"
+            )
+    return None
+
+
+def _join_text(described: Mapping[str, Any]) -> str:
+    return (
+        f"{described.get('how')} (before_ms={described.get('before_ms')}, "
+        f"after_ms={described.get('after_ms')}, {described.get('left')} with {described.get('right')} values)"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
+
+
+def _windows_text(described: Any) -> str:
+    if isinstance(described, list):
+        pairs = cast("list[list[str]]", described)
+        return ", ".join(f"{name}={aggregate}" for name, aggregate in pairs)
+    parts = cast("Mapping[str, Any]", described)
+    rest = ", ".join(f"{name}={value}" for name, value in parts.items() if name != "kind")
+    return f"{parts.get('kind')} ({rest})"
+
+
+def _state_text(described: Mapping[str, Any]) -> str:
+    key = described.get("key")
+    parts = [str(described.get("kind"))]
+    if key is not None:
+        parts.append(f"with {', '.join(key) if isinstance(key, list) else key} keys")  # pyright: ignore[reportUnknownArgumentType]
+    parts.append(f"of {described.get('value')} values")
+    parts.append("with a TTL" if described.get("ttl") else "without a TTL")
+    return " ".join(parts)
+
+
+def _nearest(store: str, added: list[str]) -> str | None:
+    near: list[str] = difflib.get_close_matches(store, added, 1, 0.5)
+    if len(added) == 1:
+        return added[0]
+    return near[0] if near else None
+
+
+def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    old_key_by = cast(Mapping[str, str] | None, old.get("key_by"))
+    new = stages.get(name)
+    if new is None:
+        if old_key_by is None:
+            return None
+        return (
+            f"The stage {name!r} after key_by is gone, but its repartition topic may still have "
+            "unprocessed records."
+        )
+    if old_key_by is None and new.get("key_by") is None and new["source"] != old.get("source"):
+        return f"The stage {name!r} used to read {old.get('source')!r}, but now reads {new['source']!r}."
+    new_key_by = new.get("key_by")
+    if old_key_by is None or new_key_by is None:
+        return (
+            None
+            if old_key_by == new_key_by
+            else f"The stage {name!r} used to get its records in another way."
+        )
+    if new_key_by.get("from") != old_key_by.get("from"):
+        return (
+            f"The stage {name!r} used to get its records from the stage {old_key_by.get('from')!r}, and "
+            f"now gets them from {new_key_by['from']!r}."
+        )
+    reason = _changed_key(name, old_key_by, new_key_by)
+    if reason:
+        return reason
+    if new["encoding"] != old.get("encoding"):
+        return (
+            f"The key_by before {name!r} used to write keys and values as "
+            f"{_encoding(old.get('encoding'))}, and now writes {_encoding(new['encoding'])}."
+        )
+    return None
+
+
+def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    homes = {
+        str(source["source"]): home
+        for home, stage in stages.items()
+        for source in (stage, *further_inputs(stage))
+        if source.get("key_by") is None
+    }
+    further = {str(source["name"]): source for source in further_inputs(stages.get(name, {}))}
+    for source in (old, *further_inputs(old)):
+        topic = str(source.get("source"))
+        if source.get("key_by") is None and homes.get(topic, name) != name:
+            # Their offsets are committed with the epochs of the stage's state.
+            return f"The topic {topic!r} was read in the stage {name!r}, but is now read in {homes[topic]!r}."
+        if source is not old and source.get("key_by") is not None:
+            reason = _changed_stage(str(source["name"]), source, further)
+            if reason:
+                return reason
+    return None
+
+
+def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+    if _keys_compared(old, new) == "same":
+        return None
+    vouched = any(_vouched(key_by) for key_by in (old, new))
+    if old.get("by") != new.get("by") and not vouched:
+        return (
+            f"The key_by before {stage!r} used the {old.get('by')}, and now uses the {new['by']}, but the "
+            "state is keyed by the old one."
+        )
+    if _keys_compared(old, new) == "unknown":
+        return None
+    if vouched:
+        return (
+            f"The key_by before {stage!r} says version={_version(new)}, but said version={_version(old)} "
+            "when the state was written."
+        )
+    return (
+        f"The key_by before {stage!r} uses another {new['by']} than the one that the state is keyed by. "
+        "(If both return the same key for every value, say so with key_by(..., version=1): from then on "
+        "the version is compared instead of the function.)"
+    )
+
+
+def _keys_compared(old: Mapping[str, str], new: Mapping[str, str]) -> Literal["same", "other", "unknown"]:
+    """Whether two `key_by` return the same keys, as far as their descriptions show."""
+    before, now = old.get("identity"), new.get("identity")
+    if before is None or now is None:  # written by a version without identities
+        return "unknown"
+    if before == now:
+        return "same"
+    if _vouched(old) != _vouched(new) or not comparable(before, now):
+        return "unknown"
+    return "other"
+
+
+def _vouched(key_by: Mapping[str, str]) -> bool:
+    return key_by.get("identity", "").startswith(f"{VERSION} ")
+
+
+def _version(key_by: Mapping[str, str]) -> str:
+    return key_by.get("identity", "").removeprefix(f"{VERSION} ")
+
+
+def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
+    """One sentence for each `key_by` for which it is unknown whether it still returns the same keys."""
+    remarks: list[str] = []
+    former = _described_key_bys(old_description)
+    for name, new in _described_key_bys(new_topology.describe()).items():
+        old = former.get(name)
+        if old is not None and _keys_compared(old, new) == "unknown":
+            remarks.append(
+                f"The key_by before {name!r} ({new['by']}) is assumed to return the same keys as when the "
+                "state was written: the function recorded then can't be compared with it. From now on it "
+                "can."
+            )
+    return remarks
+
+
+def _described_key_bys(description: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """The description of each `key_by`, by its name."""
+    found: dict[str, Mapping[str, str]] = {}
+    stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
+    for name, stage in stages.items():
+        for source in ({**stage, "name": name}, *further_inputs(stage)):
+            if source.get("key_by") is not None:
+                found[str(source["name"])] = cast("Mapping[str, str]", source["key_by"])
+    return found
+
+
+def _encoding(encoding: Mapping[str, str] | None) -> str:
+    return f"{encoding.get('key')} and {encoding.get('value')}" if encoding else "something else"

@@ -1,0 +1,292 @@
+"""The steps that records take, as a job file declares them, and the topics that they read and write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal
+
+from fcluster.common.isolation import Isolation
+from fcluster.graph.aggregates import Aggregate
+from fcluster.graph.codecs import Kind, codec_name
+from fcluster.graph.generics import K, V
+from fcluster.graph.joins import How, PairStore, Side
+from fcluster.graph.states import StateStore
+from fcluster.graph.tables import TableStore
+from fcluster.graph.timers import TimerFunction, TimerStore
+from fcluster.graph.windows import Session, Windows, WindowStore
+
+KeyKind = Kind
+ValueKind = Kind
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec(Generic[K, V]):
+    """A Kafka topic and how its records are read and written. For type checkers, it has the types of its keys
+    and values.
+
+    Attributes:
+        name: the topic's name.
+        key: how keys are decoded for `ctx.key` and encoded on the way out.
+        value: how values are decoded and encoded.
+        isolation: whether records of open and aborted transactions are read. Comparisons ignore it, because a
+            topic's default is known only when the job's settings are.
+    """
+
+    name: str
+    key: KeyKind = "text"
+    value: ValueKind = "json"
+    isolation: Isolation = field(default="read-committed", compare=False)
+
+
+OnError = Literal["stop", "skip"] | TopicSpec
+"""What to do with a record that can't be processed. A topic here receives it as a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Passes on the values for which `function(value)` is true. `on_error` says what to do if it fails."""
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Replaces each value by `function(value)`; key, timestamp and headers stay. `on_error` says what to do
+    if it fails.
+    """
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class FlatMap:
+    """Replaces each value by the values in the iterable that `function(value)` returns; there may be none.
+    Key, timestamp and headers stay. `on_error` says what to do if it fails.
+    """
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Calls `function(value)` for each value and passes the value on. `on_error` says what to do if it
+    fails.
+    """
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One of several ways that records may go: passes on the values for which this function, and none before
+    it, returns something true.
+
+    Attributes:
+        functions: of all branches, in order.
+        number: which of them this is. If it is the number of functions: the values for which none is true.
+        on_error: what to do if its own function fails.
+    """
+
+    functions: tuple[Callable[[Any], Any], ...]
+    number: int
+    on_error: OnError = "stop"
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it gets what no function wants."""
+        return self.number == len(self.functions)
+
+    @property
+    def function(self) -> Callable[[Any], Any]:
+        """Its own function. For the rest: the last one."""
+        return self.functions[min(self.number, len(self.functions) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A handler with keyed state.
+
+    Attributes:
+        name: the name of the operator and of its store; unique in the job.
+        function: called as `function(ctx, value)`.
+        on_error: "stop", "skip", or the dead-letter topic.
+        stores: the states that it declares besides `ctx.state`.
+        returns: "many" if the call returns an iterable of outputs (a generator), "one" if it returns one
+            output, or None for no output.
+        timers: the functions that its timers call.
+    """
+
+    name: str
+    function: Callable[[Any, Any], Any]
+    on_error: OnError = "stop"
+    returns: Literal["many", "one"] = "one"
+    stores: tuple[StateStore, ...] = ()
+    timers: tuple[TimerFunction, ...] = ()
+
+    @property
+    def timer_store(self) -> TimerStore | None:
+        """The store of its timers, or None if it has none."""
+        return TimerStore(self.name) if self.timers else None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Windows of each key, and what is computed of their records.
+
+    Attributes:
+        name: of the operator and of its store; unique in the job.
+        windows: which stretches of time they are.
+        fields: of a result: the aggregates by name, in order.
+        late: gets the records whose windows have closed; None: they are only counted.
+        emit: whether a result goes on when its window closes, or after each record in it.
+        on_error: what a record leads to that fails in it, and a window whose result does.
+    """
+
+    name: str
+    windows: Windows
+    fields: tuple[tuple[str, Aggregate[Any]], ...]
+    late: TopicSpec | None = None
+    on_error: OnError = "stop"
+    emit: Literal["close", "update"] = "close"
+
+    @property
+    def store(self) -> WindowStore:
+        """Where its open windows are kept."""
+        return WindowStore(self.name, isinstance(self.windows, Session))
+
+    def describe(self) -> dict[str, Any]:
+        """What the bytes of its store depend on."""
+        aggregates = [[name, aggregate.name] for name, aggregate in self.fields]
+        return {"windows": self.windows.describe(), "aggregates": aggregates}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTable:
+    """Keeps the newest value of each key, for joins. A tombstone deletes the key.
+
+    Attributes:
+        name: of the table and of its store; unique in the job.
+        value: the codec of the values that it keeps.
+        on_error: what to do with a record that has no key.
+    """
+
+    name: str
+    value: ValueKind
+    on_error: OnError = "stop"
+
+    @property
+    def store(self) -> TableStore:
+        """Where its rows are kept."""
+        return TableStore(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTable:
+    """Replaces each value by `function(value, row)`, with the present row of its key in a table.
+
+    Attributes:
+        table: the table, which is kept in the same stage.
+        function: called with the value, and the row's value.
+        how: "inner" drops values whose key has no row; "left" calls the function with None for the row.
+        on_error: what to do if the function fails.
+    """
+
+    table: KeepTable
+    function: Callable[[Any, Any], Any]
+    how: Literal["inner", "left"] = "inner"
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinStreams:
+    """One side of a join of two streams: pairs of records of a key that are not too far apart.
+
+    A right record is the partner of a left one if it is at most `before_ms` earlier and at most `after_ms`
+    later.
+
+    Attributes:
+        name: of the join and of its stores; unique in the job. Both sides have it.
+        side: which side the records of this chain are on.
+        function: called with the values of a pair, left first.
+        before_ms, after_ms: see above.
+        left, right: the codecs in which the values of both sides are kept.
+        is_unchanged: the values of this side are those that were read, so their bytes can be kept.
+        how: "inner" passes on pairs. "left" and "outer" also pass on left records, or records of both sides,
+            that have found no partner until the grace is over; the function gets None for the other one.
+        grace_ms: how late a record may be and still find its partners.
+        late: gets the records that are later; None: they are only counted.
+        on_error: what to do with a record that fails in it.
+    """
+
+    name: str
+    side: Side
+    function: Callable[[Any, Any], Any]
+    before_ms: int
+    after_ms: int
+    left: ValueKind
+    right: ValueKind
+    is_unchanged: bool
+    how: How = "inner"
+    grace_ms: int = 0
+    late: TopicSpec | None = None
+    on_error: OnError = "stop"
+
+    @property
+    def store(self) -> PairStore:
+        """Where the records that may find a partner are kept."""
+        return PairStore(self.name)
+
+    @property
+    def stretch_ms(self) -> int:
+        """How long the stretches of time are in which records are kept."""
+        return self.before_ms + self.after_ms + 1
+
+    @property
+    def passes_on(self) -> tuple[Side, ...]:
+        """The sides whose records are passed on without a partner."""
+        sides: dict[How, tuple[Side, ...]] = {"inner": (), "left": ("left",), "outer": ("left", "right")}
+        return sides[self.how]
+
+    @property
+    def late_ms(self) -> int:
+        """How much earlier than event time its results may be."""
+        return max(self.before_ms, self.after_ms) + self.grace_ms + 1
+
+    def open_ms(self, side: Side) -> int:
+        """How much later than a record of that side its partners may be."""
+        return self.after_ms if side == "left" else self.before_ms
+
+    def describe(self) -> dict[str, Any]:
+        """What the bytes of its stores, and what is due, depend on."""
+        return {
+            "before_ms": self.before_ms,
+            "after_ms": self.after_ms,
+            "how": self.how,
+            "left": codec_name(self.left),
+            "right": codec_name(self.right),
+        }
+
+
+Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window | KeepTable | JoinTable | JoinStreams
+StatefulOperator = Process | Window | KeepTable | JoinStreams
+TimedOperator = Process | Window | JoinStreams
+"""Those in which something may happen because time has passed."""
+
+
+def step_kind(step: Operator) -> str:
+    """The name of the step in a job file, such as "flat_map"."""
+    if isinstance(step, KeepTable):
+        return "table"
+    if isinstance(step, JoinTable | JoinStreams):
+        return "join"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__).lower()
+
+
+Rekey = str | Callable[[Any], Any]
+"""How the new key is found: a field of the value (which is an object then), or a function of the value."""

@@ -1,0 +1,333 @@
+"""Stages: what one kind of shard does with the records of its topics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fcluster.common.errors import IncompatibleState
+from fcluster.graph.joins import PairStore
+from fcluster.graph.operators import (
+    JoinStreams,
+    KeepTable,
+    OnError,
+    Operator,
+    Process,
+    Rekey,
+    StatefulOperator,
+    TimedOperator,
+    TopicSpec,
+    Window,
+)
+from fcluster.graph.states import StateStore
+from fcluster.graph.tables import TableStore
+from fcluster.graph.timers import TimerStore
+from fcluster.graph.watermark import Watermark
+from fcluster.graph.windows import WindowStore
+
+AnyStore = str | StateStore | TimerStore | WindowStore | TableStore | PairStore
+"""A store as `ShardState` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Operators that a record of one topic runs through within one call.
+
+    Attributes:
+        name: a name for logs and metrics; unique in the job.
+        operators: the operators, in the order in which they apply.
+        rekey: gives the new key of records that leave the chain. None: keys stay the same. `sink` is then the
+            repartition topic of the next stage, or an output topic if `key_by` is followed only by
+            `.to(topic)`.
+        rekey_version: compared instead of `rekey` to find out whether keys are still the same. None: `rekey`
+            is compared.
+        sink: the topic to which records that leave the chain are written. None: none; records that name a
+            topic of their own are still written there.
+        input: the number of the stage's input that the chain reads.
+        rekey_on_error: what to do with a record for which no key can be found.
+        sink_on_error: what to do with a record whose output can't be written to the sink.
+    """
+
+    name: str
+    operators: tuple[Operator, ...]
+    rekey: Rekey | None = None
+    sink: TopicSpec | None = None
+    rekey_version: str | None = None
+    rekey_on_error: OnError = "stop"
+    sink_on_error: OnError = "stop"
+    input: int = 0
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Its handlers."""
+        return tuple(operator for operator in self.operators if isinstance(operator, Process))
+
+    @property
+    def stateful(self) -> tuple[StatefulOperator, ...]:
+        """The operators that have state, and a name that identifies it."""
+        return tuple(operator for operator in self.operators if isinstance(operator, StatefulOperator))
+
+    @property
+    def tables(self) -> tuple[KeepTable, ...]:
+        """The tables that it keeps."""
+        return tuple(operator for operator in self.operators if isinstance(operator, KeepTable))
+
+    @property
+    def rules(self) -> tuple[OnError, ...]:
+        """The error rules of all its steps that can fail, in order."""
+        rules: list[OnError] = [operator.on_error for operator in self.operators]
+        if self.rekey is not None:
+            rules.append(self.rekey_on_error)
+        if self.sink is not None:
+            rules.append(self.sink_on_error)
+        return tuple(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A topic that a stage reads.
+
+    Attributes:
+        topic: the topic, and how its records are read.
+        internal: whether it is a repartition topic of the cluster.
+        name: the topic's name. For a repartition topic: the name of its `key_by`, from which the topic's name
+            is made.
+        on_error: what to do with a record that can't be decoded.
+        watermark: how event time follows from its timestamps. None: the job doesn't use event time. The event
+            time of a repartition topic follows from its watermark records.
+    """
+
+    topic: TopicSpec
+    internal: bool = False
+    name: str = ""
+    on_error: OnError = "stop"
+    watermark: Watermark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All chains that read the same topics.
+
+    Attributes:
+        name: the name of its first input.
+        inputs: the topics that it reads, usually one. Several are co-partitioned: partition n of each belongs
+            to the stage's shard n.
+        chains: its chains. Each record runs through all chains of its input, in this order.
+        stores: the names of its operators with state, in the order of the job file.
+        changelog: the topic of the stage's deltas; None when there are no stores.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    chains: tuple[Chain, ...]
+    stores: tuple[str, ...]
+    changelog: str | None
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of the topics that it reads."""
+        return tuple(source.topic.name for source in self.inputs)
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether its shards have an event time. Either all stages of a job have it, or none."""
+        return self.inputs[0].watermark is not None
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether something in it may depend on event time."""
+        return bool(self.timed_steps)
+
+    @property
+    def precedence(self) -> tuple[int, ...]:
+        """The numbers of its inputs, in the order that decides between records with the same timestamp.
+
+        Tables come first, so that a record finds the rows of its own time.
+        """
+        kept = {chain.input for chain in self.chains if chain.tables}
+        return tuple(sorted(range(len(self.inputs)), key=lambda number: number not in kept))
+
+    @property
+    def table_inputs(self) -> frozenset[int]:
+        """The numbers of the inputs that only fill tables."""
+        streams = {chain.input for chain in self.chains if not chain.tables}
+        return frozenset(range(len(self.inputs))) - streams
+
+    @property
+    def timeless_inputs(self) -> frozenset[int]:
+        """The inputs that event time doesn't wait for: those that only fill tables, if there are others.
+
+        A table may get no record for days, and that says nothing about the stream that is joined with it.
+        """
+        numbers = self.table_inputs
+        return numbers if len(numbers) < len(self.inputs) else frozenset()
+
+    def chains_of(self, number: int) -> tuple[Chain, ...]:
+        """The chains through which records of this input run."""
+        return tuple(chain for chain in self.chains if chain.input == number)
+
+    def input_of(self, topic: str) -> int:
+        """The number of the input that reads this topic; ValueError if none does."""
+        return self.topics.index(topic)
+
+    @property
+    def all_stores(self) -> tuple[AnyStore, ...]:
+        """The stores that `ShardState` is created with."""
+        timers = (one for process in self.timed_processes if (one := process.timer_store) is not None)
+        windows = (window.store for window in self.windows)
+        tables = (table.store for table in self.tables)
+        joins = (join.store for join in self.joins)
+        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *joins)
+
+    @property
+    def timed_steps(self) -> tuple[TimedOperator, ...]:
+        """Its operators in which something happens because time has passed, in the order of the job file. Of
+        a join, one side.
+        """
+        named: dict[str, TimedOperator] = {}
+        for step in (step for chain in self.chains for step in chain.stateful):
+            if isinstance(step, Window | JoinStreams) or (isinstance(step, Process) and step.timers):
+                named.setdefault(step.name, step)
+        return tuple(named.values())
+
+    @property
+    def tables(self) -> tuple[KeepTable, ...]:
+        """The tables that it keeps, in the order of the job file."""
+        return tuple({table.name: table for chain in self.chains for table in chain.tables}.values())
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Its windows, in the order of the job file."""
+        return tuple(step for step in self.timed_steps if isinstance(step, Window))
+
+    @property
+    def joins(self) -> tuple[JoinStreams, ...]:
+        """Its joins of streams, one side of each, in the order of the job file."""
+        return tuple(step for step in self.timed_steps if isinstance(step, JoinStreams))
+
+    @property
+    def results_late_ms(self) -> int:
+        """How much earlier than event time the results of its windows and joins may be."""
+        late = [window.windows.grace_ms for window in self.windows] + [join.late_ms for join in self.joins]
+        return max(late, default=0)
+
+    @property
+    def timed_processes(self) -> tuple[Process, ...]:
+        """Its handlers that set timers, in the order of the job file."""
+        return tuple(step for step in self.timed_steps if isinstance(step, Process))
+
+    @property
+    def state_stores(self) -> tuple[StateStore, ...]:
+        """The states that its handlers declare besides `ctx.state`, in the order of the job file."""
+        processes = (process for chain in self.chains for process in chain.processes)
+        return tuple({store.name: store for process in processes for store in process.stores}.values())
+
+    @property
+    def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
+        """The topics that receive records that failed in it. May contain repetitions."""
+        rules = [source.on_error for source in self.inputs]
+        rules += [rule for chain in self.chains for rule in chain.rules]
+        return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
+
+
+def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) -> list[Stage]:
+    """The stages of a job, all with event time if one of them uses it.
+
+    Args:
+        declared: the watermarks that the user declared, by topic. Other topics get the default.
+    """
+    if not declared and not any(stage.needs_time for stage in stages):
+        return list(stages)
+    timed: list[Stage] = []
+    for stage in stages:
+        inputs = [
+            replace(source, watermark=declared.get(source.topic.name, Watermark())) for source in stage.inputs
+        ]
+        timed.append(replace(stage, inputs=tuple(inputs)))
+    return timed
+
+
+def written_topics(stage: Stage) -> Iterator[TopicSpec]:
+    """The sinks, the topics for late records and the dead-letter topics of a stage, including repartition
+    topics. May contain repetitions.
+    """
+    for chain in stage.chains:
+        if chain.sink is not None:
+            yield chain.sink
+    for step in (*stage.windows, *stage.joins):
+        if step.late is not None:
+            yield step.late
+    yield from stage.dead_letter_topics
+
+
+def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
+    """Check that the topics that a stage reads have the same number of partitions.
+
+    Raises IncompatibleState if they don't.
+
+    Args:
+        stage: the stage to check.
+        counts: partition counts, by topic. Topics without one are ignored.
+    """
+    known = {topic: counts[topic] for topic in stage.topics if topic in counts}
+    if len(set(known.values())) <= 1:
+        return
+    if stage.tables or stage.joins:
+        raise _not_copartitioned_join(stage, known)
+    most = max(known.values())
+    named = _with_counts(known)
+    fewer = next(topic for topic, count in known.items() if count < most)
+    raise IncompatibleState(
+        f"The stage {stage.name!r} merges topics with different numbers of partitions: {named}. Records of "
+        "one key would be in shards with different numbers.",
+        remedy="Put .key_by(...) in front of one of them: the cluster makes a topic for it with as many "
+        f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing depends on "
+        "where its keys are: they move.",
+    )
+
+
+def _not_copartitioned_join(stage: Stage, counts: Mapping[str, int]) -> IncompatibleState:
+    """The error for streams and tables that are joined, but don't have equally many partitions."""
+    kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables}
+    internal = {source.topic.name for source in stage.inputs if source.internal}
+    tables = {topic: count for topic, count in counts.items() if topic in kept}
+    wanted = next(iter(tables.values() if tables else counts.values()))
+    other = next((topic for topic, count in counts.items() if count != wanted), "")
+    if len(set(tables.values())) > 1:
+        remedy = (
+            f"Copy {other!r} to a topic with {wanted} partitions, with job.stream(topic).to(copy), and "
+            "declare the table over the copy."
+        )
+    elif other in internal:
+        remedy = (
+            "That topic was made by key_by before there was a join. `fcluster reset` deletes it and the "
+            f"stage's state; the next start makes it with {wanted} partitions."
+        )
+    else:
+        remedy = (
+            f"Put .key_by(...) between the stream of {other!r} and the join: the cluster makes a topic for "
+            f"it with {wanted} partitions, as the others have."
+        )
+    return IncompatibleState(
+        f"The stage {stage.name!r} joins topics with different numbers of partitions: "
+        f"{_with_counts(counts)}. What belongs together would be in shards with different numbers.",
+        remedy=remedy,
+    )
+
+
+def _with_counts(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{topic!r} ({count} partitions)" for topic, count in counts.items())
+
+
+def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
+    def topic(spec: TopicSpec) -> TopicSpec:
+        return replace(spec, name=names.get(spec.name, spec.name))
+
+    chains = tuple(
+        replace(chain, sink=topic(chain.sink)) if chain.sink is not None else chain for chain in stage.chains
+    )
+    changelog = None if stage.changelog is None else names.get(stage.changelog, stage.changelog)
+    inputs = tuple(
+        replace(source, topic=topic(source.topic)) if source.internal else source for source in stage.inputs
+    )
+    return replace(stage, inputs=inputs, chains=chains, changelog=changelog)
