@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, cast
 
 from fcluster.api.builder import Builder, upstream_first
-from fcluster.api.checks import check_name
+from fcluster.api.checks import check_function, check_name
 from fcluster.api.nodes import Merge, Node, Source
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -18,8 +18,9 @@ from fcluster.common.settings import Settings
 from fcluster.graph.codecs import Codec, CodecUse, Kind, ModelCodec, bound_codec
 from fcluster.graph.models import check_key_model, declared_kind
 from fcluster.graph.operators import KeyKind, OnError, TopicSpec, ValueKind
-from fcluster.graph.stages import with_event_time
+from fcluster.graph.stages import with_event_time, with_timestamps
 from fcluster.graph.states import MapState, State, StateStore, check_states
+from fcluster.graph.timestamps import Timestamp, check_timestamp, timestamp_text
 from fcluster.graph.topology import Topology
 from fcluster.graph.watermark import Watermark
 
@@ -46,6 +47,7 @@ class Declarations:
         self._topics: dict[str, TopicSpec] = {}
         self._topic_rules: dict[str, OnError | None] = {}
         self._watermarks: dict[str, Watermark] = {}
+        self._timestamps: dict[str, Timestamp] = {}
         self._isolation_unset: set[str] = set()
         self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
         self._codec_settings: dict[str, Any] = {}
@@ -57,6 +59,7 @@ class Declarations:
         value: ValueKind | type[Any],
         isolation: Isolation | None,
         watermark: Watermark | None,
+        timestamp: Timestamp | None,
         on_error: OnError | None,
     ) -> TopicSpec[Any, Any]:
         """Declare a topic. See `Job.topic`."""
@@ -72,6 +75,7 @@ class Declarations:
             )
         self._set_topic_rule(name, rule)
         self._set_watermark(name, watermark)
+        self._set_timestamp(topic, timestamp)
         if known is None and isolation is None:
             self._isolation_unset.add(name)
         elif isolation is not None:
@@ -118,7 +122,7 @@ class Declarations:
             )
         read = {topic for stage in stages for topic in stage.topics}
         declared = {topic: watermark for topic, watermark in self._watermarks.items() if topic in read}
-        stages = with_event_time(stages, declared)
+        stages = with_timestamps(with_event_time(stages, declared), self._timestamps)
         return Topology(self.job, upstream_first(stages), topics=tuple(topics.values()))
 
     def stores(self, handler: str, states: object) -> tuple[StateStore, ...]:
@@ -190,6 +194,20 @@ class Declarations:
             raise JobError(
                 f"The topic {name!r} has two watermarks: {known} and {watermark}.",
                 remedy="A shard has one event time, so give it in one place.",
+            )
+
+    def _set_timestamp(self, topic: TopicSpec, timestamp: Timestamp | None) -> None:
+        if timestamp is None:
+            return
+        check_timestamp(topic.name, topic.value, timestamp)
+        if not isinstance(timestamp, str):
+            check_function(timestamp, "timestamp", ("value",))
+        known = self._timestamps.setdefault(topic.name, timestamp)
+        if known != timestamp:
+            raise JobError(
+                f"The topic {topic.name!r} has two timestamps: {timestamp_text(known)} and "
+                f"{timestamp_text(timestamp)}.",
+                remedy="A record has one time, so give it in one place.",
             )
 
     def check_declared(self, topic: TopicSpec, where: str) -> None:

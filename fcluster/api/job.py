@@ -24,6 +24,7 @@ from fcluster.graph.codecs import Codec
 from fcluster.graph.operators import KeepTable, KeyKind, OnError, TopicSpec, ValueKind
 from fcluster.graph.record import UNSET, Record, Unset
 from fcluster.graph.states import State
+from fcluster.graph.timestamps import Timestamp
 from fcluster.graph.topology import Topology
 from fcluster.graph.watermark import Watermark
 
@@ -62,6 +63,7 @@ class _TopicOptions(TypedDict, total=False):
 
     isolation: Isolation | None
     watermark: Watermark | None
+    timestamp: Timestamp | None
     on_error: OnError | None
 
 
@@ -163,6 +165,7 @@ class Job:
         value: ValueKind | type[Any] = "json",
         isolation: Isolation | None = None,
         watermark: Watermark | None = None,
+        timestamp: Timestamp | None = None,
         on_error: OnError | None = None,
         **options: Any,
     ) -> TopicSpec[Any, Any]:
@@ -178,9 +181,12 @@ class Job:
                 Default: the setting `isolation.level`.
             watermark: how event time follows from its timestamps. Default: `Watermark()`, if the job uses
                 event time.
-            on_error: what to do with its records that can't be decoded: "stop", "skip" or a dead-letter
-                topic. Default: the rule of the job. If the job has none: the rule of its handlers if they all
-                have the same, otherwise "stop".
+            timestamp: where the values have their time: the name of a field, or a function of the value. It
+                gives milliseconds since 1970 as an int, or a datetime with a time zone. Default: the records'
+                timestamps in Kafka.
+            on_error: what to do with its records that can't be decoded, or have no usable `timestamp`:
+                "stop", "skip" or a dead-letter topic. Default: the rule of the job. If the job has none: the
+                rule of its handlers if they all have the same, otherwise "stop".
             **options: the same options by their Kafka or Confluent names, such as
                 ``kafka.consumer.isolation-level``.
 
@@ -189,7 +195,7 @@ class Job:
                 before in a different way.
         """
         chosen = chosen_isolation(name, isolation, options)
-        return self._declared.topic(name, key, value, chosen, watermark, on_error)
+        return self._declared.topic(name, key, value, chosen, watermark, timestamp, on_error)
 
     def process(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from fcluster.graph.outline import ChainOutline, Flow, InputOutline, JobOutline, StageOutline, StepOutline
+from fcluster.graph.timestamps import FROM_KAFKA
 
 if TYPE_CHECKING:
     from fcluster.cli.check import Finding
@@ -57,6 +58,8 @@ def _input_text(source: InputOutline) -> str:
         idle_ms = source.watermark.idle_ms
         idle = "" if idle_ms is None else f", idle after {idle_ms} ms"
         parts.append(f"event time: delay {source.watermark.max_delay_ms} ms{idle}")
+    if source.timestamp != FROM_KAFKA:
+        parts.append(f"timestamps {source.timestamp}")
     parts += _failures_text(source.on_error, source.writes)
     return "; ".join(parts)
 

@@ -18,6 +18,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.stamps import OrderMs
+
+
+def _timestamp_of(record: SourceRecord) -> int:
+    return record.timestamp()[1]
 
 
 class _Waiting:
@@ -39,17 +44,26 @@ class InputMerge:
         precedence: the numbers of the inputs, in the order that decides between equal timestamps. None: the
             order of the numbers.
         idle_ms: how long to wait for an input that is at its end; -1: never wait for any input.
+        orders: the time of a record, for each input; see `stamps.orders_of`. None: its timestamp.
     """
 
-    def __init__(self, inputs: int, idle_ms: int, precedence: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        idle_ms: int,
+        precedence: Sequence[int] | None = None,
+        orders: Sequence[OrderMs] | None = None,
+    ) -> None:
         self._inputs = [_Waiting() for _ in range(inputs)]
         self._in_order = [self._inputs[number] for number in precedence or range(inputs)]
         self._idle_ms = idle_ms
+        self._orders = orders or [_timestamp_of] * inputs
 
     def add(self, number: int, records: Iterable[SourceRecord]) -> None:
         """The next records that were read from this input."""
         waiting = self._inputs[number]
-        waiting.records.extend((record.timestamp()[1], record) for record in records)
+        order_ms = self._orders[number]
+        waiting.records.extend((order_ms(record), record) for record in records)
         waiting.at_end = False
         waiting.empty_since_ms = None
 

@@ -18,6 +18,7 @@ Must not: know about epochs, transactions or the coordinator. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import ProcessingError, failure_of
@@ -29,6 +30,7 @@ from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import (
+    NO_TIMESTAMP_MS,
     OUTPUT_TROUBLE,
     HeldOutput,
     HeldOutputs,
@@ -38,6 +40,7 @@ from fcluster.engine.records import (
     describe_record,
     where_of,
 )
+from fcluster.engine.stamps import Stamper, TimestampError
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import ModelError, decoding_trouble, value_codec
@@ -94,6 +97,7 @@ class StageRunner:
         "_passing",
         "_port",
         "_source",
+        "_stamper",
         "_tables",
         "_timers",
         "clock",
@@ -126,6 +130,8 @@ class StageRunner:
         self._condemned: dict[int, list[Condemnation]] = {}
         self._careful: _CarefulRun | None = None
         self._decode = value_codec(self._source.topic.value)[0]
+        timestamp = self._source.timestamp
+        self._stamper = None if timestamp is None else Stamper(timestamp, self._source.topic.value)
         self._timers = timers
         self.handle: Callable[[SourceRecord], None] = self._keep_time(self._compile())
 
@@ -188,6 +194,7 @@ class StageRunner:
                 self._port,
                 self._passing,
                 self._timed_steps,
+                self._stamper,
             )
         self._careful.run(record, self._condemned[record.offset()])
 
@@ -201,6 +208,8 @@ class StageRunner:
         """`run`, plus the effects of each record on the shard's event time, plus the timers that are due."""
         if self.clock is not None and self._source.internal:
             run = _hearing(run, self.clock, self.number, self._port)
+        elif self.clock is not None and self._stamper is not None:
+            run = _observing_stamps(run, self.clock, self.number, self._stamper)
         elif self.clock is not None:
             run = _observing(run, self.clock, self.number)
         return run if self._timers is None else self._timed(run, self._timers)
@@ -243,6 +252,8 @@ class StageRunner:
                 if held is None
                 else _tolerant(compiled, held, port, self._passing)
             )
+        if self._stamper is not None:
+            return _compile_stamped(self._decode, self._stamper, runs, on_unreadable)
         if len(runs) == 1 and not is_tolerant(chains[0]):
             return _compile_plain(self._decode, compiled.step, compiled.name, self._passing, on_unreadable)  # pyright: ignore[reportPossiblyUnboundVariable]
         if len(runs) == 1:
@@ -263,6 +274,23 @@ def _observing(
         timestamp_ms = record.timestamp()[1]
         if timestamp_ms > source.passed_ms:
             clock.observe(number, timestamp_ms)
+
+    return handle
+
+
+def _observing_stamps(
+    run: Callable[[SourceRecord], None], clock: EventClock, number: int, stamper: Stamper
+) -> Callable[[SourceRecord], None]:
+    """For a user's topic whose values have their time. Without a usable one, a record doesn't move event
+    time.
+    """
+    source = clock.source(number)
+
+    def handle(record: SourceRecord) -> None:
+        stamper.last_ms = NO_TIMESTAMP_MS
+        run(record)
+        if stamper.last_ms > source.passed_ms:
+            clock.observe(number, stamper.last_ms)
 
     return handle
 
@@ -352,6 +380,32 @@ def _compile_several(
         for run in others:
             # Each chain gets its own value. Decoding again is the fastest way to copy it.
             run(record, key, value if is_immutable or raw is None else decode(raw))
+        return None
+
+    return handle
+
+
+def _compile_stamped(
+    decode: Callable[[bytes], Any],
+    stamper: Stamper,
+    runs: Sequence[RunChain],
+    on_unreadable: Callable[[SourceRecord, BaseException], None],
+) -> Callable[[SourceRecord], None]:
+    """The values have the time of their records. All chains get the record with that time."""
+    first, *others = runs
+    stamp = stamper.stamp
+
+    def handle(record: SourceRecord) -> None:
+        raw = record.value()
+        try:
+            value = None if raw is None else decode(raw)
+            stamped = stamp(record, value)
+        except BaseException as error:  # noqa: BLE001
+            return on_unreadable(record, error)
+        key = record.key()
+        first(stamped, key, value)
+        for run in others:
+            run(stamped, key, None if raw is None else decode(raw))
         return None
 
     return handle
@@ -468,14 +522,23 @@ def _source_place(stage: Stage, number: int) -> Place:
 
 
 def _unreadable(source: TopicSpec, place: Place, record: SourceRecord, error: BaseException) -> StepFailure:
+    if isinstance(error, TimestampError):
+        return StepFailure(replace(place, doing="to get its timestamp"), error)
     trouble = decoding_trouble(source.value, record.value(), error)
     # A model's error says it all: what fits where, and in words of the job's author.
     return StepFailure(place, RecordError(str(trouble)) if isinstance(trouble, ModelError) else trouble)
 
 
 def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailure) -> Failure:
-    message = f"{describe_record(record)} can't be decoded: {failure.describe()}"
     name = source.topic.name
+    if isinstance(failure.error, TimestampError):
+        remedy = (
+            "correct what writes such records, or let them be skipped or go to a dead-letter topic: "
+            f"job.topic({name!r}, timestamp=..., on_error=...)"
+        )
+        message = f"{describe_record(record)} has no usable timestamp: {failure.describe()}"
+        return Failure.of_record(message, remedy, where_of(record))
+    message = f"{describe_record(record)} can't be decoded: {failure.describe()}"
     remedy = (
         f"declare {name!r} with the kind of data that it holds, or let such records be skipped "
         f"or go to a dead-letter topic: job.topic({name!r}, on_error=...)"
@@ -497,8 +560,10 @@ class _CarefulRun:
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
         timers: Mapping[str, KeyTimers | AnyOpen],
+        stamper: Stamper | None,
     ) -> None:
         self._source = stage.inputs[number]
+        self._stamper = stamper
         self._port = port
         self._tables = tables
         self._passing = (UnkeptStateError, *passing)
@@ -542,8 +607,8 @@ class _CarefulRun:
         outputs: list[HeldOutput] = []
         raw = record.value()
         try:
-            if raw is not None:
-                self._decode(raw)
+            value = None if raw is None else self._decode(raw)
+            stamped = record if self._stamper is None else self._stamper.stamp(record, value)
         except BaseException as error:
             failure = _unreadable(self._source.topic, self._source_place, record, error)
             if failure.place.on_error == "stop":
@@ -557,7 +622,7 @@ class _CarefulRun:
                 for name, known in steps.items():
                     if name in chain.places:
                         raise StepFailure(chain.places[name], RecordError(known))
-                chain.step(record, record.key(), None if raw is None else self._decode(raw))
+                chain.step(stamped, record.key(), None if raw is None else self._decode(raw))
                 outputs += chain.held.entries
             except self._passing:
                 raise
@@ -567,7 +632,7 @@ class _CarefulRun:
                     raise UnreadableRecordError(failure.of(record)) from failure.error
                 for table in chain.tables:
                     table.rollback()
-                self._dead_letter(record, failure, outputs)
+                self._dead_letter(stamped, failure, outputs)
                 skipped += 1
             chain.held.entries.clear()
         return outputs, skipped

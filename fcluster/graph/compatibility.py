@@ -8,7 +8,11 @@ from typing import Any, Literal, cast
 
 from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
 from fcluster.graph.functions import comparable
+from fcluster.graph.timestamps import FROM_KAFKA
 from fcluster.graph.topology import Topology
+
+_TIMED = ("windows", "timers", "joins")
+"""The parts of a stage's description that something is kept for which waits for event time."""
 
 
 def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
@@ -42,6 +46,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
         store: name for name, stage in new_stages.items() for store in stage["stores"]
     }
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
+    depends_on_time = any(part in stage for stage in old_stages.values() for part in _TIMED)
     added: list[str] = [store for store in new_homes if store not in old_stores]
     for name, old in old_stages.items():
         reason = (
@@ -53,6 +58,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
             or _changed_joins(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
             or _changed_inputs(name, old, new_stages)
+            or (_changed_timestamps(old, new_stages.get(name, {})) if depends_on_time else None)
         )
         if reason:
             yield reason
@@ -258,6 +264,22 @@ def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapp
             reason = _changed_stage(str(source["name"]), source, further)
             if reason:
                 return reason
+    return None
+
+
+def _changed_timestamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why what a stage keeps for some time doesn't fit the times of its records now."""
+    now = {one["source"]: one for one in (new, *further_inputs(new)) if "source" in one}
+    for before in (old, *further_inputs(old)):
+        topic = before.get("source")
+        if topic not in now:
+            continue
+        was, is_now = (str(one.get("timestamp", FROM_KAFKA)) for one in (before, now[topic]))
+        if was != is_now:
+            return (
+                f"The timestamps of the topic {topic!r} used to come {was}, and now come {is_now}: event "
+                "time, and what waits for it, are of the former ones."
+            )
     return None
 
 

@@ -13,6 +13,7 @@ from fcluster.graph.codecs import codec_name
 from fcluster.graph.functions import BYTECODE, function_identity
 from fcluster.graph.operators import KeepTable, Rekey
 from fcluster.graph.stages import Input, Stage
+from fcluster.graph.timestamps import describe_timestamp
 
 FORMAT_WITHOUT_STATES = 1
 """The format for jobs without declared states, timers, windows and tables. Older versions can read it."""
@@ -107,6 +108,8 @@ def _describe_table(stage: Stage, table: KeepTable) -> dict[str, Any]:
 
 def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
     description: dict[str, Any] = {"source": source.topic.name}
+    if source.timestamp is not None:
+        description["timestamp"] = describe_timestamp(source.timestamp)
     if source.internal:
         # Records in the repartition topic survive a restart, so their encoding matters too.
         description["key_by"] = dict(feeds.get(source.topic.name, {}))

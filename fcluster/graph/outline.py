@@ -28,6 +28,7 @@ from fcluster.graph.operators import (
     step_kind,
 )
 from fcluster.graph.stages import Chain, Input, Stage
+from fcluster.graph.timestamps import timestamp_text
 from fcluster.graph.topology import Topology
 from fcluster.graph.watermark import Watermark
 
@@ -88,6 +89,7 @@ class InputOutline:
         topic: its name.
         internal: whether it is a repartition topic of the cluster.
         watermark: see `Input`.
+        timestamp: where its records' timestamps come from, in words.
         on_error: what happens to records that can't be decoded: "stop", "skip" or "dead letter".
         writes: where their dead letters go.
     """
@@ -95,6 +97,7 @@ class InputOutline:
     topic: str
     internal: bool
     watermark: Watermark | None
+    timestamp: str
     on_error: str
     writes: tuple[Flow, ...]
 
@@ -166,7 +169,10 @@ def _stage(stage: Stage) -> StageOutline:
 
 
 def _input(source: Input) -> InputOutline:
-    return InputOutline(source.topic.name, source.internal, source.watermark, *_rule(source.on_error))
+    timestamp = timestamp_text(source.timestamp)
+    return InputOutline(
+        source.topic.name, source.internal, source.watermark, timestamp, *_rule(source.on_error)
+    )
 
 
 def _chain(stage: Stage, chain: Chain) -> ChainOutline:

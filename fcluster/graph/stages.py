@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fcluster.common.errors import IncompatibleState
+from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.graph.joins import PairStore
 from fcluster.graph.operators import (
     JoinStreams,
@@ -22,6 +22,7 @@ from fcluster.graph.operators import (
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
+from fcluster.graph.timestamps import Timestamp
 from fcluster.graph.watermark import Watermark
 from fcluster.graph.windows import WindowStore
 
@@ -95,6 +96,7 @@ class Input:
         on_error: what to do with a record that can't be decoded.
         watermark: how event time follows from its timestamps. None: the job doesn't use event time. The event
             time of a repartition topic follows from its watermark records.
+        timestamp: where the values of its records have their time. None: Kafka's timestamps are used.
     """
 
     topic: TopicSpec
@@ -102,6 +104,7 @@ class Input:
     name: str = ""
     on_error: OnError = "stop"
     watermark: Watermark | None = None
+    timestamp: Timestamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,29 @@ def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) 
         ]
         timed.append(replace(stage, inputs=tuple(inputs)))
     return timed
+
+
+def with_timestamps(stages: Sequence[Stage], declared: Mapping[str, Timestamp]) -> list[Stage]:
+    """The stages of a job, with where the values of topics have their time.
+
+    Args:
+        declared: what the user declared, by topic.
+
+    Raises:
+        JobError: one of these topics fills a table.
+    """
+    stamped: list[Stage] = []
+    for stage in stages:
+        kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables}
+        for name in kept & declared.keys():
+            raise JobError(
+                f"The topic {name!r} is declared with timestamp=, and is read as a table. There, a record "
+                "without a value deletes a row, and has no time.",
+                remedy="Leave out timestamp=: rows are ordered by Kafka's timestamps.",
+            )
+        inputs = [replace(source, timestamp=declared.get(source.topic.name)) for source in stage.inputs]
+        stamped.append(replace(stage, inputs=tuple(inputs)))
+    return stamped
 
 
 def written_topics(stage: Stage) -> Iterator[TopicSpec]:

@@ -24,6 +24,7 @@ from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStat
 from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
+from fcluster.engine.stamps import orders_of
 from fcluster.engine.steps import StepFailure
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
@@ -140,6 +141,7 @@ class Driver:
         self._telling = Telling(self.topology, seldom_ms=0)
         self._epoch = 0
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
+        self._orders = {stage.name: orders_of(stage) for stage in self.topology.stages}
         self._shards: dict[ShardId, Shard] = {}
         self._condemned: dict[ShardId, list[tuple[int, int, Condemnation]]] = {}
         self._causes: dict[tuple[str, int, int], BaseException] = {}
@@ -526,15 +528,19 @@ class Driver:
     def _next_of(self, stage: Stage, partition: int) -> StoredRecord | None:
         """The next record of a shard: the one with the smallest timestamp of those that its inputs have."""
         running = self._shards.get(ShardId(stage.name, partition))
-        first: StoredRecord | None = None
+        first, first_ms = None, 0
+        orders = self._orders[stage.name]
         for number in stage.precedence:
             source = stage.inputs[number]
             committed, _metadata = self._committed.get((source.topic.name, partition), (0, ""))
             offset = committed if running is None else running.next_offset(number)
             held = self._topics.partitions(source.topic.name)[partition]
             record = held.first_from(offset, source.topic.isolation)
-            if record is not None and (first is None or record.timestamp() < first.timestamp()):
-                first = record
+            if record is None:
+                continue
+            order_ms = orders[number](record)
+            if first is None or order_ms < first_ms:
+                first, first_ms = record, order_ms
         return first
 
     def _process(self, shard: Shard, record: StoredRecord | None) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 from confluent_kafka import Message
 
 from fcluster.engine.merging import InputMerge
+from fcluster.engine.stamps import OrderMs
 from fcluster.worker.consuming import Batch, SourceReader
 from fcluster.worker.processing import InputRunner
 
@@ -49,6 +50,7 @@ class ShardMerge:
         readers: the reader of each input.
         idle_ms: `max.task.idle.ms`.
         precedence: see `Stage.precedence`. None: the order of the inputs.
+        orders: see `InputMerge`.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class ShardMerge:
         readers: Sequence[SourceReader],
         idle_ms: int,
         precedence: Sequence[int] | None = None,
+        orders: Sequence[OrderMs] | None = None,
     ) -> None:
         self._inputs = inputs
         self._readers = readers
-        self._merge = InputMerge(len(inputs), idle_ms, precedence)
+        self._merge = InputMerge(len(inputs), idle_ms, precedence, orders)
         self._number_of = {one.topic: one.number for one in inputs}
         self._bounds = [_Bound() for _ in inputs]
         self._positions = [one.begun_at for one in inputs]

@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, Message
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
+from fcluster.engine.stamps import orders_of
 from fcluster.graph.stages import Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.clients import LASTING, make_consumer
@@ -139,7 +140,8 @@ class RunningShards:
         merged = len(runner.inputs) > 1
         if merged:
             idle_ms, precedence = self._settings.max_task_idle_ms, runner.stage.precedence
-            merge = ShardMerge(runner.inputs, readers, idle_ms, precedence)
+            orders = orders_of(runner.stage)
+            merge = ShardMerge(runner.inputs, readers, idle_ms, precedence, orders)
             self._merges[runner.shard] = merge
             self._merge_at |= {(one.topic, one.partition): merge for one in runner.inputs}
         for one, reader in zip(runner.inputs, readers, strict=True):

@@ -78,11 +78,13 @@ class JobPlan:
         delay: of the source's watermark, in milliseconds.
         windows: of a direct job: its chains. Of a crossed one: the windows, and those of their results.
         crossed: whether each of them is behind a repartition.
+        stamped: whether the times are in the values, and Kafka's timestamps mean nothing.
     """
 
     delay: int
     windows: tuple[WindowPlan, ...]
     crossed: bool
+    stamped: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,14 @@ direct_jobs = st.builds(
     delay=st.integers(0, 12),
     windows=st.lists(_windows(crossed=False), min_size=1, max_size=2).map(tuple),
     crossed=st.just(value=False),
+    stamped=st.booleans(),
 )
 crossed_jobs = st.builds(
     JobPlan,
     delay=st.integers(0, 12),
     windows=st.lists(_windows(crossed=True), min_size=1, max_size=2).map(tuple),
     crossed=st.just(value=True),
+    stamped=st.booleans(),
 )
 _draws = st.tuples(
     st.integers(0, PARTITIONS - 1),
@@ -197,8 +201,10 @@ def build(plan: JobPlan) -> Job:
     In a crossed one, the last window writes them to `out`.
     """
     job = Job("j")
-    source = job.topic("in", watermark=Watermark(plan.delay))
+    source = job.topic("in", watermark=Watermark(plan.delay), timestamp="at" if plan.stamped else None)
     stream: Any = job.stream(source)
+    if plan.stamped and not plan.crossed:
+        stream = stream.map(_number)
     for number, window in enumerate(plan.windows):
         late = job.topic(f"late-{number}")
         if plan.crossed:
@@ -249,6 +255,13 @@ def _result_n(result: Any) -> int:
 def _numbered(ctx: Any, result: Any) -> Any:
     ctx.state["n"] = number = ctx.state.get("n", 0) + 1
     return {**result, "number": number}
+
+
+def sent(plan: JobPlan, row: Row) -> tuple[Any, int]:
+    """The value and the timestamp of a record, as they are written to the topic."""
+    if not plan.stamped:
+        return {"k": row.key, "v": row.value} if plan.crossed else row.value, row.at
+    return {"k": row.key, "v": row.value, "at": row.at}, row.at * 7 % 101
 
 
 # --- the interpreter --------------------------------------------------------------------------------------
