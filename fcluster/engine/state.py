@@ -444,6 +444,7 @@ class ShardState:
                 remedy="Rename one of them.",
             )
         self._store = store
+        self._stores = tuple(stores)
         self._memory = memory
         self.clean_bytes = self.checked_bytes = 0
         memory.add(self)
@@ -561,6 +562,14 @@ class ShardState:
                 self._by_prefix[key[:STORE_PREFIX_BYTES]].forget(key[STORE_PREFIX_BYTES:])
         self._prepared.clear()
         self._frozen_epoch = self._meta.state_epoch
+
+    def of_the_store(self) -> ShardState:
+        """A new one with what the store has, as after a restore. Call `flush` first: what isn't in the store
+        by then is lost.
+        """
+        assert not self._pending
+        assert self._writing is None
+        return ShardState(self._store, self._stores, self._memory, self._limits)
 
     def read(self, key: bytes) -> bytes | None:
         """The encoded value of a store key below the live dicts. None or empty if it has none."""

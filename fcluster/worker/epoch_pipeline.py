@@ -178,12 +178,31 @@ class EpochPipeline:
 
     def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
         """Runs in the commit thread."""
-        with self._reporting(session, "initialising the producers"):
+        with self._reporting(session, "initialising the producers", abortable=False):
             for executor in before:
                 # It may still be initialising producers with the same ids, which would fence ours.
                 executor.shutdown(wait=True)
             writer.open()
             self._post(events.ProducersOpened(session))
+
+    def abort(self, session: int, states: Sequence[ShardState]) -> None:
+        """Abort the transactions of both producers, then write what `states` have of committed epochs to
+        their stores. Nothing is processed meanwhile.
+        """
+        self._port.close()
+        self._open = self._in_flight = None
+        self._telling = Telling(self._topology)
+        assert self._commit_thread is not None
+        assert self._writer is not None
+        self._commit_thread.submit(self._abort, self._writer, session, states)
+
+    def _abort(self, writer: EpochWriter, session: int, states: Sequence[ShardState]) -> None:
+        """Runs in the commit thread, after everything that the aborted epochs gave it to do."""
+        with self._reporting(session, "aborting what isn't committed", abortable=False):
+            writer.abort()
+            for state in states:
+                state.flush()
+            self._post(events.EpochsAborted(session))
 
     def destroy(self) -> None:
         """The session is over. Destroy its writer without waiting. Its epochs are never committed."""
@@ -350,7 +369,8 @@ class EpochPipeline:
     def _commit(self, epoch: EpochInFlight) -> None:
         """Make the epoch visible. Then its layers become the committed state. Runs in the commit thread."""
         frozen = epoch.frozen
-        with self._reporting(epoch.session, f"committing epoch {frozen.epoch}"):
+        # Whatever a failed commit says, its outcome is uncertain.
+        with self._reporting(epoch.session, f"committing epoch {frozen.epoch}", abortable=False):
             started_s = time.monotonic()
             epoch.transaction.commit(frozen)
             failpoints.reach("worker.committed", frozen.epoch)
@@ -401,8 +421,11 @@ class EpochPipeline:
     # --- failures -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _reporting(self, session: int, what: str) -> Generator[None]:
-        """Watch a step of the commit thread, and turn its failure into an event."""
+    def _reporting(self, session: int, what: str, *, abortable: bool = True) -> Generator[None]:
+        """Watch a step of the commit thread, and turn its failure into an event.
+
+        `abortable`: if the error says so, the session can go on after an abort.
+        """
         try:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
@@ -411,7 +434,7 @@ class EpochPipeline:
                 # Nothing depends on it any more, but it shows that the writes of a former session are
                 # refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
-            self._post(self.lost(session, error))
+            self._post(self.lost(session, error, abortable=abortable))
         except LOCAL_TROUBLE as error:
             self._post(events.WorkerBroken(failure_of(error, FailureKind.HOST)))
         except FclusterError as error:
@@ -421,7 +444,14 @@ class EpochPipeline:
             reason = f"{what}: {type(error).__name__}: {error}"
             self._post(events.TransactionFailed(session, reason, unexpected=True))
 
-    def lost(self, session: int, error: TransactionLostError, record: RecordAt | None = None) -> events.Event:
+    def lost(
+        self,
+        session: int,
+        error: TransactionLostError,
+        record: RecordAt | None = None,
+        *,
+        abortable: bool = True,
+    ) -> events.Event:
         """Decide what follows from a lost transaction: if a replay can help, a replay, if necessary in
         smaller pieces. May be called from any thread.
 
@@ -429,6 +459,7 @@ class EpochPipeline:
             session: the session of the transaction.
             error: what happened to it.
             record: the only record in the transaction, if that is known.
+            abortable: whether an abort is enough if the error says so.
         """
         refusal = error.refusal([topic.name for topic in self._topology.outputs])
         if refusal is not None:
@@ -437,4 +468,6 @@ class EpochPipeline:
         if condemnation is not None:
             self._batches.refused(error.topic, error.code)
             return events.EpochFailed(session, condemnation, record)
-        return events.TransactionFailed(session, str(error), error.is_unexpected())
+        return events.TransactionFailed(
+            session, str(error), error.is_unexpected(), abortable and error.abortable
+        )

@@ -297,6 +297,12 @@ class Worker:
                 self._open_producers(effect)
             case events.DestroyProducers():
                 self._pipeline.destroy()
+            case events.AbortEpochs():
+                self._pipeline.abort(effect.session, self._host.states())
+            case events.RewindShards():
+                self._source_checks.forget()
+                self._shards.release(effect.shards)
+                self._host.rewind(effect.shards)
             case events.RestoreShards():
                 before = self._pipeline.take_retired()
                 self._host.restore(effect.session, effect.shards, effect.committed, before)

@@ -208,6 +208,15 @@ class ShardHost:
         """The memory layers of a restored shard."""
         return self._states[shard]
 
+    def states(self) -> list[ShardState]:
+        """Those of all restored shards."""
+        return list(self._states.values())
+
+    def rewind(self, shards: Iterable[ShardId]) -> None:
+        """Drop what isn't committed of these shards. Everything committed is in their stores."""
+        for shard in shards:
+            self._states[shard] = self._states[shard].of_the_store()
+
     def restore(
         self,
         session: int,

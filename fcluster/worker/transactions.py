@@ -9,8 +9,9 @@ Invariants:
 - `open` initialises both producers, once: an `EpochWriter` lives for one session (invariant 8).
 - Outputs of an epoch are acknowledged before the first output of the next one is produced. So the order of a
   key's outputs is the order of its inputs, even across epochs (invariant 10).
-- Nothing is guessed: a call that fails, times out or has an unknown outcome raises `TransactionLostError`,
-  and the writer is destroyed. The committed offsets then decide what is true (invariant 9).
+- Nothing is guessed: a call that fails, times out or has an unknown outcome raises `TransactionLostError`.
+  The writer is destroyed then, and the committed offsets decide what is true (invariant 9). If the error says
+  that the producer can abort and go on, `abort` is enough, unless a commit was being carried out.
 
 Must not: decide when to commit, or use state.
 """
@@ -50,6 +51,8 @@ from fcluster.worker.kafka_waits import KafkaWaits
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
+ABORT_TIMEOUT_S = 10.0
+"""Longer than a failover. After that, new producers are the better way."""
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own limit on unacknowledged records. `produce` waits when this limit is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
@@ -62,15 +65,25 @@ ANY_PARTITION = -1
 
 
 class TransactionLostError(Exception):
-    """A transaction failed, or its outcome is unknown. The writer must be destroyed.
+    """A transaction failed, or its outcome is unknown.
 
     Attributes:
         code: Kafka's error code. None if it isn't an error from Kafka.
+        abortable: the producer can abort the transaction and begin another one. Otherwise the writer must be
+            destroyed.
     """
 
-    def __init__(self, reason: str, code: int | None = None) -> None:
+    def __init__(self, reason: str, code: int | None = None, *, abortable: bool = False) -> None:
         super().__init__(reason)
         self.code = code
+        self.abortable = abortable
+
+    @classmethod
+    def of(cls, what: str, error: KafkaException) -> TransactionLostError:
+        """What `error` says, about what was being done."""
+        cause = cause_of(error)
+        abortable = bool(cause.txn_requires_abort())
+        return cls(f"{what}: {reason_of(error)}", cause.code(), abortable=abortable)
 
     def refusal(self, outputs: Collection[str]) -> Failure | None:
         """Why no replay can help, whatever the records are. None if one may help.
@@ -120,7 +133,7 @@ def told(what: str) -> Generator[None]:
     try:
         yield
     except KafkaException as error:
-        raise TransactionLostError(f"{what}: {reason_of(error)}", cause_of(error).code()) from error
+        raise TransactionLostError.of(what, error) from error
     except SystemError as error:
         # A fatal error is raised from within the call that serves callbacks. If another callback is
         # due in it, such as a line for the log, the client runs that with the exception set, which
@@ -128,7 +141,7 @@ def told(what: str) -> Generator[None]:
         cause = error.__cause__ or error.__context__
         if not isinstance(cause, KafkaException):
             raise
-        raise TransactionLostError(f"{what}: {reason_of(cause)}", cause_of(cause).code()) from error
+        raise TransactionLostError.of(what, cause) from error
 
 
 @dataclass(slots=True)
@@ -228,6 +241,14 @@ class EpochWriter(Protocol):
         """Begin the next epoch. The previous one must be flushed (main thread)."""
         ...
 
+    def abort(self) -> None:
+        """Abort what isn't committed. After that, `begin` begins the next epoch (commit thread).
+
+        Raises:
+            TransactionLostError: it isn't certain that everything is aborted.
+        """
+        ...
+
     def destroy(self, last_use: Callable[[], object]) -> None:
         """Release everything, without waiting. Uncommitted data will never be committed.
 
@@ -264,6 +285,7 @@ class ProducerTransactions:
         self._group_metadata = group_metadata
         self._waits = waits
         self._give_up = give_up
+        self._is_begun = False
         self.produce: Callable[..., None] = waiting_produce(producer, explain, check_transaction)
 
     @property
@@ -275,6 +297,20 @@ class ProducerTransactions:
         """Begin the next transaction."""
         with told("beginning a transaction"):
             self._producer.begin_transaction()
+        self._is_begun = True
+
+    def abort(self) -> None:
+        """Abort the transaction, if one has begun. The client drops what it hasn't sent, and gets a new
+        producer epoch from the broker where it needs one.
+
+        Raises:
+            TransactionLostError: it isn't certain that it is aborted.
+        """
+        if not self._is_begun:
+            return
+        with self._waits.waiting("its transactions' coordinator"), told("aborting a transaction"):
+            self._producer.abort_transaction(ABORT_TIMEOUT_S)
+        self._is_begun = False
 
     def release(self) -> None:
         """Release the producer. The code that destroys it also holds a reference."""
@@ -323,6 +359,7 @@ class ProducerTransactions:
             told(f"committing epoch {frozen.epoch}"),
         ):
             self._producer.commit_transaction(FLUSH_TIMEOUT_S)
+        self._is_begun = False
 
     def _failover_is_over(self, waited_s: float) -> bool:
         return failover_is_over(self._settings, self._job, waited_s=waited_s)
@@ -396,6 +433,10 @@ class TransactionalWriter:
         self._turn = 1 - self._turn
         return transaction
 
+    def abort(self) -> None:
+        for transaction in self._transactions:
+            transaction.abort()
+
     def destroy(self, last_use: Callable[[], object]) -> None:
         def take() -> list[Producer]:
             # The thread finishes its current task, which may be `open`. The broker, not we, decides what a
@@ -450,6 +491,9 @@ class AtLeastOnceWriter:
 
     def begin(self) -> EpochTransaction:
         return self
+
+    def abort(self) -> None:
+        raise TransactionLostError("at-least-once has no transactions that could be aborted")
 
     def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
         produce_watermarks(self._producer, records)
@@ -597,9 +641,7 @@ def waiting_produce(
                 raise OutputRefusedError(output_too_large(topic, value, key)) from error
             # The exception gets no name here. A frame that holds the exception that it raises is a cycle. It
             # would keep the producer until the garbage collector runs, which destroys it in any thread.
-            raise explained(
-                producer, TransactionLostError(f"producing: {reason_of(error)}", cause.code())
-            ) from error
+            raise explained(producer, TransactionLostError.of("producing", error)) from error
 
     return waiting
 
@@ -691,9 +733,7 @@ def _produce_own(
         _wait_for_room(producer, check)
         producer.produce(topic, value, **fields)
     except KafkaException as error:
-        raise TransactionLostError(
-            f"writing to {topic}: {reason_of(error)}", cause_of(error).code()
-        ) from error
+        raise TransactionLostError.of(f"writing to {topic}", error) from error
 
 
 def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], None]:

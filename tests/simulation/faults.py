@@ -110,6 +110,7 @@ class _FaultPlanner:
             marker_delay_ms_max=self.random.choice((10, 100)),
             request_timeout_ms=self.random.choice((400, 1500)),
             request_failure_share=self.random.choice((0.01, 0.04)) if requests_fail else 0.0,
+            refusal_share=0.02 if requests_fail or takes_part(self.world.seed) else 0.0,
             slow_request_share=self.random.choice((0.0, 0.05)) if requests_fail else 0.0,
             duplicate_share=self.random.choice((0.0, 0.02, 0.1)),
             duplicate_ms_max=self.random.choice((3, 30, 300)),

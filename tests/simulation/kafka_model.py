@@ -200,6 +200,23 @@ class KafkaModel:
         if transaction is not None and transaction.state is OPEN:
             self._end(transaction, ABORTED)
 
+    def abort_and_go_on(self, producer: Producer) -> Producer:
+        """End the producer's transaction, and give it its next epoch: requests that are still on their way
+        come too late.
+
+        Raises:
+            Busy: the transaction hasn't ended everywhere yet: ask again.
+        """
+        self._check(producer)
+        last = self._last.get(producer.transactional_id)
+        if last is not None and not last.over:
+            if last.state is OPEN:
+                self._end(last, ABORTED)
+            if not last.over:
+                raise Busy(producer.transactional_id)
+        self._epochs[producer.transactional_id] += 1
+        return Producer(producer.transactional_id, self._epochs[producer.transactional_id], producer.session)
+
     def is_current(self, producer: Producer) -> bool:
         """Whether the producer isn't fenced."""
         return self._epochs.get(producer.transactional_id) == producer.producer_epoch

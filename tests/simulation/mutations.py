@@ -63,6 +63,7 @@ from tests.simulation.worker_shell import (
     FrozenShard,
     Runner,
     SimWorker,
+    Writer,
     positions_of,
 )
 from tests.simulation.world import BROKER_GONE, Call, KafkaFailure, Thread
@@ -479,6 +480,24 @@ class KeepsLayers(SimWorker):
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         kept = getattr(self, "kept", {}).pop(shard, None)
         return kept if kept is not None and not store.closed else super().new_state(shard, store)
+
+
+class KeepsUncommitted(SimWorker):
+    """Keeps the memory layers through an abort."""
+
+    def rewound(self, state: ShardState) -> ShardState:
+        return state
+
+
+class _AbortsNewest(Writer):
+    def to_abort(self) -> list[int]:
+        return [self.turn]
+
+
+class AbortsNewest(SimWorker):
+    """Aborts the open epoch, but not the prepared one before it."""
+
+    writer_class = _AbortsNewest
 
 
 class _ExpiresInMemory(EntryTable):
@@ -927,8 +946,8 @@ MUTATIONS = [
     ),
     Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
     Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
-    Mutation("an unknown commit taken as committed", 368, "the outputs should be", GuessesCommitted),
-    Mutation("an unknown commit taken as aborted", 646, "the outputs should be []", GuessesAborted),
+    Mutation("an unknown commit taken as committed", 646, "the outputs should be", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 1372, "the outputs should be []", GuessesAborted),
     Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
     Mutation(
         "e+1 begun before the outputs of e are acknowledged", 15, "a recount gives", DoesNotWaitForOutputs
@@ -1021,6 +1040,8 @@ MUTATIONS = [
     ),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
+    Mutation("layers kept over an abort", 37, "the outputs should be", KeepsUncommitted),
+    Mutation("one of two transactions aborted", 36, "the outputs should be", AbortsNewest),
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 8, "can't be restored", TruncatesUnverified),
     # The coordinator waits for the end of a restore. A new one doesn't know of it, but that is rare.
@@ -1033,7 +1054,7 @@ MUTATIONS = [
         parts=(Mutation("moves at once", 0, "", coordinator_class=MovesAtOnce),),
     ),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
-    Mutation("copies begun before a former session's writes", 354, "a store of", CopiesBeforeWriting),
+    Mutation("copies begun before a former session's writes", 900, "a store of", CopiesBeforeWriting),
     # On several brokers.
     Mutation("an unknown end taken for a value", 117, "ends at epoch 0", UnknownEndTaken),
     Mutation("an old position taken", 109, "holds epoch 5, committed is 0", OldPositionTaken),

@@ -81,6 +81,10 @@ MUST_LAND = (
     "group coordinator cut off",
     "old answer of a group coordinator",
     "not known: ends",
+    "request refused: produce",
+    "request refused: delta",
+    "request refused: offsets",
+    "epochs aborted in their session",
 )
 """Each of these has to happen in some seed. Otherwise the run proves less than it seems to."""
 

@@ -15,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,9 @@ class Writer:
         self.lanes = [Lane(), Lane()]
         self.turn = 0
         self.unacknowledged = 0
-        self.failure = ""
+        self.failure: KafkaFailure | None = None
+        self.life = 0
+        """Counts aborts. What was produced before one no longer counts."""
         self.destroyed = False
         self.outputs: list[tuple[Partition, Any]] = []
         self.on_flushed: Callable[[], None] | None = None
@@ -223,13 +226,16 @@ class Writer:
             lambda: self.worker.kafka.append(producer, records, world.now_ms),
             self.lanes[self.turn],
             place=records[0][0],
+            may_be_refused=True,
         )
-        world.call(self.worker, call, self._acknowledged)
+        world.call(self.worker, call, partial(self._acknowledged, self.life))
 
-    def _acknowledged(self, _result: Any, failure: KafkaFailure | None) -> None:
+    def _acknowledged(self, life: int, _result: Any, failure: KafkaFailure | None) -> None:
+        if life != self.life:
+            return
         self.unacknowledged -= 1
-        if failure is not None and not self.failure:
-            self.failure = str(failure)
+        if failure is not None and self.failure is None:
+            self.failure = failure
         if self.on_flushed is not None and (self.failure or not self.unacknowledged):
             on_flushed, self.on_flushed = self.on_flushed, None
             on_flushed()
@@ -240,6 +246,27 @@ class Writer:
             then()
         else:
             self.on_flushed = then
+
+    def begin_abort(self) -> None:
+        """Forget what was produced (main thread)."""
+        self.life += 1
+        self.unacknowledged, self.failure, self.outputs = 0, None, []
+
+    def to_abort(self) -> list[int]:
+        """Which producers abort."""
+        return [0, 1]
+
+    def abort(self) -> Thread:
+        """Abort their transactions (commit thread)."""
+        kafka = self.worker.kafka
+        for number in self.to_abort():
+            producer = self.producers[number]
+            self.producers[number] = yield Call(
+                "abort",
+                lambda producer=producer: kafka.abort_and_go_on(producer),
+                self.lanes[number],
+                place=producer.transactional_id,
+            )
 
     def seal(self, epoch: int, records: int, shards: list[FrozenShard]) -> FrozenEpoch:
         """Hand the open epoch to the commit thread. The other producer takes the next epoch."""
@@ -464,6 +491,10 @@ class SimWorker(Process):
                 self._open_producers(effect)
             case events.DestroyProducers():
                 self._destroy_writer()
+            case events.AbortEpochs():
+                self._abort_epochs(effect)
+            case events.RewindShards():
+                self._rewind(effect.shards)
             case events.RestoreShards():
                 self.note("restores %s", " ".join(map(str, effect.shards)))
                 retired, self._retired = self._retired, []
@@ -528,6 +559,36 @@ class SimWorker(Process):
             self.writer.destroyed = True
             self._telling = Telling(self.cluster.topology, TELL_INTERVAL_MS)
             self.writer = None
+
+    def _abort_epochs(self, effect: events.AbortEpochs) -> None:
+        assert self.writer is not None
+        assert self.commit_thread is not None
+        self.writer.begin_abort()
+        self._telling = Telling(self.cluster.topology, TELL_INTERVAL_MS)
+        self._epoch_records = 0
+        self.commit_thread.submit(self.abort_epochs(self.writer, effect.session, list(self.states.values())))
+
+    def abort_epochs(self, writer: Writer, session: int, states: list[ShardState]) -> Thread:
+        """Abort what isn't committed, and write what is (commit thread)."""
+        try:
+            yield from writer.abort()
+            for state in states:
+                state.flush()
+        except (KafkaFailure, FclusterError) as failure:
+            self.post(events.TransactionFailed(session, f"aborting: {failure}"))
+            return
+        self.world.landed["epochs aborted in their session"] += 1
+        self.step("epochs aborted")
+        self.post(events.EpochsAborted(session))
+
+    def _rewind(self, shards: tuple[ShardId, ...]) -> None:
+        for shard in shards:
+            self.runners.pop(shard, None)
+            self.states[shard] = self.rewound(self.states[shard])
+
+    def rewound(self, state: ShardState) -> ShardState:
+        """A shard's state without what isn't committed."""
+        return state.of_the_store()
 
     def _drop_layers(self) -> None:
         self.runners.clear()
@@ -668,8 +729,8 @@ class SimWorker(Process):
         writer = self.writer
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
             return  # fetched before the shard was rewound or released
-        if writer.failure:
-            self._feed(events.TransactionFailed(self.core.state.session, f"producing: {writer.failure}"))
+        if writer.failure is not None:
+            self._feed(self.lost(self.core.state.session, "producing", writer.failure))
             return
         reads = self._next(runner, fetched)
         if reads:
@@ -840,8 +901,8 @@ class SimWorker(Process):
         self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]
     ) -> None:
         self._busy = False
-        if writer.failure:
-            self.inbox.append(events.TransactionFailed(effect.session, f"flushing: {writer.failure}"))
+        if writer.failure is not None:
+            self.inbox.append(self.lost(effect.session, "flushing", writer.failure))
         else:
             records, self._epoch_records = self._epoch_records, 0
             sealed = writer.seal(effect.epoch, records, frozen)
@@ -864,12 +925,16 @@ class SimWorker(Process):
             self.step("delta flushed")
             yield from self.write_offsets(sealed)
         except KafkaFailure as failure:
-            self.post(events.TransactionFailed(effect.session, f"preparing epoch {sealed.epoch}: {failure}"))
+            self.post(self.lost(effect.session, f"preparing epoch {sealed.epoch}", failure))
             return
         self.step("offsets sent")
         self.pending = sealed
         self.cluster.checks.prepared.add((effect.session, sealed.epoch))
         self.post(events.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
+
+    def lost(self, session: int, what: str, failure: KafkaFailure) -> events.TransactionFailed:
+        """What follows from a failure before the commit."""
+        return events.TransactionFailed(session, f"{what}: {failure}", abortable=failure.abortable)
 
     def write_deltas(self, sealed: FrozenEpoch) -> Thread:
         for frozen in sealed.shards:
@@ -883,6 +948,7 @@ class SimWorker(Process):
                     lambda records=records: self.kafka.append(sealed.producer, records, self.world.now_ms),
                     sealed.lane,
                     place=partition,
+                    may_be_refused=True,
                 )
                 frozen.changelog_next = offsets[-1] + 1
 
@@ -893,6 +959,7 @@ class SimWorker(Process):
             lambda: self.kafka.send_offsets(sealed.producer, offsets, self.world.now_ms),
             sealed.lane,
             place=GROUP,
+            may_be_refused=True,
         )
 
     def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:

@@ -30,7 +30,14 @@ class Violation(AssertionError):  # noqa: N818  it is a finding, not an error
 
 
 class KafkaFailure(Exception):  # noqa: N818
-    """What a client sees of a request that failed, or whose outcome it doesn't know."""
+    """What a client sees of a request that failed, or whose outcome it doesn't know.
+
+    `abortable`: the client knows that it had no effect, and can abort its transaction and go on.
+    """
+
+    def __init__(self, reason: str, *, abortable: bool = False) -> None:
+        super().__init__(reason)
+        self.abortable = abortable
 
 
 @dataclass(slots=True)
@@ -43,6 +50,7 @@ class Call:
     Attributes:
         place: what must have a leader (or coordinator) for the request. None: any broker will do.
         unknown: what the client answers when it doesn't know. None: it waits, or fails.
+        may_be_refused: a broker may refuse it, so that the transaction has to be aborted.
     """
 
     what: str
@@ -50,6 +58,7 @@ class Call:
     lane: Lane | None = None
     place: Hashable = None
     unknown: Any = None
+    may_be_refused: bool = False
 
 
 @dataclass(slots=True)
@@ -82,6 +91,7 @@ class Timing:
     marker_delay_ms_max: int = 25
     request_timeout_ms: int = 1500
     request_failure_share: float = 0.0
+    refusal_share: float = 0.0
     duplicate_share: float = 0.0
     duplicate_ms_max: int = 100
     slow_request_share: float = 0.0
@@ -96,6 +106,8 @@ class World:
         self.random = Random(seed)
         self.now_ms = 0
         self.timing = Timing()
+        # A generator of its own, so that the other choices of a seed don't depend on refusals.
+        self._refusals = Random(f"{seed} refusals")
         self.faults_on = True
         self.kafka_down_until_ms = 0
         self.transcript: list[str] | None = [] if recording else None
@@ -141,6 +153,11 @@ class World:
     def chance(self, share: float) -> bool:
         """True with this probability."""
         return share > 0 and self.random.random() < share
+
+    def refuses(self) -> bool:
+        """Whether a broker refuses a request that it could carry out."""
+        share = self.timing.refusal_share
+        return share > 0 and self._refusals.random() < share
 
     def up_to(self, most: int) -> int:
         """A number from 0 to `most`."""
@@ -202,7 +219,13 @@ class _Request:
                 return
             self.number = way.number
             delay_ms += way.delay_ms
-        if world.faults_on and world.chance(timing.request_failure_share):
+        if world.faults_on and self.call.may_be_refused and world.refuses():
+            world.landed[f"request refused: {self.call.what}"] += 1
+            world.note(self.process, "(request refused: %s)", self.call.what)
+            self._free_lane()
+            refused = KafkaFailure("out of order sequence number", abortable=True)
+            world.at(delay_ms, self.process, self._give, None, refused)
+        elif world.faults_on and world.chance(timing.request_failure_share):
             self._fail(delay_ms)
         elif delay_ms > timing.request_timeout_ms:
             world.landed["request timed out, carried out later"] += 1

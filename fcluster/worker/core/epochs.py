@@ -99,7 +99,7 @@ class Epochs:
     def barrier(self, message: messages.Barrier) -> None:
         """The open epoch ends here."""
         repeated = message.epoch <= self._now.epoch_seen or self._now.in_flight is not None
-        if repeated or not self._now.producers_ready:
+        if repeated or not (self._now.producers_ready or self._now.aborting):
             return
         self._now.epoch_seen = message.epoch
         if not self._now.open.dirty:
@@ -177,6 +177,17 @@ class Epochs:
         """The epoch in flight, if it is prepared and waits for its `Complete`, otherwise 0."""
         flight = self._now.in_flight
         return flight.epoch if flight is not None and flight.phase is EpochPhase.PREPARED else 0
+
+    def abort(self) -> None:
+        """Drop everything that isn't committed, except an epoch whose commit is under way."""
+        self._now.open = OpenEpoch()
+        flight = self._now.in_flight
+        if flight is None or flight.phase is EpochPhase.COMMITTING:
+            return
+        self._now.in_flight = None
+        if flight.phase is EpochPhase.PREPARING:
+            # Nobody has to wait for this worker: it has nothing in that epoch any more.
+            self._now.send(messages.Prepared(self._now.session, flight.epoch, 0, 0.0, False))
 
     def forget(self) -> None:
         """The session is over, so drop everything that isn't committed."""

@@ -105,15 +105,23 @@ class EpochCommitted:
 
 @dataclass(frozen=True, slots=True)
 class TransactionFailed:
-    """A producer, a transaction or its outcome is lost. The reason doesn't matter, because the recovery is
-    the same.
+    """A producer, a transaction or its outcome is lost.
 
-    `unexpected`: the reason isn't known to be temporary.
+    `unexpected`: the reason isn't known to be temporary. `abortable`: the transaction isn't committed, and
+    its producer can abort it and go on. So the session can go on, too.
     """
 
     session: int
     reason: str
     unexpected: bool = False
+    abortable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EpochsAborted:
+    """The transactions of both producers are aborted, and everything committed is in the stores."""
+
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +212,7 @@ Event = (
     | EpochFlushed
     | EpochCommitted
     | TransactionFailed
+    | EpochsAborted
     | EpochFailed
     | HandlerFailed
     | StopRecordReached
@@ -293,6 +302,22 @@ class DropLayers:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortEpochs:
+    """Abort the transactions of both producers, and write everything committed to the stores. Answer
+    `EpochsAborted`.
+    """
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewindShards:
+    """Drop everything of these shards that isn't committed. They aren't read, and no epoch is under way."""
+
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CloseShards:
     """Close the stores of these shards. Another worker owns them from now on."""
 
@@ -359,6 +384,8 @@ Effect = (
     | StartReading
     | StopReading
     | DropLayers
+    | AbortEpochs
+    | RewindShards
     | CloseShards
     | PrepareEpoch
     | CommitEpoch

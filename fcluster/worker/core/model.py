@@ -66,8 +66,8 @@ SHARD_PHASES = Transitions(
     {
         ShardPhase.RESTORING: [ShardPhase.RESTORED, ShardPhase.STOPPED, ShardPhase.RELEASING],
         ShardPhase.RESTORED: [ShardPhase.RUNNING, ShardPhase.RELEASING],
-        ShardPhase.RUNNING: [ShardPhase.BLOCKED, ShardPhase.RELEASING],
-        ShardPhase.BLOCKED: [ShardPhase.RELEASING],
+        ShardPhase.RUNNING: [ShardPhase.BLOCKED, ShardPhase.RELEASING, ShardPhase.RESTORED],
+        ShardPhase.BLOCKED: [ShardPhase.RELEASING, ShardPhase.RESTORED],
         ShardPhase.STOPPED: [ShardPhase.RELEASING],
         ShardPhase.RELEASING: [],
     },

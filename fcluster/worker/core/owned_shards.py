@@ -197,6 +197,25 @@ class OwnedShards:
         """The producers are ready, so restored shards can run."""
         self._run([shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED])
 
+    def rewind(self) -> None:
+        """Stop all shards: what they have processed is going to be aborted. They run again from their
+        committed positions, unless they are being released.
+        """
+        rewound = [
+            shard
+            for shard, owned in self._now.shards.items()
+            if owned.phase in (ShardPhase.RUNNING, ShardPhase.BLOCKED)
+        ]
+        for shard in rewound:
+            self._now.shards[shard].phase = ShardPhase.RESTORED
+        self._now.add(events.StopReading(tuple(rewound)))
+
+    def run_again(self) -> None:
+        """The transactions are aborted, so rewound shards can run."""
+        waiting = [shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED]
+        self._now.add(events.RewindShards(tuple(waiting)))
+        self._run(waiting)
+
     def _run(self, shards: Iterable[ShardId]) -> None:
         started: list[ShardStatus] = []
         for shard in shards:

@@ -37,6 +37,8 @@ class CoreState:
         now_ms: the time of the current event. `effects`: its effects so far.
         heard_ms: when a coordinator last sent a message.
         slot: the worker's slot. Before its first session, the wanted one.
+        aborting: the session goes on, but its transactions have to be aborted first. What was processed comes
+            again.
         epoch_seen: the highest epoch that the worker knows.
         standbys: the shards of other workers of which the worker keeps warm copies.
         open: the epoch after the one `in_flight`.
@@ -61,6 +63,7 @@ class CoreState:
         self.connected = False
         self.heard_ms = now_ms
         self.producers_ready = False
+        self.aborting = False
         self.shards: dict[ShardId, OwnedShard] = {}
         self.standbys: set[ShardId] = set()
         self.epoch_seen = 0

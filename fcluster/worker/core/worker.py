@@ -8,10 +8,11 @@ epoch and the one in flight, `departure` the worker's exit. They share `state`.
 
 Invariants that all of them keep together:
 
-- One session, one initialisation of the producers (invariant 8). Any failure of a transaction (an abort, a
-  fence, an unknown outcome) ends in `_reset`: both producers are destroyed, the memory layers are dropped,
-  and the worker asks for a new session. The committed offsets then decide what is true; nothing is guessed
-  (invariant 9).
+- One session, one initialisation of the producers (invariant 8). If a transaction has failed that certainly
+  isn't committed, and its producer can go on, the worker aborts what is open and replays it in the same
+  session (`_abort`). Any other failure (a fence, an unknown outcome) ends in `_reset`: both producers are
+  destroyed, the memory layers are dropped, and the worker asks for a new session. The committed offsets then
+  decide what is true; nothing is guessed (invariant 9).
 - An epoch is committed only on a `Complete` of the current session and of no older term (invariant 7).
 - At most one epoch is in flight (frozen, not yet committed), and one is open after it. The open one commits
   after the one in flight, because a barrier waits for it (invariant 10).
@@ -37,6 +38,7 @@ from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.events import Effect, Event
 from fcluster.worker.core.model import (
     Bounds,
+    EpochPhase,
     Identity,
     Phase,
     RecordAt,
@@ -65,7 +67,7 @@ class WorkerCore:
         self._epochs = Epochs(self.state)
         self._hello_sent_ms = now_ms - bounds.hello_retry_ms
         self._replays = Replays()
-        self._held: events.OpenProducers | None = None
+        self._held: events.OpenProducers | events.AbortEpochs | None = None
 
     @property
     def orders_heard(self) -> int:
@@ -97,6 +99,8 @@ class WorkerCore:
                 self._on_connected()
             case events.ProducersOpened():
                 self._on_producers_opened(event)
+            case events.EpochsAborted():
+                self._on_epochs_aborted(event)
             case events.ShardRestored():
                 self._owned_shards.restored(event)
                 self._epochs.settle()
@@ -127,7 +131,7 @@ class WorkerCore:
         overdue = hello_age_ms >= self._now.bounds.hello_retry_ms
         if self._now.phase is Phase.JOINING and self._now.connected and overdue:
             self._say_hello()
-        self._open_held()
+        self._begin_held()
         self._epochs.pause_if_unheard()
         self._epochs.refresh_offsets_if_due()
         if self._now.leaving:
@@ -146,9 +150,14 @@ class WorkerCore:
         if self._now.in_flight is not None:
             assert self._now.in_flight.epoch <= self._now.epoch_seen
             assert self._now.in_flight.shards <= owned, "a shard was given up before its epoch was committed"
-            assert self._now.producers_ready, "an epoch in flight without producers"
+            assert self._now.producers_ready or self._now.aborting, "an epoch in flight without producers"
         assert not self._now.standbys & owned, f"copies of its own shards: {self._now.standbys & owned}"
+        if self._now.aborting:
+            assert not self._now.open.dirty, "records were processed before the abort"
+            flight = self._now.in_flight
+            assert flight is None or flight.phase is EpochPhase.COMMITTING, "an aborted epoch in flight"
         if self._now.phase is Phase.JOINING:
+            assert not self._now.aborting, "an abort while joining"
             assert not self._now.standbys, "copies while joining"
             assert self._now.session == 0, "a session while joining"
             assert not self._now.shards, "shards while joining"
@@ -260,13 +269,16 @@ class WorkerCore:
         self._now.log(
             "info", f"joined as slot {message.slot}, session {message.session}, term {message.term}"
         )
-        self._held = events.OpenProducers(message.session, message.slot, message.internal_topics)
-        self._open_held()
+        self._hold(events.OpenProducers(message.session, message.slot, message.internal_topics))
 
-    def _open_held(self) -> None:
-        """Begin the replay if it has waited long enough. The session already exists, and other parts know
-        it.
+    def _hold(self, effect: events.OpenProducers | events.AbortEpochs) -> None:
+        """Begin the replay with this effect once the replay has waited long enough. The session already
+        exists, and other parts know it.
         """
+        self._held = effect
+        self._begin_held()
+
+    def _begin_held(self) -> None:
         if self._held is not None and self._now.now_ms >= self._replays.due_ms:
             self._now.add(self._held)
             self._held = None
@@ -314,6 +326,8 @@ class WorkerCore:
     def _on_transaction_failed(self, event: events.TransactionFailed) -> None:
         if event.session != self._now.session:
             self._now.log("info", f"from session {event.session}, which is over: {event.reason}")
+        elif self._now.aborting and event.abortable:
+            pass  # another request of transactions that are going to be aborted
         elif self._now.session:
             times = self._replays.failed(event.reason, self._now.now_ms)
             if event.unexpected and times >= self._now.bounds.epoch_failures_max:
@@ -321,7 +335,31 @@ class WorkerCore:
                 self._fail_job(Failure(FailureKind.KAFKA, message).fitted())
                 return
             self._now.log("warning", f"{event.reason}; replaying from the committed offsets")
-            self._reset()
+            # While a record is looked for, there is one way only.
+            if event.abortable and self._now.phase is Phase.ACTIVE and self._now.pieces.records_max is None:
+                self._abort()
+            else:
+                self._reset()
+
+    def _abort(self) -> None:
+        """Drop everything uncommitted, but keep the session, the shards and the producers.
+
+        A commit that is under way comes first, in the same thread, and decides where the replay begins.
+        """
+        self._now.aborting = True
+        self._now.producers_ready = False
+        self._owned_shards.rewind()
+        self._epochs.abort()
+        self._owned_shards.release()
+        self._hold(events.AbortEpochs(self._now.session))
+
+    def _on_epochs_aborted(self, event: events.EpochsAborted) -> None:
+        if event.session != self._now.session or not self._now.aborting:
+            return
+        self._now.aborting = False
+        self._now.producers_ready = True
+        self._owned_shards.run_again()
+        self._epochs.settle()
 
     def _on_epoch_failed(self, event: events.EpochFailed) -> None:
         """Replay in smaller pieces until one record stands alone. That record is then condemned."""
@@ -401,15 +439,13 @@ class WorkerCore:
         self._now.send(messages.WorkerFailed(self._now.session, failure))
 
     def _reset(self) -> None:
-        """Drop everything uncommitted, and ask for a new session. This is the only way to recover from any
-        failure.
-        """
+        """Drop everything uncommitted, and ask for a new session. This recovers from any failure."""
         self._now.add(events.StopReading(tuple(self._now.shards)))
         self._now.add(events.DropLayers())
         self._now.add(events.DestroyProducers())
         self._owned_shards.forget()
         self._epochs.forget()
-        self._now.producers_ready = False
+        self._now.producers_ready = self._now.aborting = False
         self._held = None
         self._now.session = 0
         self._now.phase = Phase.JOINING

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from fcluster import UNSET, Job, Record, Topic
-from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX
 from fcluster.common.errors import JobError
-from fcluster.common.ids import changelog_topic, repartition_topic
+from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX, changelog_topic, repartition_topic
 from fcluster.common.settings import Settings, resolve
 from fcluster.graph.operators import Filter, Map, Process
 from fcluster.graph.stages import Input

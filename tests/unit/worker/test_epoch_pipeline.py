@@ -167,6 +167,45 @@ def test_lost_transaction_leaves_state_uncommitted_and_is_reported(bench: Bench,
     assert bench.deltas == []
 
 
+@pytest.mark.parametrize(("step", "abortable"), [("flush", True), ("prepare", True), ("commit", False)])
+def test_failure_says_whether_an_abort_is_enough(bench: Bench, step: str, abortable: bool) -> None:
+    """A commit that failed may have happened, whatever the client says of it."""
+    bench.opened().process(0)
+    bench.writer.fail[step] = lost(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, abortable=True)
+    bench.prepare(4)
+    if step == "commit":
+        bench.flushed(4, records=1)
+        bench.pipeline.commit(events.CommitEpoch(SESSION, 4))
+    failed = bench.next_event()
+    assert isinstance(failed, events.TransactionFailed)
+    assert failed.abortable is abortable
+
+
+def test_abort_comes_after_the_commit_and_leaves_what_is_committed_in_the_store(bench: Bench) -> None:
+    bench.opened().process(0, 1)
+    bench.prepare(4)
+    bench.flushed(4, records=2)
+    bench.process(2)
+    bench.pipeline.commit(events.CommitEpoch(SESSION, 4))
+    bench.pipeline.abort(SESSION, [bench.runner.state])
+    assert not bench.pipeline.has_begun
+    assert isinstance(bench.next_event(), events.EpochCommitted)
+    assert bench.next_event() == events.EpochsAborted(SESSION)
+    assert bench.writer.log[-2:] == ["commit 0", "abort"]
+    again = bench.runner.state.of_the_store()
+    assert again.committed_epoch == 4
+    assert [again.documents[name].peek(b"k") for name in again.documents] == [{"n": 2}]
+
+
+def test_abort_that_fails_is_reported_as_a_lost_transaction(bench: Bench) -> None:
+    bench.opened().process(0)
+    bench.writer.fail["abort"] = lost(FENCED)
+    bench.pipeline.abort(SESSION, [bench.runner.state])
+    failed = bench.next_event()
+    assert isinstance(failed, events.TransactionFailed)
+    assert not failed.abortable
+
+
 def test_output_that_kafka_refuses_fails_the_epoch_and_shrinks_the_batches(bench: Bench) -> None:
     bench.opened().process(0)
     bench.writer.fail["prepare"] = lost(KafkaError.MSG_SIZE_TOO_LARGE)

@@ -203,14 +203,19 @@ class FakeWriter:
         transaction.note("begin")
         return transaction
 
+    def abort(self) -> None:
+        self.log.append("abort")
+        if "abort" in self.fail:
+            raise self.fail["abort"]
+
     def destroy(self, last_use: Callable[[], object]) -> None:
         self.log.append("destroy")
         self.last_use = last_use
 
 
-def lost(code: int | None = None) -> TransactionLostError:
+def lost(code: int | None = None, *, abortable: bool = False) -> TransactionLostError:
     """The error of a failed transaction."""
-    return TransactionLostError("ProduceRequest for out [0] failed", code)
+    return TransactionLostError("ProduceRequest for out [0] failed", code, abortable=abortable)
 
 
 class FakeReader:

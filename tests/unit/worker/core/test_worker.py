@@ -205,6 +205,98 @@ def test_lost_transaction_resets_into_a_new_session() -> None:
     assert scenario.effects == []
 
 
+def refused(session: int = 7) -> events.TransactionFailed:
+    return events.TransactionFailed(session, "out of order sequence number", abortable=True)
+
+
+def test_aborted_epoch_is_replayed_in_the_same_session() -> None:
+    scenario = Scenario().joined().running(A, B).prepared(1).processed(A)
+    scenario.after(refused())
+    assert scenario.did(events.StopReading) == [events.StopReading((A, B))]
+    assert scenario.did(events.AbortEpochs) == [events.AbortEpochs(7)]
+    assert not scenario.did(events.DestroyProducers)
+    assert scenario.sent() == []
+    scenario.after(events.EpochsAborted(7))
+    assert scenario.did(events.RewindShards) == [events.RewindShards((A, B))]
+    assert scenario.did(events.StartReading) == [
+        events.StartReading(A, position(0), None),
+        events.StartReading(B, position(0), None),
+    ]
+    scenario.processed(A)
+    assert scenario.sent() == [messages.Dirty(7, False)]
+    scenario.prepared(2).complete(2)
+    assert scenario.effects == [events.CommitEpoch(7, 2)]
+
+
+def test_nobody_waits_for_an_aborted_epoch() -> None:
+    """The coordinator waits for `Prepared`: this worker has nothing in the epoch any more."""
+    scenario = Scenario().joined().running(A).processed(A).barrier(1)
+    scenario.after(refused())
+    assert scenario.sent() == [messages.Prepared(7, 1, 0, 0.0, False)]
+    scenario.after(events.EpochFlushed(7, 1, 10, 5.0))  # it came too late
+    assert scenario.effects == []
+    scenario.complete(1)
+    (committed,) = scenario.sent()
+    assert isinstance(committed, messages.Committed)
+    assert not scenario.did(events.CommitEpoch)
+
+
+def test_barrier_during_an_abort_is_answered_at_once() -> None:
+    """The coordinator may know of records that are being aborted."""
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(refused())
+    scenario.barrier(1)
+    assert scenario.sent() == [messages.Prepared(7, 1, 0, 0.0, False)]
+
+
+def test_abort_begins_after_a_commit_that_is_under_way() -> None:
+    scenario = Scenario().joined().running(A).processed(A).prepared(1).complete(1).processed(A)
+    scenario.after(refused())
+    scenario.committed(1, A)
+    scenario.after(events.EpochsAborted(7))
+    assert scenario.did(events.StartReading) == [events.StartReading(A, position(10, 1), None)]
+
+
+def test_further_failures_during_an_abort_are_part_of_it_unless_they_end_the_session() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(refused())
+    scenario.after(refused())
+    assert scenario.effects == []
+    scenario.after(events.TransactionFailed(7, "fenced"))
+    assert scenario.did(events.DestroyProducers)
+    scenario.after(events.EpochsAborted(7))
+    assert scenario.effects == []
+
+
+def test_shard_revoked_before_an_abort_is_released_without_its_aborted_records() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.sent() == []
+    scenario.after(refused())
+    assert [message for message in scenario.sent() if isinstance(message, messages.Released)] == [
+        messages.Released(7, [A], 1)
+    ]
+    scenario.after(events.EpochsAborted(7))
+    assert [effect.shard for effect in scenario.did(events.StartReading)] == [B]
+
+
+def test_shard_restored_during_an_abort_waits_for_its_end() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(refused())
+    scenario.running(B)
+    assert not scenario.did(events.StartReading)
+    scenario.after(events.EpochsAborted(7))
+    assert [effect.shard for effect in scenario.did(events.StartReading)] == [A, B]
+
+
+def test_failure_before_the_producers_are_ready_ends_the_session() -> None:
+    scenario = Scenario()
+    scenario.after(events.Connected())
+    scenario.receive(messages.Welcome(term=1, session=7, slot=0, epoch=0, adopted=False))
+    scenario.after(refused())
+    assert scenario.did(events.DestroyProducers)
+
+
 def test_evicted_worker_drops_everything_and_joins_again() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1)
     scenario.receive(messages.Evicted(1, 7))
