@@ -22,6 +22,7 @@ from fcluster.graph.aggregates import (
     top_n,
     variance,
 )
+from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.operators import TopicSpec as Topic
 from fcluster.graph.states import ListState, MapState, ValueState
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "Aggregate",
+    "Change",
     "Codec",
     "CodecUse",
     "Context",

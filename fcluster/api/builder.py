@@ -33,9 +33,12 @@ from fcluster.graph.operators import (
     Peek,
     Process,
     StatefulOperator,
+    TellChanges,
     TopicSpec,
     ValueKind,
     Window,
+    kept_in,
+    tables_read_by,
 )
 from fcluster.graph.stages import Chain, Input, Stage, written_topics
 
@@ -68,12 +71,19 @@ class Builder:
         """The input of each name."""
         self._process_names: dict[str, Node] = {}
         self._joined_tables: set[str] = set()
+        self._followed: set[tuple[str, str]] = set()
+        """The tables and inputs for which the steps that follow the table's changes have their chains."""
 
     # --- laying out -----------------------------------------------------------------------------------
 
     def lay_out(self, roots: Sequence[Node], merges: Sequence[Node], joins: Sequence[Node]) -> None:
         """Name the inputs and decide which of them belong to one stage."""
-        self._joined_tables = {join.step.table.name for join in joins if isinstance(join.step, JoinTable)}
+        self._joined_tables = {
+            kept.name
+            for join in joins
+            if isinstance(join.step, JoinTable)
+            for kept in kept_in(join.step.table)
+        }
         for root in roots:
             name = cast(Source, root.step).topic.name
             self._input_names[name] = name
@@ -137,11 +147,10 @@ class Builder:
         return list(built.values())
 
     def _stage(self, name: str, names: Sequence[str]) -> Stage:
-        # A record of a topic that is both a table and a stream is in the table before others look it up.
         chains = [
             replace(chain, input=number)
             for number, one in enumerate(names)
-            for chain in sorted(self._chains[one], key=lambda chain: not chain.tables)
+            for chain in _tables_first(self._chains[one])
         ]
         inputs = [
             Input(*self._inputs[one], one, self._source_rule(self._inputs[one][0], self._chains[one]))
@@ -149,7 +158,7 @@ class Builder:
         ]
         if len({codec_name(source.topic.key) for source in inputs}) > 1:
             joins = (step for chain in chains for step in chain.operators)
-            are_joined = any(isinstance(step, JoinTable | JoinStreams) for step in joins)
+            are_joined = any(isinstance(step, JoinTable | JoinStreams | TellChanges) for step in joins)
             raise _different_keys(inputs, are_joined=are_joined)
         stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
@@ -174,12 +183,10 @@ class Builder:
                 )
             if isinstance(step, Window | JoinStreams):
                 _check_in_time(step, before)
-            if isinstance(step, KeepTable) and step.name not in self._joined_tables:
-                raise JobError(
-                    f"The table {step.name!r} is not used.",
-                    remedy="Join a stream with it, stream.join(table), or remove it.",
-                )
-            self._walk_on(node, step, source, (*before, step))
+            if isinstance(step, KeepTable):
+                self._walk_table(node, step, source, before)
+            else:
+                self._walk_on(node, step, source, (*before, step))
         elif isinstance(step, Merge):
             self._walk_on(node, step, source, before)
 
@@ -189,7 +196,7 @@ class Builder:
         if not node.children:
             if isinstance(step, Branch) and step.is_rest:
                 return
-            if not isinstance(step, Process | KeepTable):
+            if not isinstance(step, Process):
                 raise JobError(
                     f"The stream on topic {self._inputs[source][0].name!r} ends in a {step_name(step)} with "
                     "nothing after it.",
@@ -207,6 +214,24 @@ class Builder:
         for child in node.children:
             self._walk(child, source, operators)
 
+    def _walk_table(self, node: Node, step: KeepTable, source: str, before: tuple[Operator, ...]) -> None:
+        """The chain ends in the table. Those who follow its changes begin chains of their own."""
+        if step.name not in self._joined_tables and not node.children:
+            raise JobError(
+                f"The table {step.name!r} is not used.",
+                remedy="Join a stream with it, stream.join(table), go on with table.to_stream(), or remove "
+                "it.",
+            )
+        if node.children:
+            _check_followed(step, before)
+        self._end_chain(source, (*before, replace(step, is_followed=bool(node.children))), None, None)
+        if (step.name, source) in self._followed:
+            return  # another path from the same input through a merge
+        self._followed.add((step.name, source))
+        for child in node.children:
+            told = replace(cast("TellChanges", child.step), source=step.name)
+            self._walk_on(child, told, source, (told,))
+
     def _walk_key_by(self, node: Node, step: KeyBy, source: str, before: tuple[Operator, ...]) -> None:
         read = self._inputs[source][0]
         what = f"key_by ({rekey_description(step.by)}) in the stream on topic {read.name!r}"
@@ -215,7 +240,7 @@ class Builder:
                 f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
-        changed = any(not isinstance(operator, Filter | Peek | Branch) for operator in before)
+        changed = not all(map(_keeps_value, before))
         value: ValueKind = (step.value or "json") if changed else read.value
         if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(
@@ -269,7 +294,8 @@ class Builder:
 
     def _source_rule(self, source: TopicSpec, chains: Sequence[Chain]) -> OnError:
         """What to do with a record of `source` that can't be decoded."""
-        said = {_first_given(*(step.on_error for step in chain.stateful)) for chain in chains}
+        begin = [chain for chain in chains if chain.follows is None]
+        said = {_first_given(*(step.on_error for step in chain.stateful)) for chain in begin}
         agreed = said.pop() if len(said) == 1 else "stop"
         return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
 
@@ -321,7 +347,7 @@ def _names_behind(node: Node) -> Iterator[tuple[type, str]]:
         if isinstance(child.step, StatefulOperator):
             yield Process, child.step.name
         elif isinstance(child.step, JoinTable):
-            yield JoinTable, f"with-{child.step.table.name}"
+            yield JoinTable, f"with-{kept_in(child.step.table)[0].name}"
         elif isinstance(child.step, Sink):
             yield Sink, child.step.topic.name
         if not isinstance(child.step, KeyBy):
@@ -339,6 +365,51 @@ def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> No
                 f"{former.name!r} would be too late for it, as event time has passed them.",
                 remedy="Put .key_by('key') between them, or a function that gives another key.",
             )
+
+
+def _keeps_value(step: Operator) -> bool:
+    """Whether the values behind it are encoded like those in front of it."""
+    return isinstance(step, Filter | Peek | Branch) or (isinstance(step, TellChanges) and step.keeps_bytes)
+
+
+def _check_followed(table: KeepTable, before: Sequence[Operator]) -> None:
+    """Changes are followed record by record, so a table whose changes are told can't be filled as time
+    passes.
+    """
+    for former in before:
+        if (
+            isinstance(former, Window)
+            or (isinstance(former, JoinStreams) and former.how != "inner")
+            or (isinstance(former, Process) and former.timers)
+        ):
+            raise JobError(
+                f"The table {table.name!r} follows {former.name!r}, which has results as time passes, and "
+                "its changes are used: they can't be told without a record.",
+                remedy="Write the results to a topic, and declare the table over it: stream.to(topic), "
+                "job.table(topic).",
+            )
+
+
+def _tables_first(chains: Sequence[Chain]) -> list[Chain]:
+    """The chains of an input, in the order in which they process a record: in the order of the job file, but
+    those that keep a table come first, and before all that read it.
+
+    So a record of a topic that is both a table and a stream is in the table before others look it up.
+    """
+    ordered: list[Chain] = []
+
+    def visit(chain: Chain) -> None:
+        if chain in ordered:
+            return
+        read = {kept.name for step in chain.operators for kept in tables_read_by(step)}
+        for other in chains:
+            if other is not chain and any(table.name in read for table in other.tables):
+                visit(other)
+        ordered.append(chain)
+
+    for chain in sorted(chains, key=lambda chain: not chain.tables):
+        visit(chain)
+    return ordered
 
 
 def _stage_name_clash(name: str) -> JobError:

@@ -16,7 +16,8 @@ from fcluster.api.checks import check_name, chosen_isolation
 from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import on_timer_of
-from fcluster.api.streams import Stream, Table, WindowedStream, kept_table, merged, node_of
+from fcluster.api.streams import Stream, WindowedStream, merged, node_of
+from fcluster.api.tables import Table, kept_table
 from fcluster.common.errors import JobError
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
@@ -259,7 +260,7 @@ class Job:
     def table(
         self, topic: TopicSpec[_K, _V], *, name: str | None = None, on_error: OnError | None = None
     ) -> Table[_K, _V]:
-        """The newest value of each key of `topic`, as a table to join with.
+        """The newest value of each key of `topic`, as a table.
 
         A record puts the row of its key, and a tombstone deletes it. The topic is usually compacted
         (`cleanup.policy=compact`). It is read from its beginning. The rows are state, committed with the
@@ -283,7 +284,7 @@ class Job:
         known = self._tables.get(topic.name)
         rule = self._declared.rule(on_error, f"the table {chosen!r}")
         if known is not None:
-            step = kept_table(known)
+            step = cast("KeepTable", kept_table(known))
             if name not in (None, step.name) or (on_error is not None and rule != step.on_error):
                 raise JobError(
                     f"The topic {topic.name!r} is declared as a table twice, in different ways.",
@@ -291,7 +292,8 @@ class Job:
                 )
             return known
         root = self._declared.source(topic, "table()", None, None)
-        table = Table(self._declared, root.add(KeepTable(chosen, topic.value, rule)))
+        kept = KeepTable(chosen, topic.value, rule)
+        table = Table(self._declared, kept, {chosen: root.add(kept)}, Stream)
         self._tables[topic.name] = table
         return table
 

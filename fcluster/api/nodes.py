@@ -14,8 +14,10 @@ from fcluster.graph.operators import (
     Operator,
     Peek,
     Rekey,
+    TellChanges,
     TopicSpec,
     ValueKind,
+    kept_in,
     step_kind,
 )
 
@@ -49,8 +51,8 @@ class Merge:
 @dataclass(eq=False)
 class Node:
     """One step in the graph of streams. Steps without a following step end a chain. A merge has several
-    parents. So has a join with a table: its records come from the first parent, and the second one is the
-    table.
+    parents. So has a join with a table: its records come from the first parent, and the others keep the rows
+    of the table. The parents of `TellChanges` are those that keep the rows.
     """
 
     step: Source | Sink | KeyBy | Merge | Operator
@@ -98,6 +100,8 @@ def value_of(node: Node) -> tuple[ValueKind, bool]:
         return step.value or value_of(node.parents[0])[0], True
     if isinstance(step, Filter | Peek | Branch):
         return value_of(node.parents[0])
+    if isinstance(step, TellChanges) and step.keeps_bytes:
+        return kept_in(step.table)[0].value, True
     if isinstance(step, Merge):
         found = [value_of(parent) for parent in node.parents]
         if len({kind_title(kind) for kind, _same in found}) == 1:

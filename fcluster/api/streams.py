@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from fcluster.api.checks import check_function, check_name
 from fcluster.api.context import Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
 from fcluster.api.nodes import KeyBy, Node, Sink, value_of
+from fcluster.api.tables import Table, looked_up, pair
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_aggregates
@@ -454,11 +455,10 @@ class Stream(Generic[K_co, V_co]):
                 f"how={bounded_repr(how)} of the join with {table.name!r} is unknown.",
                 remedy="Use how='inner' or how='left'.",
             )
-        kept = table._node_of(self._declared)  # pyright: ignore[reportPrivateUsage]
+        joined, kept = looked_up(table, self._declared)
         rule = self._declared.rule(on_error, f"the join with {table.name!r}")
         self._check_open()
-        step = JoinTable(cast("KeepTable", kept.step), with_ or pair, how, rule)
-        node = self._node.add(step, kept)
+        node = self._node.add(JoinTable(joined, with_ or pair, how, rule), *kept)
         self._declared.joins.append(node)
         return Stream(self._declared, node)
 
@@ -498,6 +498,35 @@ class Stream(Generic[K_co, V_co]):
         )
         sides = nodes[0].add(made), nodes[1].add(replace(made, side="right", is_unchanged=right_same))
         return Stream(self._declared, self._declared.join_up(sides, self._declared.joins))
+
+    def table(
+        self,
+        *,
+        name: str,
+        value: ValueKind | type[Any] | None = None,
+        on_error: OnError | None = None,
+    ) -> Table[K_co, V_co]:
+        """The newest value of each key of this stream, as a table.
+
+        A value puts the row of its key. None deletes it: a tombstone, or what a map or a handler has made of
+        a value. The rows are state of the stage.
+
+        Args:
+            name: of the table and its state. A job is refused if a table was renamed or removed.
+            value: how rows are kept. Default: as in the topic that was read, or "json" after a map or a
+                handler.
+            on_error: what to do with a record that has no key, or whose value can't be kept. Default: that of
+                the job.
+        """
+        check_name(name, "The table name", " with name=")
+        rule = self._declared.rule(on_error, f"the table {name!r}")
+        self._check_open()
+        kind, is_unchanged = value_of(self._node)
+        if value is not None:
+            given = self._declared.bound(value, name, "state")
+            kind, is_unchanged = given, is_unchanged and given == kind
+        kept = KeepTable(name, kind, rule, is_unchanged, none_deletes=True)
+        return Table(self._declared, kept, {name: self._node.add(kept)}, Stream)
 
     def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
@@ -576,36 +605,6 @@ class WindowedStream(Generic[K_co, V_co]):
         return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
 
 
-class Table(Generic[K_co, V_co]):
-    """The newest value of each key of a topic. `Job.table` gives it; `Stream.join` looks its rows up.
-
-    Attributes:
-        name: of the table and its state.
-    """
-
-    __slots__ = ("_declared", "_node", "name")
-
-    def __init__(self, declared: Declarations, node: Node) -> None:
-        self._declared = declared
-        self._node = node
-        self.name: str = cast("KeepTable", node.step).name
-
-    def _node_of(self, declared: Declarations) -> Node:
-        """Its node, for a join of a job."""
-        if self._declared is not declared:
-            raise JobError(
-                f"join() of the job {declared.job!r} got the table {self.name!r} of the job "
-                f"{self._declared.job!r}.",
-                remedy="Declare the table on this job.",
-            )
-        return self._node
-
-
-def pair(left: Any, right: Any) -> dict[str, Any]:
-    """What a join passes on if it isn't told otherwise: both values."""
-    return {"left": left, "right": right}
-
-
 def node_of(stream: Stream[Any, Any]) -> Node:
     """The node of the step that gave this stream."""
     return stream._node  # pyright: ignore[reportPrivateUsage]
@@ -615,8 +614,3 @@ def merged(declared: Declarations, streams: Sequence[Stream[Any, Any]]) -> Strea
     """One stream of all `streams`. See `Job.merge`."""
     nodes = [stream._open_node(declared, "merge") for stream in streams]  # pyright: ignore[reportPrivateUsage]
     return Stream(declared, declared.join_up(nodes, declared.merges))
-
-
-def kept_table(table: Table[Any, Any]) -> KeepTable:
-    """The step that keeps the rows of a table."""
-    return cast("KeepTable", table._node.step)  # pyright: ignore[reportPrivateUsage]

@@ -66,8 +66,9 @@ _UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark})
 """Values of these types can't be changed in place."""
 _REBUILT_AT = 64
 """A list of keys is rebuilt when more than one key in this many is removed."""
-_PLAIN = b"\x00"
-_TIMED = b"\x01"
+PLAIN = b"\x00"
+TIMED = b"\x01"
+"""The marks with which an encoded entry begins."""
 _VALUE_AT = 1 + TIME_BYTES
 
 
@@ -146,6 +147,9 @@ class EntryTable:
         "prefix",
         "step",
     )
+
+    mark = PLAIN
+    """What entries without a TTL begin with."""
 
     def __init__(
         self,
@@ -323,10 +327,10 @@ class EntryTable:
             values = self._codec.encode_all(live.values())
         except UnkeptError:
             self._raise_first_unkept(live)
-        below = self._below
+        below, mark = self._below, self.mark
         changed: dict[bytes, bytes] = {}
         for key, raw in zip(live, values, strict=True):
-            encoded = _PLAIN + raw if self._ttl is None else _TIMED + encode_time(self._times[key]) + raw
+            encoded = mark + raw if self._ttl is None else TIMED + encode_time(self._times[key]) + raw
             if below.get(key) != encoded:
                 changed[key] = encoded
         if len(live) < len(opened):
@@ -429,7 +433,7 @@ class EntryTable:
             self._below[key] = DELETED
             return ABSENT
         self._below[key] = raw
-        if raw[:1] == _TIMED:
+        if raw[:1] == TIMED:
             self._times[key] = decode_time(raw[1:_VALUE_AT])
             return self._codec.decode(raw[_VALUE_AT:])
         return self._codec.decode(raw[1:])

@@ -19,7 +19,7 @@ the key of the record that is being processed. To add a kind, add a class here a
     //left       end (8 bytes) | key of the stream     -> records of some time: timestamp, bytes, has partner
     //right      the same of the other side of a join
       //due      closing time | ended key | what       -> nothing: what is due in a join; see `engine.pairs`
-    //table      key of the stream                     -> the row of a table, as bytes of its codec
+    //table      key of the stream                     -> the row of a table: time, bytes of its codec
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fcluster.engine.ordered_keys import (
     key_of_group,
     ordered_key,
 )
+from fcluster.engine.rows import RowTable
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
 from fcluster.graph.codecs import Kind, ModelCodec, codec_name, decode_msgpack, value_codec
@@ -210,8 +211,8 @@ def make_window_tables(
 
 
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
-    """The rows of a table; see `operators.table`."""
-    return [EntryTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
+    """The rows of a table; see `engine.rows`."""
+    return [RowTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
 
 
 class _PairsCodec:

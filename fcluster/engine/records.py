@@ -154,6 +154,37 @@ class LaterRecord:
         return self._record.timestamp()[0], self._at_ms
 
 
+class RowRecord:
+    """What has become of a row of a table because of a record, in place of that record.
+
+    Args:
+        record: the record that has changed a row.
+        raw: the bytes of the row's present value, empty if it has none that were read. None: the row was
+            deleted, which is a tombstone.
+        at_ms: the time of the change.
+    """
+
+    __slots__ = ("_at_ms", "_raw", "_record", "headers", "key", "offset", "partition", "topic")
+
+    def __init__(self, record: SourceRecord, raw: bytes | None, at_ms: int) -> None:
+        self._record = record
+        self._raw = raw
+        self._at_ms = at_ms
+        self.key = record.key
+        self.headers = record.headers
+        self.topic = record.topic
+        self.partition = record.partition
+        self.offset = record.offset
+
+    def value(self) -> bytes | None:
+        """See `raw` of the class."""
+        return self._raw
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of the record's own timestamp, and the time of the change."""
+        return self._record.timestamp()[0], self._at_ms
+
+
 def describe_record(record: SourceRecord) -> str:
     """Which record it is, for messages: topic, partition and offset. Or which timer."""
     if isinstance(record, TimerRecord):

@@ -258,9 +258,9 @@ class StageRunner:
             return _compile_plain(self._decode, compiled.step, compiled.name, self._passing, on_unreadable)  # pyright: ignore[reportPossiblyUnboundVariable]
         if len(runs) == 1:
             return _compile_one(self._decode, runs[0], on_unreadable)
-        return _compile_several(
-            self._decode, runs, self._source.topic.value in ("text", "bytes", "int"), on_unreadable
-        )
+        is_immutable = self._source.topic.value in ("text", "bytes", "int")
+        needs_copies = [not is_immutable and chain.follows is None for chain in chains]
+        return _compile_several(self._decode, runs, needs_copies, on_unreadable)
 
 
 def _observing(
@@ -364,10 +364,16 @@ def _compile_one(
 def _compile_several(
     decode: Callable[[bytes], Any],
     runs: Sequence[RunChain],
-    is_immutable: bool,
+    needs_copies: Sequence[bool],
     on_unreadable: Callable[[SourceRecord, BaseException], None],
 ) -> Callable[[SourceRecord], None]:
-    first, *others = runs
+    """Several chains.
+
+    Args:
+        needs_copies: for each of them, whether it may change the value that it gets.
+    """
+    first, *_rest = runs
+    others = list(zip(runs, needs_copies, strict=True))[1:]
 
     def handle(record: SourceRecord) -> None:
         raw = record.value()
@@ -377,9 +383,9 @@ def _compile_several(
             return on_unreadable(record, error)
         key = record.key()
         first(record, key, value)
-        for run in others:
+        for run, needs_copy in others:
             # Each chain gets its own value. Decoding again is the fastest way to copy it.
-            run(record, key, value if is_immutable or raw is None else decode(raw))
+            run(record, key, decode(raw) if needs_copy and raw is not None else value)
         return None
 
     return handle

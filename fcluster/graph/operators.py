@@ -168,17 +168,24 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class KeepTable:
-    """Keeps the newest value of each key, for joins. A tombstone deletes the key.
+    """Keeps the newest value of each key, for joins and for those who follow its changes.
 
     Attributes:
         name: of the table and of its store; unique in the job.
         value: the codec of the values that it keeps.
-        on_error: what to do with a record that has no key.
+        on_error: what to do with a record that has no key, or whose value can't be kept.
+        is_unchanged: the values are those that were read, so their bytes can be kept.
+        none_deletes: a value that is None deletes the row of its key. Otherwise only a null that was read (a
+            tombstone) does.
+        is_followed: the changes of each record are noted, for the steps that follow them (`TellChanges`).
     """
 
     name: str
     value: ValueKind
     on_error: OnError = "stop"
+    is_unchanged: bool = True
+    none_deletes: bool = False
+    is_followed: bool = False
 
     @property
     def store(self) -> TableStore:
@@ -187,17 +194,120 @@ class KeepTable:
 
 
 @dataclass(frozen=True, slots=True)
+class FilteredTable:
+    """The rows of another table for which `function(value)` is true. It isn't kept, but computed.
+
+    Attributes:
+        table: the table that it is made of.
+        function: called with the value of a row.
+        on_error: what to do with a record for whose row the function fails.
+    """
+
+    table: AnyTable
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTable:
+    """The rows of another table, with `function(value)` as their values; None is no row. It isn't kept, but
+    computed. See `FilteredTable` for the attributes.
+    """
+
+    table: AnyTable
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTable:
+    """For each key, `function(left, right)` of the rows of two tables. It isn't kept, but computed.
+
+    Attributes:
+        left, right: the tables. They are in the same stage.
+        function: called with the values of both rows. If it returns None, there is no row.
+        how: the keys that have a row: "inner": those in both tables. "left": those in the left one. "outer":
+            those in one of them. The function gets None for a row that isn't there.
+        on_error: what to do with a record for whose row the function fails.
+    """
+
+    left: AnyTable
+    right: AnyTable
+    function: Callable[[Any, Any], Any]
+    how: How = "inner"
+    on_error: OnError = "stop"
+
+
+AnyTable = KeepTable | FilteredTable | MappedTable | JoinedTable
+"""A table: one that is kept, or one that is computed of such tables."""
+
+
+def tables_below(table: AnyTable) -> tuple[AnyTable, ...]:
+    """The tables that a table is computed of directly. None for a kept one."""
+    if isinstance(table, KeepTable):
+        return ()
+    return (table.left, table.right) if isinstance(table, JoinedTable) else (table.table,)
+
+
+def kept_in(table: AnyTable) -> tuple[KeepTable, ...]:
+    """The kept tables that a table is computed of, in the order in which they are named."""
+    if isinstance(table, KeepTable):
+        return (table,)
+    return tuple({kept.name: kept for below in tables_below(table) for kept in kept_in(below)}.values())
+
+
+def title_of_table(table: AnyTable) -> str:
+    """Names the table in messages: by the kept tables that it is computed of."""
+    return " and ".join(repr(kept.name) for kept in kept_in(table))
+
+
+def rules_of_table(table: AnyTable) -> tuple[OnError, ...]:
+    """The error rules of the functions that compute a table."""
+    if isinstance(table, KeepTable):
+        return ()
+    return (*(rule for below in tables_below(table) for rule in rules_of_table(below)), table.on_error)
+
+
+@dataclass(frozen=True, slots=True)
+class TellChanges:
+    """Begins a chain: passes on how a record has changed a table.
+
+    Attributes:
+        table: the table whose changes are told.
+        source: the kept table that the chain's records change, and with it `table`.
+        gives: "values": the new value of the row, None if it was deleted. "changes": a `Change`.
+    """
+
+    table: AnyTable
+    gives: Literal["values", "changes"]
+    source: str = ""
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether what it passes on are values that were read, so that their bytes can be passed on."""
+        table = self.table
+        while isinstance(table, FilteredTable):
+            table = table.table
+        return self.gives == "values" and isinstance(table, KeepTable) and table.is_unchanged
+
+    @property
+    def on_error(self) -> OnError:
+        """Nothing fails in the step itself. The functions that compute the table have their own rules."""
+        return "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class JoinTable:
     """Replaces each value by `function(value, row)`, with the present row of its key in a table.
 
     Attributes:
-        table: the table, which is kept in the same stage.
+        table: the table, which is in the same stage.
         function: called with the value, and the row's value.
         how: "inner" drops values whose key has no row; "left" calls the function with None for the row.
         on_error: what to do if the function fails.
     """
 
-    table: KeepTable
+    table: AnyTable
     function: Callable[[Any, Any], Any]
     how: Literal["inner", "left"] = "inner"
     on_error: OnError = "stop"
@@ -273,7 +383,19 @@ class JoinStreams:
         }
 
 
-Operator = Filter | Map | FlatMap | Peek | Branch | Process | Window | KeepTable | JoinTable | JoinStreams
+Operator = (
+    Filter
+    | Map
+    | FlatMap
+    | Peek
+    | Branch
+    | Process
+    | Window
+    | KeepTable
+    | TellChanges
+    | JoinTable
+    | JoinStreams
+)
 StatefulOperator = Process | Window | KeepTable | JoinStreams
 TimedOperator = Process | Window | JoinStreams
 """Those in which something may happen because time has passed."""
@@ -285,7 +407,23 @@ def step_kind(step: Operator) -> str:
         return "table"
     if isinstance(step, JoinTable | JoinStreams):
         return "join"
+    if isinstance(step, TellChanges):
+        return "to_stream" if step.gives == "values" else "changes"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__).lower()
+
+
+def rules_of(step: Operator) -> tuple[OnError, ...]:
+    """The error rules that may apply in a step."""
+    if isinstance(step, TellChanges):
+        return rules_of_table(step.table)
+    if isinstance(step, JoinTable):
+        return (*rules_of_table(step.table), step.on_error)
+    return (step.on_error,)
+
+
+def tables_read_by(step: Operator) -> tuple[KeepTable, ...]:
+    """The kept tables whose rows or changes a step reads."""
+    return kept_in(step.table) if isinstance(step, JoinTable | TellChanges) else ()
 
 
 Rekey = str | Callable[[Any], Any]

@@ -16,6 +16,7 @@ from fcluster.graph.codecs import kind_title
 from fcluster.graph.compatibility import incompatibilities, unverified_keys
 from fcluster.graph.description import described_inputs, rekey_description
 from fcluster.graph.operators import (
+    AnyTable,
     Branch,
     JoinStreams,
     JoinTable,
@@ -23,8 +24,11 @@ from fcluster.graph.operators import (
     OnError,
     Operator,
     Process,
+    TellChanges,
     TopicSpec,
     Window,
+    kept_in,
+    rules_of,
     step_kind,
 )
 from fcluster.graph.stages import Chain, Input, Stage
@@ -222,11 +226,21 @@ def _step(step: Operator) -> StepOutline:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, KeepTable):
         name, state = step.name, (step.name,)
+    elif isinstance(step, TellChanges):
+        name = _named(step.table)
+        of_table = [_rule(one) for one in dict.fromkeys(rules_of(step)) if one != "stop"]
+        rule = ", ".join(dict.fromkeys(said for said, _flows in of_table)) or "stop"
+        writes = tuple(flow for _said, flows in of_table for flow in flows)
     else:
         if isinstance(step, JoinTable):
-            details |= {"table": step.table.name, "how": step.how}
+            details |= {"table": _named(step.table), "how": step.how}
         name = str(getattr(step.function, "__name__", type(step.function).__name__))
     return StepOutline(kind, name, {**details, **_unless_stop(rule)}, state, writes)
+
+
+def _named(table: AnyTable) -> str:
+    """The names of the kept tables that a table is computed of."""
+    return ", ".join(kept.name for kept in kept_in(table))
 
 
 def _rule(on_error: OnError) -> tuple[str, tuple[Flow, ...]]:

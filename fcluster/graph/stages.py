@@ -15,9 +15,11 @@ from fcluster.graph.operators import (
     Process,
     Rekey,
     StatefulOperator,
+    TellChanges,
     TimedOperator,
     TopicSpec,
     Window,
+    rules_of,
 )
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
@@ -74,9 +76,15 @@ class Chain:
         return tuple(operator for operator in self.operators if isinstance(operator, KeepTable))
 
     @property
+    def follows(self) -> str | None:
+        """The name of the kept table whose changes it follows. None: it begins with the records."""
+        first = self.operators[0] if self.operators else None
+        return first.source if isinstance(first, TellChanges) else None
+
+    @property
     def rules(self) -> tuple[OnError, ...]:
         """The error rules of all its steps that can fail, in order."""
-        rules: list[OnError] = [operator.on_error for operator in self.operators]
+        rules: list[OnError] = [rule for operator in self.operators for rule in rules_of(operator)]
         if self.rekey is not None:
             rules.append(self.rekey_on_error)
         if self.sink is not None:
@@ -152,17 +160,19 @@ class Stage:
 
     @property
     def table_inputs(self) -> frozenset[int]:
-        """The numbers of the inputs that only fill tables."""
-        streams = {chain.input for chain in self.chains if not chain.tables}
+        """The numbers of the inputs that are only read as tables."""
+        streams = {chain.input for chain in self.chains if not chain.tables and chain.follows is None}
         return frozenset(range(len(self.inputs))) - streams
 
     @property
     def timeless_inputs(self) -> frozenset[int]:
         """The inputs that event time doesn't wait for: those that only fill tables, if there are others.
 
-        A table may get no record for days, and that says nothing about the stream that is joined with it.
+        A table may get no record for days, and that says nothing about the stream that is joined with it. But
+        if its changes are followed, they are records themselves.
         """
-        numbers = self.table_inputs
+        waited_for = {chain.input for chain in self.chains if not chain.tables}
+        numbers = frozenset(range(len(self.inputs))) - waited_for
         return numbers if len(numbers) < len(self.inputs) else frozenset()
 
     def chains_of(self, number: int) -> tuple[Chain, ...]:

@@ -23,6 +23,7 @@ from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
 from fcluster.engine.memory import StateMemory
 from fcluster.engine.records import OutputPort
+from fcluster.engine.rows import VALUE_AT
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
 from fcluster.engine.watermarks import make_clock
@@ -252,12 +253,12 @@ class Shard:
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
 
     def rows_of(self, table: KeepTable) -> dict[bytes, bytes]:
-        """The rows of a table, including those of the open epoch."""
+        """The values of a table's rows, including those of the open epoch."""
         name = table.store.name
         entries = cast("EntryTable", self.state.tables[name])
         keys = dict.fromkeys([*self._store.keys_of(name), *entries.encode_touched()])
         rows = {key: entries.get(key) for key in keys}
-        return {key: row for key, row in rows.items() if row is not ABSENT}
+        return {key: row[VALUE_AT:] for key, row in rows.items() if row is not ABSENT}
 
     def look(self, store: StateStore, key: bytes) -> Any:
         """A copy of what a declared state contains for `key`. Unlike a handler's access, this leaves no

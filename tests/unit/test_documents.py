@@ -63,6 +63,7 @@ def test_readmes_job_builds() -> None:
         "docs/event-time.md",
         "docs/formats.md",
         "docs/joins.md",
+        "docs/tables.md",
         "docs/streams.md",
         "docs/testing.md",
         "docs/windows.md",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.branch import BranchOperator
+from fcluster.engine.operators.changes import TellChangesOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
@@ -26,6 +27,7 @@ from fcluster.graph.operators import (
     Map,
     Operator,
     Peek,
+    TellChanges,
     Window,
 )
 from fcluster.graph.windows import Session
@@ -49,6 +51,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
     if isinstance(node, KeepTable):
         return KeepTableOperator(node)
+    if isinstance(node, TellChanges):
+        return TellChangesOperator(node)
     if isinstance(node, JoinTable):
         return JoinTableOperator(node, number, chain)
     if isinstance(node, JoinStreams):

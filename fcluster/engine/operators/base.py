@@ -13,6 +13,7 @@ from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, Step
+from fcluster.graph.codecs import Kind, encode_json_without_models, value_codec
 from fcluster.graph.operators import OnError, TopicSpec
 from fcluster.graph.record import Record
 
@@ -78,6 +79,14 @@ def place_of_function(
     name = bounded_text(str(getattr(function, "__name__", type(function).__name__)), 100)
     title = f"{what} {name!r} (step {number} of {chain!r})"
     return Place(title, f"in {title}", on_error)
+
+
+def compile_raw(kind: Kind, *, is_unchanged: bool) -> Callable[[SourceRecord, Any], bytes | None]:
+    """What is kept of a value: the bytes that were read, if no step has changed it."""
+    if is_unchanged:
+        return lambda record, _value: record.value()
+    encode = encode_json_without_models if kind == "json" else value_codec(kind)[1]
+    return lambda _record, value: None if value is None else encode(value)
 
 
 def close_generator(values: object) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT
-from fcluster.engine.operators.base import Surroundings, TimerStep
+from fcluster.engine.operators.base import Surroundings, TimerStep, compile_raw
 from fcluster.engine.operators.window import compile_late
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.pairs import ALONE, OVER, OpenPairs
 from fcluster.engine.records import LaterRecord, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
-from fcluster.graph.codecs import encode_json_without_models, value_codec
+from fcluster.graph.codecs import value_codec
 from fcluster.graph.joins import Side
 from fcluster.graph.operators import JoinStreams
 
@@ -47,7 +47,8 @@ class JoinStreamsOperator:
         clock, note, forget = pairs.clock, pairs.note, pairs.forget
         own, others = pairs.sides[side], pairs.sides[other_side]
         late = compile_late(node, place, surroundings, pairs.port)
-        raw_of = _compile_raw(node)
+        kind = node.left if side == "left" else node.right
+        raw_of = compile_raw(kind, is_unchanged=node.is_unchanged)
         ahead_ms, behind_ms, grace_ms = node.open_ms(side), node.open_ms(other_side), node.grace_ms
         stretch_ms = node.stretch_ms
         notes_own, notes_others = side in node.passes_on, other_side in node.passes_on
@@ -169,15 +170,6 @@ def _compile_combine(node: JoinStreams) -> _Combine:
         return function(left(other_raw), right(raw))
 
     return combine
-
-
-def _compile_raw(node: JoinStreams) -> Callable[[SourceRecord, Any], bytes | None]:
-    """What is kept of a value: the bytes that were read, if no step has changed it."""
-    if node.is_unchanged:
-        return lambda record, _value: record.value()
-    kind = node.left if node.side == "left" else node.right
-    encode = encode_json_without_models if kind == "json" else value_codec(kind)[1]
-    return lambda _record, value: None if value is None else encode(value)
 
 
 def _is_alone(stretch: list[list[Any]], timestamp_ms: int) -> bool:

@@ -1,16 +1,15 @@
 """Table: keeps the newest value of each key, for the joins of the same stage.
 
-A row is kept as the bytes that were read. So filling a table encodes nothing, and whatever a join does to the
-value that it gets changes no row.
+See `engine.rows` for what is kept of a row, and for how others follow the changes.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from fcluster.engine.entries import EntryTable
-from fcluster.engine.operators.base import Surroundings
+from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.rows import RowChange, RowTable, row_of
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.operators import KeepTable
 
@@ -27,19 +26,25 @@ class KeepTableOperator:
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        place, passing = self.place, surroundings.passing
-        table = cast("EntryTable", surroundings.tables[self._node.store.name])
-        put, delete = table.put, table.delete
+        node, place, passing = self._node, self.place, surroundings.passing
+        table = cast("RowTable", surroundings.tables[node.store.name])
+        put, delete, note, row_before = table.put, table.delete, table.note, table.row
+        raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
+        none_deletes, is_followed = node.none_deletes, node.is_followed
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
                 if key is None:
                     raise RecordError("the record has no key, so it is no row of a table")
-                raw = record.value()
-                if raw is None:
+                raw = None if none_deletes and value is None else raw_of(record, value)
+                at_ms = record.timestamp()[1]
+                row = None if raw is None else row_of(at_ms, raw)
+                if is_followed:
+                    note(record, RowChange(key, row_before(key), row, at_ms))
+                if row is None:
                     delete(key)
                 else:
-                    put(key, raw)
+                    put(key, row)
             except passing:
                 raise
             except BaseException as error:

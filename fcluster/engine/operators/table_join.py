@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
-from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.rows import VALUE_AT, RowTable
 from fcluster.engine.steps import RecordError, Step, StepFailure
+from fcluster.engine.views import compile_lookup
 from fcluster.graph.codecs import value_codec
-from fcluster.graph.operators import JoinTable
+from fcluster.graph.operators import JoinTable, KeepTable, title_of_table
 
 
 class JoinTableOperator:
@@ -21,20 +24,18 @@ class JoinTableOperator:
 
     def __init__(self, node: JoinTable, number: int, chain: str) -> None:
         self._node = node
-        what = f"join with {node.table.name!r} by"
+        what = f"join with {title_of_table(node.table)} by"
         self.place = place_of_function(what, node.function, number, chain, node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        table = cast("EntryTable", surroundings.tables[node.table.store.name])
-        get, decode, function = table.get, value_codec(node.table.value)[0], node.function
-        keeps_all = node.how == "left"
+        find, function, keeps_all = _compile_find(node, surroundings), node.function, node.how == "left"
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
                 if key is not None:
-                    row = get(key)
+                    row = find(key)
                 elif keeps_all:
                     row = ABSENT
                 else:
@@ -42,7 +43,7 @@ class JoinTableOperator:
                         "the record has no key, so no row belongs to it; give it one with key_by() first"
                     )
                 if row is not ABSENT:
-                    joined = function(value, decode(row))
+                    joined = function(value, row)
                 elif keeps_all:
                     joined = function(value, None)
                 else:
@@ -54,3 +55,24 @@ class JoinTableOperator:
             following(record, key, joined)
 
         return step
+
+
+def _compile_find(node: JoinTable, surroundings: Surroundings) -> Callable[[bytes], Any]:
+    """The value of a row, or `ABSENT`."""
+    table = node.table
+    if isinstance(table, KeepTable):  # JSON's null is a row here
+        get = cast("RowTable", surroundings.tables[table.store.name]).get
+        decode = value_codec(table.value)[0]
+
+        def find_kept(key: bytes) -> Any:
+            row = get(key)
+            return ABSENT if row is ABSENT else decode(row[VALUE_AT:])
+
+        return find_kept
+    look_up = compile_lookup(table, surroundings.tables, surroundings.passing)
+
+    def find(key: bytes) -> Any:
+        row = look_up(key)
+        return ABSENT if row is None else row.value
+
+    return find

@@ -22,7 +22,8 @@ from typing import Any, assert_type
 import msgspec
 
 from fcluster import (
-    Codec, Context, Job, Record, Stream, Topic, Tumbling, ValueState, Watermark, count, sum_, top_n,
+    Change, Codec, Context, Job, Record, Stream, Table, Topic, Tumbling, ValueState, Watermark, count, sum_,
+    top_n,
 )
 from fcluster.testing import Driver
 
@@ -58,6 +59,19 @@ assert_type(settled.key_by("account"), Stream[str, Payment])
 assert_type(settled.key_by(lambda p: p.account), Stream[str, Payment])
 assert_type(settled.key_by(lambda p: p, key=Payment), Stream[Payment, Payment])
 settled.to(loose)
+
+accounts = job.table(payments)
+assert_type(accounts, Table[str, Payment])
+assert_type(accounts.filter(lambda p: p.amount > 5), Table[str, Payment])
+amounts = accounts.map(lambda p: p.amount)
+assert_type(amounts, Table[str, int])
+assert_type(amounts.to_stream(), Stream[str, int])
+assert_type(amounts.changes(), Stream[str, Change[int]])
+assert_type(settled.map(lambda p: p.status).table(name="states"), Table[str, str])
+assert_type(accounts.join(amounts), Table[str, dict[str, Any]])
+assert_type(accounts.join(amounts, lambda p, n: p.amount + n), Table[str, int])
+assert_type(accounts.join(amounts, lambda p, n: n or p.amount, how="left"), Table[str, int])
+assert_type(settled.join(amounts, lambda p, n: p.amount + n), Stream[str, int])
 assert_type(settled.through(payments), Stream[str, Payment])
 settled.map(lambda p: Total(p.amount)).to(totals)
 

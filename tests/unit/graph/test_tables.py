@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fcluster import Codec, Job, Table, Topic
+from fcluster import Codec, Job, Table, Topic, Tumbling
+from fcluster import count as counted
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.common.ids import repartition_topic
 from fcluster.graph.codecs import decode_json, encode_json
@@ -75,8 +76,15 @@ def named(name: str | None = None, topic: str = "t", **options: Any) -> Grow:
     return grow
 
 
-def handler(job: Job) -> None:
-    job.stream(job.topic("s")).process(count, name="t", to=job.topic("out"))
+def handler_named(name: str) -> Grow:
+    return lambda job: job.stream(job.topic("s")).process(count, name=name, to=job.topic("out"))
+
+
+handler = handler_named("t")
+
+
+def len_of(value: Any) -> int:
+    return len(value)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,63 @@ def test_stage_behind_a_key_by_is_named_after_a_handler_or_the_table_whatever_is
     assert [stage.name for stage in built(handled).stages] == ["s", "count"]
 
 
+def kept(name: str = "kept", topic: str = "s", **options: Any) -> Grow:
+    def grow(job: Job) -> None:
+        job.stream(job.topic(topic)).map(len_of).table(name=name, **options).to_stream().to(job.topic("out"))
+
+    return grow
+
+
+def computed(job: Job) -> None:
+    table = job.table(job.topic("t"), name="kept").filter(len_of).join(job.table(job.topic("u")), how="outer")
+    table.map(len_of).changes().to(job.topic("out"))
+    job.stream(job.topic("s")).join(table, how="left").to(job.topic("out"))
+
+
+def test_table_of_a_stream_is_state_of_its_stage_and_computed_tables_are_none() -> None:
+    (stage,) = built(kept()).stages
+    assert (stage.name, stage.stores) == ("s", ("kept",))
+    assert built(kept()).describe()["stages"]["s"]["tables"] == {
+        "kept": {"sources": ["s"], "key": "text", "value": "json"}
+    }
+    (stage,) = built(computed).stages
+    assert (stage.topics, stage.stores) == (("t", "u", "s"), ("kept", "u"))
+    assert [chain.follows for chain in stage.chains] == [None, "kept", None, "u", None]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (kept(), kept("other"), "no longer in the job (renamed to 'other'?)."),
+        (kept(), kept(value="text"), "has text keys and json values, and is now declared with text keys and"),
+        (kept(), handler_named("kept"), "The step 'kept' has state as a table, and is now a handler."),
+    ],
+)
+def test_change_that_does_not_fit_the_table_of_a_stream(before: Grow, after: Grow, told: str) -> None:
+    assert told in str(change(before, after))
+
+
+def test_what_computes_a_table_and_who_follows_it_may_change() -> None:
+    def otherwise(job: Job) -> None:
+        table = job.table(job.topic("t"), name="kept").join(job.table(job.topic("u")))
+        table.to_stream().to(job.topic("another"))
+
+    assert change(computed, otherwise) is None
+    assert change(otherwise, computed) is None
+
+
 # --- inputs -----------------------------------------------------------------------------------------------
+
+
+def test_followed_tables_are_read_from_the_beginning_too_but_event_time_waits_for_them() -> None:
+    topology = built(computed)
+    (stage,) = topology.stages
+    assert topology.table_topics == {"t", "u"}
+    assert (stage.table_inputs, stage.timeless_inputs) == ({0, 1}, frozenset())
+
+
+def test_tables_that_are_joined_need_equally_many_partitions() -> None:
+    assert "Copy 'u' to a topic with 6 partitions" in check(built(computed), "t", t=6, u=2, s=6).remedy
 
 
 def test_tables_come_first_at_equal_timestamps_and_hold_no_event_time_back() -> None:
@@ -194,10 +258,44 @@ def test_table_is_declared_once() -> None:
 
 def test_table_that_nobody_uses_is_refused() -> None:
     assert "The table 't' is not used" in refused(lambda job: job.table(job.topic("t")))
+    assert "The table 't' is not used" in refused(lambda job: job.table(job.topic("t")).filter(len_of))
+    assert "The table 'x' is not used" in refused(lambda job: job.stream(job.topic("t")).table(name="x"))
 
 
-def len_of(value: Any) -> int:
-    return len(value)
+def test_stream_of_a_table_needs_a_next_step() -> None:
+    told = refused(lambda job: job.table(job.topic("t")).to_stream())
+    assert told == "The stream on topic 't' ends in a to_stream with nothing after it."
+
+
+def test_table_that_is_filled_as_time_passes_can_be_looked_up_but_not_followed() -> None:
+    def grow(job: Job, *, follow: bool) -> None:
+        windows = job.stream(job.topic("s")).window(Tumbling(timedelta(seconds=1)), name="w")
+        table = windows.aggregate(n=counted()).table(name="newest")
+        if follow:
+            table.to_stream().to(job.topic("out"))
+        else:
+            job.stream(job.topic("r")).join(table).to(job.topic("out"))
+
+    assert built(lambda job: grow(job, follow=False)).stages[0].topics == ("r", "s")
+    told = refused(lambda job: grow(job, follow=True))
+    assert "The table 'newest' follows 'w', which has results as time passes" in told
+
+
+def test_join_of_tables_needs_a_table_and_a_function_of_two_values() -> None:
+    def join(*arguments: Any, **options: Any) -> str:
+        return refused(lambda job: job.table(job.topic("t")).join(*arguments, **options))
+
+    other = Job("other")
+    table = other.table(other.topic("t"))
+    assert "join() of the table 't' got 'u', not a table" in join("u")
+    assert "got the table 't' of the job 'other'" in join(table)
+    assert "is called with 2 arguments" in join(table, len_of)
+    assert "how='both' of the join with 't' is unknown" in join(table, how="both")
+    assert "is called with 1 argument" in refused(lambda job: job.table(job.topic("t")).map(refused_pair))
+
+
+def refused_pair(left: Any, right: Any) -> Any:
+    return left, right
 
 
 def test_join_needs_a_table_and_a_function_of_two_values() -> None:

@@ -1,0 +1,260 @@
+"""Tables that are computed of kept ones: their rows, and their changes.
+
+Responsible for: compiling a table of the graph into two functions. `Lookup` gives the present row of a key.
+`Delta` gives the change of a row that follows from the change of a row in one of the kept tables. Neither
+keeps anything: both compute the value anew, so each caller gets values of its own. Pure.
+
+Invariants:
+- A change in a kept table leads to at most one change of the same key in a table that is computed of it,
+  however many ways there are from the one to the other.
+- A change has an old or a new value, or both: where there was no row and is none, nothing is told.
+- A function that fails for a new value fails the record, by the rule of its step. For an old value, it then
+  failed already: unless the rule is "stop", there was no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+from fcluster.common.failures import bounded_text
+from fcluster.engine.context import AnyTable as StoredTable
+from fcluster.engine.records import NO_TIMESTAMP_MS
+from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, time_of_row
+from fcluster.engine.steps import Place, StepFailure
+from fcluster.graph.codecs import Decode, value_codec
+from fcluster.graph.operators import (
+    AnyTable,
+    FilteredTable,
+    JoinedTable,
+    KeepTable,
+    MappedTable,
+    OnError,
+    title_of_table,
+)
+
+
+class Row(NamedTuple):
+    """A row of a table: its value, and the time of the record that has made it."""
+
+    value: Any
+    at_ms: int
+
+
+class Told(NamedTuple):
+    """A change of a row: its former and its present value, None if there is no row; and its time."""
+
+    old: Any
+    new: Any
+    at_ms: int
+
+
+Lookup = Callable[[bytes], Row | None]
+Delta = Callable[[RowChange], Told | None]
+Passing = tuple[type[BaseException], ...]
+_Apply = Callable[[Any], Any]
+
+
+def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: Passing) -> Lookup:
+    """The function that gives a row of the table.
+
+    Args:
+        tables: the shard's tables, by the name of the store.
+        passing: exceptions that aren't a failure of a function.
+    """
+    if isinstance(table, KeepTable):
+        return _kept_lookup(table, tables)
+    if isinstance(table, JoinedTable):
+        return _joined_lookup(table, tables, passing)
+    below = compile_lookup(table.table, tables, passing)
+    apply = _compile_apply(table, passing)
+
+    def look_up(key: bytes) -> Row | None:
+        row = below(key)
+        if row is None:
+            return None
+        value = apply(row.value)
+        return None if value is None else Row(value, row.at_ms)
+
+    return look_up
+
+
+def compile_delta(
+    table: AnyTable, source: str, tables: Mapping[str, StoredTable], passing: Passing
+) -> Delta | None:
+    """The function that gives the change of the table that follows from one of the kept table `source`. None
+    if it doesn't depend on that. See `compile_lookup` for the other arguments.
+    """
+    if isinstance(table, KeepTable):
+        return _kept_delta(table) if table.name == source else None
+    if isinstance(table, JoinedTable):
+        return _joined_delta(table, source, tables, passing)
+    below = compile_delta(table.table, source, tables, passing)
+    if below is None:
+        return None
+    apply = _compile_apply(table, passing)
+    apply_to_old = _lenient(apply, table.on_error)
+
+    def delta(change: RowChange) -> Told | None:
+        told = below(change)
+        if told is None:
+            return None
+        new = None if told.new is None else apply(told.new)
+        old = None if told.old is None else apply_to_old(told.old)
+        return None if new is None and old is None else Told(old, new, told.at_ms)
+
+    return delta
+
+
+def _kept_lookup(table: KeepTable, tables: Mapping[str, StoredTable]) -> Lookup:
+    rows, decode = cast("RowTable", tables[table.store.name]), value_codec(table.value)[0]
+
+    def look_up(key: bytes) -> Row | None:
+        row = rows.row(key)
+        if row is None:
+            return None
+        value = decode(row[VALUE_AT:])
+        return None if value is None else Row(value, time_of_row(row))
+
+    return look_up
+
+
+def _kept_delta(table: KeepTable) -> Delta:
+    decode: Decode = value_codec(table.value)[0]
+
+    def delta(change: RowChange) -> Told | None:
+        old = None if change.old is None else decode(change.old[VALUE_AT:])
+        new = None if change.new is None else decode(change.new[VALUE_AT:])
+        return None if new is None and old is None else Told(old, new, change.at_ms)
+
+    return delta
+
+
+# --- joins ------------------------------------------------------------------------------------------------
+
+
+def _joined_lookup(table: JoinedTable, tables: Mapping[str, StoredTable], passing: Passing) -> Lookup:
+    left_of, right_of = (compile_lookup(side, tables, passing) for side in (table.left, table.right))
+    combine = _compile_combine(table, passing)
+
+    def look_up(key: bytes) -> Row | None:
+        left, right = left_of(key), right_of(key)
+        value = combine(None if left is None else left.value, None if right is None else right.value)
+        return None if value is None else Row(value, max(row.at_ms for row in (left, right) if row))
+
+    return look_up
+
+
+def _joined_delta(
+    table: JoinedTable, source: str, tables: Mapping[str, StoredTable], passing: Passing
+) -> Delta | None:
+    deltas = [compile_delta(side, source, tables, passing) for side in (table.left, table.right)]
+    if deltas == [None, None]:
+        return None
+    left_of, right_of = (
+        _compile_side(side, delta, tables, passing)
+        for side, delta in zip((table.left, table.right), deltas, strict=True)
+    )
+    combine = _compile_combine(table, passing)
+    combine_old = _lenient(combine, table.on_error)
+
+    def delta(change: RowChange) -> Told | None:
+        is_told_left, left = left_of(change)
+        is_told_right, right = right_of(change)
+        if not is_told_left and not is_told_right:
+            return None
+        new, old = combine(left.new, right.new), combine_old(left.old, right.old)
+        if new is None and old is None:
+            return None
+        return Told(old, new, max(left.at_ms, right.at_ms))
+
+    return delta
+
+
+def _compile_side(
+    table: AnyTable, delta: Delta | None, tables: Mapping[str, StoredTable], passing: Passing
+) -> Callable[[RowChange], tuple[bool, Told]]:
+    """Whether a change reaches a side of a join, and the former and the present value there. If it doesn't
+    reach it, both are the present one, as values of their own.
+    """
+    look_up = compile_lookup(table, tables, passing)
+
+    def side(change: RowChange) -> tuple[bool, Told]:
+        told = None if delta is None else delta(change)
+        if told is not None:
+            return True, told
+        row = look_up(change.key)
+        if row is None:
+            return False, _NOTHING
+        again = look_up(change.key)
+        assert again is not None
+        return False, Told(again.value, row.value, row.at_ms)
+
+    return side
+
+
+_NOTHING = Told(None, None, NO_TIMESTAMP_MS)
+
+
+def _compile_combine(table: JoinedTable, passing: Passing) -> Callable[[Any, Any], Any]:
+    """The value of a row, given those of both sides. None for no row."""
+    function, how, place = table.function, table.how, place_of_table(table)
+
+    def combine(left: Any, right: Any) -> Any:
+        if (left is None and (how != "outer" or right is None)) or (right is None and how == "inner"):
+            return None
+        try:
+            return function(left, right)
+        except passing:
+            raise
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+
+    return combine
+
+
+# --- functions --------------------------------------------------------------------------------------------
+
+
+def _compile_apply(table: FilteredTable | MappedTable, passing: Passing) -> _Apply:
+    """What a table makes of a value of the table below: another value, or None for no row."""
+    function, place = table.function, place_of_table(table)
+    keeps = isinstance(table, FilteredTable)
+
+    def apply(value: Any) -> Any:
+        try:
+            result = function(value)
+            if keeps:
+                return value if result else None
+        except passing:
+            raise
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+        return result
+
+    return apply
+
+
+def _lenient(apply: Callable[..., Any], on_error: OnError) -> Callable[..., Any]:
+    """For old values, which are None where the function fails."""
+    if on_error == "stop":
+        return apply
+
+    def apply_or_none(*values: Any) -> Any:
+        try:
+            return apply(*values)
+        except StepFailure:
+            return None
+
+    return apply_or_none
+
+
+def place_of_table(table: FilteredTable | MappedTable | JoinedTable) -> Place:
+    """Where the function of a computed table fails."""
+    what = "filter" if isinstance(table, FilteredTable) else "map"
+    of = "table"
+    if isinstance(table, JoinedTable):
+        what, of = "join by", "tables"
+    name = bounded_text(str(getattr(table.function, "__name__", type(table.function).__name__)), 100)
+    title = f"{what} {name!r} of the {of} {title_of_table(table)}"
+    return Place(title, f"in {title}", table.on_error)
