@@ -36,6 +36,7 @@ from fcluster.kafka.asking import (
     untyped,
 )
 from fcluster.kafka.topic_ids import reset_remedy
+from fcluster.kafka.troubles import Trouble, trouble_of
 
 _NO_OFFSET: Final = -1001
 
@@ -140,9 +141,9 @@ def read_committed_positions(
     with the last committed offset.
 
     Args:
-        consumer: of that group. An admin client could ask the same, but librdkafka 2.16 crashes if the
-            group's coordinator isn't ready to answer it (librdkafka then treats the admin client like a
-            consumer).
+        consumer: of that group. It reads no records. An admin client could ask the same, but librdkafka 2.16
+            crashes if the group's coordinator isn't ready to answer it (librdkafka then treats the admin
+            client like a consumer).
         group: the job's name.
         partitions: partitions of source topics.
         timeout_s: seconds to wait.
@@ -157,7 +158,12 @@ def read_committed_positions(
     what = f"reading the committed offsets of the group {group!r}"
 
     def ask() -> list[TopicPartition]:
-        answer = consumer.committed(wanted, timeout=min(timeout_s, REQUEST_TIMEOUT_S))
+        try:
+            answer = consumer.committed(wanted, timeout=min(timeout_s, ATTEMPT_TIMEOUT_S))
+        except KafkaException as error:
+            if cause_of(error).code() == KafkaError._TIMED_OUT:
+                _raise_refusal(consumer)
+            raise
         answered = {(at.topic, at.partition) for at in answer}
         for at in answer:
             if at.error is not None and is_not_known_yet(at.error):
@@ -171,16 +177,28 @@ def read_committed_positions(
     except KafkaException as error:
         problem = unavailable(consumer, what, cause_of(error))
         if cause_of(error).code() == KafkaError._TIMED_OUT:
-            # While it is refused, librdkafka keeps looking for the group's coordinator, and doesn't report
-            # that.
+            # A refusal that was reported before isn't reported again.
             problem = KafkaUnavailable(
                 problem.message,
                 remedy="Check that the brokers are up and reachable from here. If Kafka has ACLs, a missing "
-                f"authorization for the group {group!r} looks the same; docs/security.md lists what a job "
+                f"authorization for the group {group!r} may look the same; docs/security.md lists what a job "
                 "needs.",
             )
         raise problem from error
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
+
+
+def _raise_refusal(consumer: Consumer) -> None:
+    """While the group is refused to this user, librdkafka keeps looking for its coordinator, and answers
+    that the time is over. It reports why only once, to `poll`.
+
+    Raises:
+        KafkaException: the group is refused.
+    """
+    while (report := consumer.poll(0)) is not None:
+        error = report.error()
+        if error is not None and trouble_of(error.code()) is Trouble.FORBIDDEN:
+            raise KafkaException(error)
 
 
 def _position(group: str, at: TopicPartition) -> CommittedPosition | None:

@@ -236,10 +236,16 @@ def test_answer_that_is_no_longer_needed_is_not_waited_for() -> None:
 
 
 class Group:
-    """A consumer. Its answers about committed offsets come in turn."""
+    """A consumer. Its answers about committed offsets come in turn. `reports`: what `poll` returns."""
 
-    def __init__(self, *answers: Sequence[TopicPartition] | KafkaException) -> None:
+    def __init__(
+        self, *answers: Sequence[TopicPartition] | KafkaException, reports: Sequence[int] = ()
+    ) -> None:
         self._answers = list(answers)
+        self._reports = [SimpleNamespace(error=lambda code=code: KafkaError(code)) for code in reports]
+
+    def poll(self, _timeout: float) -> Any:
+        return self._reports.pop(0) if self._reports else None
 
     def committed(self, _wanted: object, *, timeout: float) -> Sequence[TopicPartition]:
         assert timeout > 0
@@ -268,6 +274,18 @@ def test_committed_offset_is_requested_until_the_coordinator_returns_it() -> Non
         [committed(7)],
     )
     assert read_committed_positions(group, "job", [AT], 10) == {AT: POSITION}
+
+
+def test_refused_group_is_not_asked_again() -> None:
+    """librdkafka itself says only that the time is over."""
+    timed_out = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    reports = (KafkaError._ALL_BROKERS_DOWN, KafkaError.GROUP_AUTHORIZATION_FAILED)
+    group: Any = Group(timed_out, [committed(7)], reports=reports)
+    with pytest.raises(KafkaUnavailable, match="GROUP_AUTHORIZATION_FAILED") as refused:
+        read_committed_positions(group, "job", [AT], 10)
+    assert "ACL" in str(refused.value.remedy)
+    waits: Any = Group(timed_out, [committed(7)], reports=reports[:1])
+    assert read_committed_positions(waits, "job", [AT], 10) == {AT: POSITION}
 
 
 def test_partial_answer_does_not_mean_that_nothing_is_committed() -> None:
