@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -25,6 +25,10 @@ from fcluster.kafka.clients import ErrorLog, make_consumer
 READ_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
 JOURNAL_LISTED_INTERVAL_S = 0.1
+_BEGINNING_UNKNOWN: Final = KafkaError._AUTO_OFFSET_RESET
+"""The broker that was asked where the topic begins doesn't know the topic yet, or doesn't lead it any more.
+The client doesn't ask again by itself.
+"""
 LEADER_KEY = "leader"
 ENDED_KEY = "ended"
 """Journal key for how the job was ended on purpose. If it is set, there is no leader record."""
@@ -121,7 +125,6 @@ def read_journal(
                     KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "none of the brokers asked lists it")
                 )
             time.sleep(JOURNAL_LISTED_INTERVAL_S)
-        consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         return _read_to_end(consumer, job, deadline_s)
     except KafkaException as error:
         raise _unreadable(settings, topic, error, errors) from error
@@ -200,7 +203,7 @@ class LeaderFollower:
             if topic not in _list_topics(consumer, self._errors, max(timeout_s, CONNECT_TIMEOUT_S)):
                 consumer.close()
                 return None
-            consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+            _read_from_the_beginning(consumer, self._job)
         except KafkaException:
             consumer.close()
             raise
@@ -213,6 +216,10 @@ class LeaderFollower:
             _apply(self._journal, self._job, message.key(), message.value())
         elif error.code() == KafkaError._PARTITION_EOF:
             self._at_end = True
+        elif error.code() == _BEGINNING_UNKNOWN and self._consumer is not None:
+            self._journal, self._at_end = {}, False
+            time.sleep(JOURNAL_LISTED_INTERVAL_S)
+            _read_from_the_beginning(self._consumer, self._job)
         elif not error.retriable() and error.code() != KafkaError._TRANSPORT:
             raise KafkaException(error)
 
@@ -246,8 +253,13 @@ def _unreadable(settings: Settings, topic: str, error: KafkaException, errors: E
     )
 
 
+def _read_from_the_beginning(consumer: Consumer, job: str) -> None:
+    consumer.assign([TopicPartition(journal_topic(job), 0, OFFSET_BEGINNING)])
+
+
 def _read_to_end(consumer: Consumer, job: str, deadline_s: float) -> dict[str, Any]:
     journal: dict[str, Any] = {}
+    _read_from_the_beginning(consumer, job)
     while True:
         message = consumer.poll(max(0.0, deadline_s - time.monotonic()))
         if message is None:
@@ -257,6 +269,10 @@ def _read_to_end(consumer: Consumer, job: str, deadline_s: float) -> dict[str, A
             _apply(journal, job, message.key(), message.value())
         elif error.code() == KafkaError._PARTITION_EOF:
             return journal
+        elif error.code() == _BEGINNING_UNKNOWN and time.monotonic() < deadline_s:
+            journal.clear()
+            time.sleep(JOURNAL_LISTED_INTERVAL_S)
+            _read_from_the_beginning(consumer, job)
         elif not error.retriable() and error.code() != KafkaError._TRANSPORT:
             raise KafkaException(error)
 

@@ -363,6 +363,54 @@ def test_delta_with_an_unknown_offset_is_replayed() -> None:
             check_deltas(write(offsets))
 
 
+class JournalConsumer:
+    """Each time reading begins, it returns the next one of these lists."""
+
+    def __init__(self, *readings: list[Any]) -> None:
+        self._readings, self._reading = list(readings), list[Any]()
+
+    def assign(self, _partitions: object) -> None:
+        self._reading = self._readings.pop(0)
+
+    def poll(self, _timeout: float) -> Any:
+        return self._reading.pop(0)
+
+    def consume(self, _count: int, _timeout: float) -> list[Any]:
+        return [self._reading.pop(0)]
+
+    def close(self) -> None:
+        pass
+
+
+def journal_message(key: bytes, value: bytes) -> Any:
+    return SimpleNamespace(error=lambda: None, key=lambda: key, value=lambda: value)
+
+
+def journal_event(code: int) -> Any:
+    return SimpleNamespace(error=lambda: KafkaError(code))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_journal_whose_beginning_a_broker_does_not_know_yet_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    """A broker that has just got the topic may answer that it doesn't know it."""
+    unknown, end = journal_event(KafkaError._AUTO_OFFSET_RESET), journal_event(KafkaError._PARTITION_EOF)
+    leader = b'{"term": 3, "address": "tcp://host:1", "host": "host", "pid": 1, "cluster_id": "c"}'
+    consumer = JournalConsumer([unknown], [unknown], [journal_message(b"leader", leader), end])
+    monkeypatch.setattr(discovery, "_make_journal_consumer", lambda *_a, **_k: consumer)
+    monkeypatch.setattr(discovery, "_list_topics", lambda *_arguments: {journal_topic("job")})
+    monkeypatch.setattr(discovery, "JOURNAL_LISTED_INTERVAL_S", 0.001)
+    if once:
+        assert discovery.read_journal(Settings(), "job", 10)["leader"]["term"] == 3
+        return
+    follower = discovery.LeaderFollower(Settings(), "job")
+    while not follower.poll(0.01):
+        assert follower.leader is None
+    assert follower.leader is not None
+    assert follower.leader.term == 3
+
+
 def test_journal_that_a_broker_does_not_list_yet_does_not_count_as_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -372,7 +420,7 @@ def test_journal_that_a_broker_does_not_list_yet_does_not_count_as_empty(
     monkeypatch.setattr(discovery, "_list_topics", lambda *_arguments: _next(listed))
     monkeypatch.setattr(discovery, "_read_to_end", lambda *_arguments: {"term": {"term": 3}})
     monkeypatch.setattr(discovery, "JOURNAL_LISTED_INTERVAL_S", 0.001)
-    consumer = {"assign": lambda _partitions: None, "close": lambda: None}
+    consumer = {"close": lambda: None}
     assert discovery.read_journal(Settings(), "job", 10, must_exist=True) == {"term": {"term": 3}}
     listed = [set()]
     with pytest.raises(KafkaUnavailable, match="none of the brokers asked lists it"):
