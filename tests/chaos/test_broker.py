@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
+from confluent_kafka import Message
 
 from fcluster.common.failpoints import Arm
+from fcluster.common.settings import Settings
 from fcluster.kafka.embedded import EmbeddedKafka
+from fcluster.worker.batches import Batches
+from fcluster.worker.kafka_waits import KafkaWaits
+from fcluster.worker.transactions import FrozenEpoch, TransactionalWriter, TransactionLostError
+from fcluster.worker.watchdog import Watchdog
+from tests.chaos.network import BrokerFor
 from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
 from tests.chaos.tally import BROKER_AWAY, COMMIT_IN_DOUBT, TRANSACTION_EXPIRED
 from tests.chaos.transactions_log import transactional_ids_of
+from tests.checker.generate import create_topic
+from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.harness import COORDINATOR, process_state, wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -118,3 +127,36 @@ def test_transactions_that_run_out_of_time_are_aborted_and_replayed(
         for worker, length in said.items():
             assert "replaying from the committed offsets" in run.cluster.log(worker, 10**6)[length:]
         assert run.cluster.pids() == pids
+
+
+def test_writer_goes_on_with_a_new_producer_epoch_after_records_had_no_answer(
+    stoppable_kafka: BrokerFor, topic_prefix: str
+) -> None:
+    """The client can't know what became of the records. So it needs a new epoch from the broker before it
+    goes on: otherwise the broker might take the next ones for repetitions.
+    """
+    servers, topic = stoppable_kafka.servers, f"{topic_prefix}out"
+    create_topic(servers, topic, 1)
+    settings = Settings(bootstrap_servers=servers, kafka={"producer.message.timeout.ms": "1000"})
+    batches, waits = Batches(settings, lambda _topic: None), KafkaWaits(Watchdog())
+    writer = TransactionalWriter(settings, topic_prefix, 0, None, batches, waits, lambda _reason: None)
+    writer.open()
+    pid = stoppable_kafka.broker.pid
+    assert pid is not None
+    transaction = writer.begin()
+    transaction.produce(topic, b"no answer", None, 1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TransactionLostError) as lost:
+            transaction.flush_outputs()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert lost.value.abortable, lost.value
+    writer.abort()
+    for value in (b"first", b"second"):
+        transaction = writer.begin()
+        transaction.produce(topic, value, None, 1)
+        transaction.flush_outputs()
+        transaction.commit(FrozenEpoch(1, 1, []))
+    writer.destroy(lambda: None)
+    assert read_topic(servers, topic, READ_COMMITTED, Message.value)[0] == [b"first", b"second"]
