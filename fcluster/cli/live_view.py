@@ -30,6 +30,7 @@ SILENCE_S = 2.0
 LONG_RECORD_MS = 2_000
 """A handler that has been processing one record for this long is named."""
 SHARDS_SHOWN_MAX = 32
+EPOCH_WORKERS_SHOWN_MAX = 8
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
 STOPPED_SHOWN_MAX = 3
@@ -305,6 +306,31 @@ def workers_table(document: Document, width: int) -> Any:
     return table
 
 
+def epochs_table(document: Document) -> Any:
+    """Where the time of the newest epochs went: a row for each phase, a column for each worker. None if no
+    epoch was committed yet.
+    """
+    columns = {
+        f"slot {_text(worker.get('slot'))}": phases
+        for worker in _list(document, "workers")
+        if isinstance(phases := worker.get("epoch_phases"), dict) and phases
+    }
+    if not columns:
+        return None
+    shown = dict(list(columns.items())[:EPOCH_WORKERS_SHOWN_MAX])
+    table = _table("epoch: ms p50/p99", *shown, right=list(shown))
+    for phase in dict.fromkeys(phase for phases in shown.values() for phase in phases):
+        table.add_row(_text(phase), *(_phase_times(phases.get(phase)) for phases in shown.values()))
+    return table
+
+
+def _phase_times(figures: Any) -> str:
+    if not isinstance(figures, dict):
+        return "-"
+    p50, p99 = (_number(figures, name, 0) for name in ("ms_p50", "ms_p99"))
+    return f"{p50:.1f}/{p99:.1f}"
+
+
 def shards_table(document: Document, rates: ShardRates | None, columns: int, rows_max: int) -> Any:
     """The shards, `columns` of them side by side. If not all fit, those with the largest lag."""
     names = (
@@ -373,6 +399,7 @@ def status_tables(document: Document, width: int) -> Any:
         header(document),
         workers_table(document, width),
         shards_table(document, None, shard_columns(document, width), SHARDS_SHOWN_MAX),
+        *([epochs] if (epochs := epochs_table(document)) is not None else []),
     )
 
 

@@ -167,6 +167,14 @@ class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     input: _InputNumber = 0
 
 
+class EpochPhase(msgspec.Struct, frozen=True):
+    """How long a phase of a worker's newest epochs took; see `worker.epoch_trace`."""
+
+    name: _Name
+    ms_p50: _Milliseconds
+    ms_p99: _Milliseconds
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat reports about a worker. Rates and totals count from the start of the process.
 
@@ -195,6 +203,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     record: RunningRecord | None = None
     kafka_wait: _Name = ""
     kafka_wait_ms: _Number = 0
+    epoch_phases: list[EpochPhase] = []
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.core import events
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.core.state import CoreState
+from fcluster.worker.epoch_trace import EpochTrace, EpochTraces
 from fcluster.worker.processing import OutputPort, ShardRunner
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import (
@@ -91,7 +92,8 @@ class EpochInFlight:
         states: the states of its shards.
         transaction: contains the outputs, and gets the rest.
         confirm_sources: raises if a source was replaced while its records were read.
-        begun_s: when its transaction began. `frozen_s`: when its barrier came.
+        begun_s: when its transaction began.
+        frozen_s: when its barrier came.
     """
 
     session: int
@@ -120,6 +122,7 @@ class EpochPipeline:
 
     Attributes:
         committed: how many epochs were committed since the process started.
+        traces: where the time of the newest epochs went.
         retired: the commit threads of previous sessions, until a restore takes them to wait for them.
     """
 
@@ -149,6 +152,7 @@ class EpochPipeline:
         self._commit_thread: CommitThread | None = None
         self._open: OpenEpoch | None = None
         self._in_flight: EpochInFlight | None = None
+        self.traces = EpochTraces()
         self._latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self.committed = 0
         self.retired: list[CommitThread] = []
@@ -298,11 +302,15 @@ class EpochPipeline:
         frozen_s = time.monotonic()
         try:
             opened = self._open or self.begin()  # there is nothing to commit except offsets
+            trace = EpochTrace(opened.begun_s)
+            trace.ended("open")
             confirm_sources = self._source_checks.begin()
             parts = [self._freeze(runners[shard], effect.epoch) for shard in sorted(effect.shards)]
             failpoints.reach("worker.layers-frozen", effect.epoch)
             self._tell_time(opened.transaction, [runners[shard] for shard in effect.shards])
+            trace.ended("freeze")
             opened.transaction.flush_outputs()
+            trace.ended("outputs")
         except TransactionLostError as error:
             self._post(self.lost(effect.session, error))
             return
@@ -316,7 +324,7 @@ class EpochPipeline:
             return
         epoch = EpochInFlight(
             session=effect.session,
-            frozen=FrozenEpoch(effect.epoch, opened.records, parts),
+            frozen=FrozenEpoch(effect.epoch, opened.records, parts, trace=trace),
             states={shard: runners[shard].state for shard in effect.shards},
             transaction=opened.transaction,
             confirm_sources=confirm_sources,
@@ -351,8 +359,10 @@ class EpochPipeline:
         frozen = epoch.frozen
         with self._reporting(epoch.session, f"preparing epoch {frozen.epoch}"):
             frozen.encode()
+            frozen.trace.ended("encode")
             epoch.transaction.prepare(frozen)
             epoch.confirm_sources()
+            frozen.trace.ended("sources")
             prepare_ms = (time.monotonic() - epoch.frozen_s) * 1000
             self._post(events.EpochFlushed(epoch.session, frozen.epoch, frozen.records, prepare_ms))
             failpoints.reach("worker.prepared", frozen.epoch)
@@ -372,7 +382,9 @@ class EpochPipeline:
         # Whatever a failed commit says, its outcome is uncertain.
         with self._reporting(epoch.session, f"committing epoch {frozen.epoch}", abortable=False):
             started_s = time.monotonic()
+            frozen.trace.ended("declare")
             epoch.transaction.commit(frozen)
+            frozen.trace.ended("commit")
             failpoints.reach("worker.committed", frozen.epoch)
             committed_s = time.monotonic()
             commit_ms = (committed_s - started_s) * 1000
@@ -384,6 +396,8 @@ class EpochPipeline:
                     next_offset = frozen.changelog_next[part.shard]
                     epoch.states[part.shard].commit(frozen.epoch, next_offset, monotonic_ms())
                     self._note_delta(part.shard, next_offset, sum(map(len, part.records)))
+            frozen.trace.ended("apply")
+            self.traces.add(frozen.trace)
 
     def commit_latencies_ms(self) -> list[float]:
         """The latencies of the newest epochs, from the first record to the commit, sorted."""

@@ -10,7 +10,7 @@ Must not: decide anything from the figures.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
 from fcluster.worker.core.worker import WorkerCore
 from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.epoch_trace import quantile
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.idle_inputs import times_of
 from fcluster.worker.kafka_waits import KafkaWaits
@@ -84,8 +85,9 @@ class Reporting:
             records_skipped=self._port.skipped,
             records_late=self._port.late,
             epochs_committed=self._pipeline.committed,
-            commit_latency_ms_p50=_quantile(latencies, 0.5),
-            commit_latency_ms_p99=_quantile(latencies, 0.99),
+            commit_latency_ms_p50=quantile(latencies, 0.5),
+            commit_latency_ms_p99=quantile(latencies, 0.99),
+            epoch_phases=self._pipeline.traces.figures(),
             restoring=self._host.restoring,
             resident_bytes=_resident_bytes(),
             snapshot_epoch_min=self._host.snapshot_epoch_min,
@@ -133,10 +135,6 @@ def _long_record(running: Running | None) -> messages.RunningRecord | None:
     record = running.record
     where = record.topic() or "", record.partition() or 0, record.offset() or 0
     return messages.RunningRecord(*where, round(running.running_s * 1000))
-
-
-def _quantile(ordered: Sequence[float], fraction: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
 
 
 def _resident_bytes() -> int:

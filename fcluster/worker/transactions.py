@@ -47,6 +47,7 @@ from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.kafka.waking import look_again
 from fcluster.worker import sending
 from fcluster.worker.batches import Batches
+from fcluster.worker.epoch_trace import EpochTrace
 from fcluster.worker.kafka_waits import KafkaWaits
 
 FLUSH_TIMEOUT_S = 30.0
@@ -177,6 +178,7 @@ class FrozenEpoch:
     parts: Sequence[ShardEpoch]
     changelog_next: dict[ShardId, int] = field(default_factory=lambda: dict[ShardId, int]())
     unplaced: set[ShardId] = field(default_factory=lambda: set[ShardId]())
+    trace: EpochTrace = field(default_factory=lambda: EpochTrace(time.monotonic()))
 
     def encode(self) -> None:
         """Encode the deltas. The commit thread does it, because it takes too long for the main thread."""
@@ -336,6 +338,7 @@ class ProducerTransactions:
             serve(producer, send=True)
         except TransactionLostError as error:
             raise explain(producer, error) from None  # it may be the same error, which is no cause of itself
+        frozen.trace.ended("deltas")
         with (
             self._waits.unsticking(
                 "the group's coordinator",
@@ -347,9 +350,11 @@ class ProducerTransactions:
         ):
             # While this waits for its answers, the deltas are being sent, so flush() finds most of them done.
             producer.send_offsets_to_transaction(offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S)
+        frozen.trace.ended("offsets")
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(producer, self._waits, check_transaction)
         check_deltas(frozen)
+        frozen.trace.ended("flush")
         failpoints.reach("worker.delta-flushed", frozen.epoch)
 
     def commit(self, frozen: FrozenEpoch) -> None:

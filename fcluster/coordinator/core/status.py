@@ -193,6 +193,10 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "records_out_per_second": round(session.records_out_per_second, 1),
         "commit_latency_ms_p50": stats.commit_latency_ms_p50 if stats else -1,
         "commit_latency_ms_p99": stats.commit_latency_ms_p99 if stats else -1,
+        "epoch_phases": {
+            phase.name: {"ms_p50": round(phase.ms_p50, 3), "ms_p99": round(phase.ms_p99, 3)}
+            for phase in (stats.epoch_phases if stats else ())
+        },
         "resident_bytes": stats.resident_bytes if stats else -1,
         "snapshot_epoch_min": stats.snapshot_epoch_min if stats else -1,
         "standbys": len(session.standbys),

@@ -150,6 +150,16 @@ def test_status_shows_each_worker_and_shard() -> None:
     assert "\x1b" not in text
 
 
+def test_status_shows_where_the_time_of_an_epoch_goes() -> None:
+    phases = {"open": {"ms_p50": 10.04, "ms_p99": 20.0}, "commit": {"ms_p50": 0.4, "ms_p99": 1.25}}
+    text = printed(document(workers=[worker(0, epoch_phases=phases), worker(1)]))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["epoch:", "ms", "p50/p99", "slot", "0"] in rows
+    assert ["open", "10.0/20.0"] in rows
+    assert ["commit", "0.4/1.2"] in rows
+    assert "epoch: ms" not in printed(document())
+
+
 def test_shard_that_does_not_run_shows_its_phase() -> None:
     assert "flights/0 restoring" in printed(document(shards=[shard(0, phase="restoring")]))
 

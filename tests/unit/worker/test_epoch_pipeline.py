@@ -18,6 +18,7 @@ from fcluster.worker.batches import BATCH_BYTES, Batches
 from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.core import events
 from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.epoch_trace import PHASES
 from fcluster.worker.processing import OutputPort
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.watchdog import Watchdog
@@ -134,6 +135,10 @@ def test_records_after_the_barrier_go_into_the_next_transaction_while_the_one_be
     bench.prepare(5)
     bench.flushed(5, records=1)
     assert bench.commit(5).positions[SHARD].offset == 3
+    written_by_the_writer = {"deltas", "offsets", "flush"}
+    assert [phase.name for phase in bench.pipeline.traces.figures()] == [
+        phase for phase in PHASES if phase not in written_by_the_writer
+    ]
 
 
 def test_epoch_without_records_begins_a_transaction_for_its_offsets(bench: Bench) -> None:
