@@ -310,24 +310,23 @@ def epochs_table(document: Document) -> Any:
     """Where the time of the newest epochs went: a row for each phase, a column for each worker. None if no
     epoch was committed yet.
     """
-    columns = {
-        f"slot {_text(worker.get('slot'))}": phases
-        for worker in _list(document, "workers")
-        if isinstance(phases := worker.get("epoch_phases"), dict) and phases
-    }
+    columns: dict[str, Document] = {}
+    for worker in _list(document, "workers"):
+        phases = worker.get("epoch_phases")
+        if isinstance(phases, Mapping) and phases and len(columns) < EPOCH_WORKERS_SHOWN_MAX:
+            columns[f"slot {_text(worker.get('slot'))}"] = cast("Document", phases)
     if not columns:
         return None
-    shown = dict(list(columns.items())[:EPOCH_WORKERS_SHOWN_MAX])
-    table = _table("epoch: ms p50/p99", *shown, right=list(shown))
-    for phase in dict.fromkeys(phase for phases in shown.values() for phase in phases):
-        table.add_row(_text(phase), *(_phase_times(phases.get(phase)) for phases in shown.values()))
+    table = _table("epoch: ms p50/p99", *columns, right=list(columns))
+    for phase in dict.fromkeys(phase for phases in columns.values() for phase in phases):
+        table.add_row(_text(phase), *(_phase_times(phases.get(phase)) for phases in columns.values()))
     return table
 
 
 def _phase_times(figures: Any) -> str:
-    if not isinstance(figures, dict):
+    if not isinstance(figures, Mapping):
         return "-"
-    p50, p99 = (_number(figures, name, 0) for name in ("ms_p50", "ms_p99"))
+    p50, p99 = (_number(cast("Document", figures), name, 0) for name in ("ms_p50", "ms_p99"))
     return f"{p50:.1f}/{p99:.1f}"
 
 

@@ -6,10 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message
 
 from fcluster.common.failpoints import Arm
 from fcluster.common.settings import Settings
@@ -137,21 +137,31 @@ def test_writer_goes_on_with_a_new_producer_epoch_after_records_had_no_answer(
     """
     servers, topic = stoppable_kafka.servers, f"{topic_prefix}out"
     create_topic(servers, topic, 1)
-    settings = Settings(bootstrap_servers=servers, kafka={"producer.message.timeout.ms": "1000"})
+    # The records have to time out before their transaction does, and later than they may wait for others.
+    settings = Settings(
+        bootstrap_servers=servers,
+        transaction_timeout_ms=12_000,
+        kafka={"producer.message.timeout.ms": "4000"},
+    )
     batches, waits = Batches(settings, lambda _topic: None), KafkaWaits(Watchdog())
     writer = TransactionalWriter(settings, topic_prefix, 0, None, batches, waits, lambda _reason: None)
     writer.open()
     pid = stoppable_kafka.broker.pid
     assert pid is not None
     transaction = writer.begin()
-    transaction.produce(topic, b"no answer", None, 1)
+    transaction.produce(topic, b"an answer", None, 1)
+    transaction.flush_outputs()  # from now on, records are sent without asking first
     os.kill(pid, signal.SIGSTOP)
     try:
-        with pytest.raises(TransactionLostError) as lost:
+        transaction.produce(topic, b"no answer", None, 1)
+        with suppress(TransactionLostError):
             transaction.flush_outputs()
+        with pytest.raises(TransactionLostError) as lost:
+            transaction.check()
     finally:
         os.kill(pid, signal.SIGCONT)
     assert lost.value.abortable, lost.value
+    assert lost.value.code == KafkaError._TIMED_OUT
     writer.abort()
     for value in (b"first", b"second"):
         transaction = writer.begin()
