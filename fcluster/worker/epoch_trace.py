@@ -54,7 +54,6 @@ class EpochTrace:
         self.took_ms[phase] = (now_s - self._since_s) * 1000
         self._since_s = now_s
 
-
     def slowness(self) -> str:
         """Where the time went, if the epoch took long after its barrier. Otherwise empty."""
         after_ms = {phase: took_ms for phase, took_ms in self.took_ms.items() if phase != "open"}
