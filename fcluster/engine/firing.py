@@ -53,7 +53,9 @@ from fcluster.graph.windows import Session
 FIRED_AT_ONCE_MAX: Final = 1_000
 """How many timers fire after one record before the shell gets a turn."""
 CLOSED_AT_ONCE_MAX: Final = 100
-"""How many windows close after one record, where others may wait for the records that follow."""
+"""How many windows close after one record, where others may wait for the records that follow. If more are
+due, no window closes in a record's call until `fire_due` has closed them: records pass quickly.
+"""
 
 
 class TimerStopsError(UnreadableRecordError):
@@ -135,6 +137,7 @@ class TimerRunner:
         fired: how many have fired. The shell may reset it.
         at_once_max: how many fire at most in one call of `fire_event`.
         begun: called with each timer before its function.
+        behind: whether windows are due that wait for `fire_due`.
         left: called if more timers are due than may fire at once: `fire_due` has to be called before the next
             record.
         interrupts: if it isn't empty, somebody waits, and no more than one timer fires at once.
@@ -175,6 +178,7 @@ class TimerRunner:
         self.fired = 0
         self.at_once_max = FIRED_AT_ONCE_MAX
         self.begun: Callable[[TimerRecord], None] = _nothing
+        self.behind = False
         self.left: Callable[[], None] = _nothing
         self.interrupts: Sequence[None] = ()
 
@@ -228,16 +232,20 @@ class TimerRunner:
 
     def fire_event(self) -> None:
         """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more that must fire.
+        If they may wait, this does nothing until `fire_due` has caught up.
 
         Raises:
             TimerStopsError: a timer stops the job. None of its changes are in the open epoch.
             HandlerError: a timer failed, and the epoch must be aborted. Pass the failure to `condemn`. Also
             UnkeptStateError, and the exceptions in `passing`.
         """
+        if self.behind:
+            return
         fired_max = min(self.at_once_max, CLOSED_AT_ONCE_MAX) if self._may_wait else self.at_once_max
         fired = 0
         while (found := self._first_event()) is not None:
             if fired >= fired_max or (fired and self.interrupts):
+                self.behind = self._may_wait
                 if not self._may_wait:
                     self.left()
                 return
@@ -248,6 +256,7 @@ class TimerRunner:
         """Like `fire_event`, until no more timers are due."""
         while (found := self._first_event()) is not None:
             self._fire(*found, "event")
+        self.behind = False
 
     def fire_due(self, fired_max: int) -> int:
         """Fire due timers of both clocks, event time first. Returns how many have fired, at most `fired_max`.
@@ -263,6 +272,8 @@ class TimerRunner:
             else:
                 break
             fired += 1
+        if self.behind and self._first_event() is None:
+            self.behind = False
         return fired
 
     # --- within ---------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class StageRunner:
                 timers.fire_all_events()  # timers that were due before a restart
             run(record)
             passed(record)
-            if timers.event_is_due():
+            if not timers.behind and timers.event_is_due():
                 timers.fire_event()
 
         return handle

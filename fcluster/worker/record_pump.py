@@ -35,7 +35,7 @@ from fcluster.engine.state import ShardState
 from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
-from fcluster.worker import handler_processes
+from fcluster.worker import chunks, handler_processes
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.consuming import Batch, ReadFailed, ReadUpTo
@@ -64,6 +64,8 @@ from fcluster.worker.watchdog import Watchdog
 
 _log = logging.getLogger("fcluster.worker")
 
+TIMER_S = 0.000_05
+"""How long a timer may take, before it is known."""
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
@@ -121,6 +123,7 @@ class RecordPump:
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
+        self._timer_s = TIMER_S
         self._has_fired = False
         self._paused = False
         self.records = 0
@@ -232,7 +235,7 @@ class RecordPump:
         """
         if self._shards.timed and self._fires_next():
             self._has_fired = True
-            self._fire()
+            self._fire(max(1, min(FIRED_AT_ONCE_MAX, int(chunks.AIM_S / self._timer_s))))
             return
         self._has_fired = False
         self._run_chunk()
@@ -249,24 +252,26 @@ class RecordPump:
         for _ in range(FIRED_BEFORE_THE_END_MAX):
             if not (self._shards.timed and self._may_work and self._timers.are_due()):
                 return
-            self._fire()
+            self._fire(FIRED_AT_ONCE_MAX)
 
-    def _fire(self) -> None:
-        """Fire some of the due timers of each shard."""
+    def _fire(self, fired_max: int) -> None:
+        """Fire some of the due timers of each shard, about `fired_max` in all."""
         if not self._pipeline.is_open:
             return
         due = self._timers.due()
+        began_s, fired_in_all = time.monotonic(), 0
         for runner in due:
             if not self._may_work or runner.shard not in self._shards.timed:
                 return
             assert runner.timers is not None
             records_max = self._core_state.pieces.records_max
-            room = max(1, FIRED_AT_ONCE_MAX // len(due))
+            room = max(1, fired_max // len(due))
             if records_max is not None:
                 room = records_max - self._core_state.open.records
             failure = self._run(runner, functools.partial(runner.timers.fire_due, room))
             shards, fired = self._timers.take_fired()
             if fired:
+                fired_in_all += fired
                 self._pipeline.count(fired)
                 newest = self._timers.newest(runner.shard) if records_max is not None else None
                 self._feed(events.RecordsProcessed(shards, fired, self._chunks.backlog, newest))
@@ -274,6 +279,10 @@ class RecordPump:
                 with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                     self._feed(failure)
                 return
+        if fired_in_all:
+            timer_s = (time.monotonic() - began_s) / fired_in_all
+            # As for records, follow a slowdown at once, and a speed-up step by step.
+            self._timer_s = max(1e-7, timer_s, self._timer_s / 2)
         with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
             self.hold_back()
 
