@@ -113,6 +113,9 @@ class Epochs:
         job: with one stage.
         stores: where its state is.
         cache_entries_max: see `Case`.
+
+    Attributes:
+        shard: the shard.
     """
 
     def __init__(
@@ -127,24 +130,28 @@ class Epochs:
         self._state = ShardState(store, stage.all_stores, _room_for(cache_entries_max))
         port = OutputPort()
         port.produce = _discard
-        self._shard = ShardRunner(stage, 0, self._state, CommittedPosition(0, 0, 0, ""), port)
+        self.shard = ShardRunner(stage, 0, self._state, CommittedPosition(0, 0, 0, ""), port)
         self._epoch = 0
         self._epoch_records = epoch_records
 
     def run(self, messages: Sequence[Any]) -> None:
         """Process the records, and commit."""
-        runner = self._shard.inputs[0]
+        runner = self.shard.inputs[0]
         for begin in range(0, len(messages), self._epoch_records):
             for message in messages[begin : begin + self._epoch_records]:
                 runner.handle(message)
                 runner.last = message
-            self._epoch += 1
-            delta = self._shard.freeze(self._epoch, "")
-            if delta is not None:
-                written = len(encode_delta(delta))
-                # An epoch each second: each is written to the store at once.
-                self._state.commit(self._epoch, self._epoch * written, self._epoch * 1_000.0)
+            self.commit()
         self._state.flush()
+
+    def commit(self) -> None:
+        """Commit the open epoch."""
+        self._epoch += 1
+        delta = self.shard.freeze(self._epoch, "")
+        if delta is not None:
+            written = len(encode_delta(delta))
+            # An epoch each second: each is written to the store at once.
+            self._state.commit(self._epoch, self._epoch * written, self._epoch * 1_000.0)
 
 
 def _discard(*_arguments: Any, **_named: Any) -> None:

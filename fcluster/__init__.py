@@ -24,10 +24,12 @@ from fcluster.graph.aggregates import (
 )
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
+from fcluster.graph.counted import Counted
 from fcluster.graph.operators import TopicSpec as Topic
+from fcluster.graph.sliding import Sliding
 from fcluster.graph.states import ListState, MapState, ValueState
 from fcluster.graph.watermark import Watermark
-from fcluster.graph.windows import Hopping, Session, Tumbling
+from fcluster.graph.windows import Cumulative, Hopping, Session, Tumbling
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ __all__ = [
     "Codec",
     "CodecUse",
     "Context",
+    "Counted",
+    "Cumulative",
     "FclusterError",
     "Hopping",
     "Job",
@@ -45,6 +49,7 @@ __all__ = [
     "MapState",
     "Record",
     "Session",
+    "Sliding",
     "Stream",
     "Table",
     "Topic",

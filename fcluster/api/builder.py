@@ -181,7 +181,7 @@ class Builder:
                 self._claim_process_name(
                     step.name, node.children[0] if isinstance(step, JoinStreams) else node
                 )
-            if isinstance(step, Window | JoinStreams):
+            if isinstance(step, JoinStreams) or (isinstance(step, Window) and step.is_timed):
                 _check_in_time(step, before)
             if isinstance(step, KeepTable):
                 self._walk_table(node, step, source, before)
@@ -358,7 +358,9 @@ def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> No
     """A step that needs records in time must not follow one whose results are late."""
     what = "window" if isinstance(step, Window) else "join"
     for former in before:
-        if isinstance(former, Window) or (isinstance(former, JoinStreams) and former.how != "inner"):
+        if (isinstance(former, Window) and former.is_timed) or (
+            isinstance(former, JoinStreams) and former.how != "inner"
+        ):
             kind = "window" if isinstance(former, Window) else "join"
             raise JobError(
                 f"The {what} {step.name!r} follows the {kind} {former.name!r} directly: results of "

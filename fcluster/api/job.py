@@ -16,8 +16,9 @@ from fcluster.api.checks import check_name, chosen_isolation
 from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import on_timer_of
-from fcluster.api.streams import Stream, WindowedStream, merged, node_of
+from fcluster.api.streams import Stream, merged, node_of
 from fcluster.api.tables import Table, kept_table
+from fcluster.api.windowed import WindowedStream
 from fcluster.common.errors import JobError
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings

@@ -13,9 +13,9 @@ from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
 from fcluster.api.nodes import KeyBy, Node, Sink, value_of
 from fcluster.api.tables import Table, looked_up, pair
+from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.aggregates import Aggregate, check_aggregates
 from fcluster.graph.codecs import Codec
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
@@ -38,7 +38,7 @@ from fcluster.graph.operators import (
 )
 from fcluster.graph.record import Record
 from fcluster.graph.states import State
-from fcluster.graph.windows import Session, Windows
+from fcluster.graph.windows import Sized, Windows
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -264,48 +264,72 @@ class Stream(Generic[K_co, V_co]):
         *,
         name: str,
         late: TopicSpec | None = None,
-        emit: Literal["close", "update"] = "close",
+        emit: Literal["close", "update"] | timedelta = "close",
         on_error: OnError | None = None,
     ) -> WindowedStream[K_co, V_co]:
         """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
 
         A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
         plus its grace: then its result goes on, once. The job uses event time; declare a `Watermark` where
-        records come out of order.
+        records come out of order. (A `Counted` window closes with its last record, and needs no event time.)
 
         Args:
-            windows: `Tumbling`, `Hopping` or `Session`.
+            windows: `Tumbling`, `Hopping`, `Cumulative`, `Sliding`, `Session` or `Counted`.
             name: of the step and its state. A job is refused if a window that may be open was renamed.
             late: gets the records that are too late for all their windows, as they are. They are counted in
                 any case.
             emit: "close": a result goes on once, when its window closes. "update": it goes on after each
-                record in the window, with the record's timestamp and headers.
+                record in the window, with the record's timestamp and headers. If a session grows, or two
+                become one, what was passed on of them is withdrawn. A timedelta: whenever event time passes a
+                multiple of it, the results of windows go on that have changed since; and when a window
+                closes. Not for sessions, sliding and counted windows.
             on_error: what to do if an aggregate fails for a record, or a result can't be computed: "stop",
                 "skip" or a dead-letter topic. It also applies to late records that can't be written. Default:
                 that of the job.
         """
-        check_name(name, "The window name", " with name=")
-        if not isinstance(windows, Windows):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
-            raise JobError(
-                f"window() got {bounded_repr(windows)}, which says nothing of windows.",
-                remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...) or Session(...), from fcluster.",
-            )
-        if emit not in ("close", "update"):
-            raise JobError(
-                f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",
-                remedy="Use emit='close' or emit='update'.",
-            )
-        if emit == "update" and isinstance(windows, Session):
-            raise JobError(
-                f"emit='update' of the window {name!r} doesn't go with sessions: when two become one, "
-                "results of one of them would have to be withdrawn.",
-                remedy="Leave it out: sessions emit when they close.",
-            )
+        check_windows(windows, name, late, emit)
         if late is not None:
             self._declared.check_declared(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
-        return WindowedStream(self, Window(name, windows, (), late, rule, emit))
+        kept, same = value_of(self._node)
+        window = Window(name, windows, (), late, rule, value=kept, is_unchanged=same)
+        if isinstance(emit, timedelta):
+            interval_ms = emit // timedelta(milliseconds=1)
+            return WindowedStream(self._then, replace(window, emit="interval", interval_ms=interval_ms))
+        return WindowedStream(self._then, replace(window, emit=emit))
+
+    def window_all(
+        self,
+        windows: Sized,
+        *,
+        name: str,
+        late: TopicSpec | None = None,
+        on_error: OnError | None = None,
+    ) -> GatheredStream[V_co]:
+        """Gather all records in windows of event time, whatever their keys are. `.aggregate(...)` says what
+        to compute.
+
+        Each shard computes its part of a window. When event time has passed the window's end and its grace in
+        all of them, one shard gathers the parts through a repartition topic, and the result goes on, once. So
+        the aggregates must be mergeable, as all of fcluster's are.
+
+        Args:
+            windows: `Tumbling`, `Hopping` or `Cumulative`.
+            name: of the step and its state, as in `window`. The parts are in a step `<name>-parts`.
+            late: as in `window`.
+            on_error: as in `window`. It also applies to parts that can't be written.
+        """
+        check_all_windows(windows, name)
+        if late is not None:
+            self._declared.check_declared(late, "late=")
+        rule = self._declared.rule(on_error, f"the window {name!r}")
+        self._check_open()
+
+        def then(part: Window, together: KeyBy, whole: Window) -> Stream[Any, Any]:
+            return self._then(part)._then(together)._then(whole)
+
+        return GatheredStream(then, Window(name, windows, (), late, rule, keyless=True))
 
     @overload
     def join(
@@ -575,34 +599,6 @@ class Stream(Generic[K_co, V_co]):
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
-
-
-class WindowedStream(Generic[K_co, V_co]):
-    """The records of each key, in windows. `Stream.window` gives it."""
-
-    __slots__ = ("_stream", "_window")
-
-    def __init__(self, stream: Stream[K_co, V_co], window: Window) -> None:
-        self._stream = stream
-        self._window = window
-
-    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Stream[K_co, dict[str, Any]]:
-        """Compute these aggregates of each window, and pass on its result.
-
-        A result is a dict with "key", "start" and "end" (in milliseconds since 1970; the end isn't in the
-        window any more), and the fields. The record of a window that has closed has the key of the window's
-        records, and as its timestamp the last millisecond of the window.
-
-        Args:
-            fields: such as `n=count(), total=sum_(lambda order: order["amount"])`.
-
-        Raises:
-            JobError: there are none, one isn't an aggregate, or its name is taken.
-        """
-        are_merged = isinstance(self._window.windows, Session)
-        checked = check_aggregates(self._window.name, fields, are_merged=are_merged)
-        window = replace(self._window, fields=checked)
-        return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
 
 
 def node_of(stream: Stream[Any, Any]) -> Node:

@@ -38,14 +38,17 @@ from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.pairs import AnyOpen, OpenPairs
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
 from fcluster.engine.sessions import OpenSessions
+from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
 from fcluster.engine.windows import OpenWindows
 from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec
+from fcluster.graph.sliding import Sliding
 from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.windows import Session
@@ -56,6 +59,10 @@ CLOSED_AT_ONCE_MAX: Final = 100
 """How many windows close after one record, where others may wait for the records that follow. If more are
 due, no window closes in a record's call until `fire_due` has closed them: records pass quickly.
 """
+
+
+_OPEN: Final[Mapping[type, type[OpenSessions | OpenSliding]]] = {Session: OpenSessions, Sliding: OpenSliding}
+"""What is open in a window step, where it isn't `OpenWindows`."""
 
 
 class TimerStopsError(UnreadableRecordError):
@@ -283,7 +290,8 @@ class TimerRunner:
             return HandlerTimers(step, self._tables, self._noted, self._event_ms, self._wall_ms)
         if isinstance(step, JoinStreams):
             return OpenPairs(step, self._tables, self._clock, self._noted, self._port)
-        of_kind = OpenSessions if isinstance(step.windows, Session) else OpenWindows
+        in_time = OpenWindowsAtIntervals if step.emit == "interval" else OpenWindows
+        of_kind = _OPEN.get(type(step.windows), in_time)
         return of_kind(step, self._tables, self._clock, self._noted, self._port)
 
     def _event_ms(self) -> int | None:

@@ -200,14 +200,19 @@ def make_window_tables(
     store: WindowStore, layers: Layers, prefix_of: Callable[[str], bytes]
 ) -> list[EntryTable]:
     """The tables of a step's open windows; see `engine.windows` and `engine.sessions`."""
-    prefix, codec = prefix_of(store.name), state_codec("json")
-    if store.of_sessions:
-        due_prefix = prefix_of(store.due_name)
-        due = EntryTable(store.due_name, due_prefix, store.step, layers, state_codec("bytes"), _one_group)
-        return [EntryTable(store.name, prefix, store.step, layers, codec), due]
+    prefix = prefix_of(store.name)
+    codec = _RecordsCodec() if store.kind == "sliding" else state_codec("json")
+    if store.kind == "counted":
+        return [EntryTable(store.name, prefix, store.step, layers, codec)]
+    tables: list[EntryTable] = []
+    if store.has_notes:
+        due_prefix, notes = prefix_of(store.due_name), state_codec("json" if store.at_intervals else "bytes")
+        tables.append(EntryTable(store.due_name, due_prefix, store.step, layers, notes, _one_group))
+    if store.kind != "windows":
+        return [EntryTable(store.name, prefix, store.step, layers, codec), *tables]
     table = EntryTable(store.name, prefix, store.step, layers, codec, _one_group)
     table.key_text = _window_text
-    return [table]
+    return [table, *tables]
 
 
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
@@ -215,8 +220,10 @@ def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str]
     return [RowTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
 
 
-class _PairsCodec:
-    """What `engine.pairs` keeps of records. It is of our own making, so nothing in it can be refused."""
+class _RecordsCodec:
+    """What `engine.pairs` and `engine.sliding` keep of records. It is of our own making, so nothing in it can
+    be refused.
+    """
 
     def __init__(self) -> None:
         self.decode: Callable[[bytes], Any] = decode_msgpack
@@ -234,7 +241,7 @@ class _PairsCodec:
 def make_pair_tables(store: PairStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
     """The tables of a join of two streams; see `engine.pairs`."""
     sides = [
-        EntryTable(name, prefix_of(name), store.step, layers, _PairsCodec())
+        EntryTable(name, prefix_of(name), store.step, layers, _RecordsCodec())
         for name in (store.left_name, store.right_name)
     ]
     for table in sides:

@@ -26,6 +26,7 @@ from fcluster.engine.entries import ABSENT
 from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort
+from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.timers import Timer, time_text
 from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
 from fcluster.graph.operators import Window
@@ -87,5 +88,5 @@ class OpenSessions(OpenInTime):
         )
 
 
-AnyWindows = OpenWindows | OpenSessions
+AnyWindows = OpenWindows | OpenSessions | OpenSliding
 """The open windows of a step."""

@@ -29,7 +29,7 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import ReadAhead, Timer, time_text
 from fcluster.graph.operators import Window
 from fcluster.graph.timers import TimerClock
-from fcluster.graph.windows import Session
+from fcluster.graph.windows import InTime
 
 CLOSE: Final = ""
 """The name of the timer that closes a window. No handler's timer has this name."""
@@ -135,7 +135,7 @@ class OpenWindows(OpenInTime):
         port: OutputPort,
     ) -> None:
         super().__init__(window, tables, window.store.name, clock, noted, port)
-        assert not isinstance(window.windows, Session)
+        assert isinstance(window.windows, InTime)
         self._start_of = window.windows.start_of()
 
     def opened(self, key: bytes, end_ms: int) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -255,14 +255,15 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
 
 
 def check_aggregates(
-    step: str, fields: dict[str, Any], *, are_merged: bool = False
+    step: str, fields: dict[str, Any], *, merged: str = "", taken: Sequence[str] = ()
 ) -> tuple[tuple[str, Aggregate[Any]], ...]:
     """Check the fields of a window's results.
 
     Args:
         step: the window's name.
         fields: the aggregates, by name.
-        are_merged: whether windows may become one.
+        taken: further names that each result has already.
+        merged: if the aggregates of several windows become one: when that happens, in words.
 
     Raises:
         JobError: there are none, one has a reserved name, isn't an aggregate, or can't be merged.
@@ -272,17 +273,17 @@ def check_aggregates(
             f"aggregate() of the window {step!r} got nothing to compute.", remedy="Use aggregate(n=count())."
         )
     for name, aggregate in fields.items():
-        if name in RESULT_FIELDS:
+        if name in (*RESULT_FIELDS, *taken):
             raise JobError(
                 f"aggregate() of the window {step!r} has a field {name!r}, but each result has a field of "
                 "that name already.",
                 remedy="Choose another name.",
             )
         if isinstance(aggregate, Aggregate):
-            if are_merged and aggregate.merge is None:
+            if merged and aggregate.merge is None:
                 raise JobError(
-                    f"The field {name!r} of the window {step!r} has an aggregate without merge=, but two "
-                    "sessions may become one.",
+                    f"The field {name!r} of the window {step!r} has an aggregate without merge=, but "
+                    f"{merged}.",
                     remedy="Give it merge=function, called as merge(kept, later).",
                 )
             continue
@@ -295,8 +296,33 @@ def check_aggregates(
     return tuple(fields.items())
 
 
+def parted(fields: Fields) -> Fields:
+    """The aggregates of a part of a window's records. The results are what `gathered` takes."""
+    return tuple((name, replace(aggregate, result=_same)) for name, aggregate in fields)
+
+
+def gathered(fields: Fields) -> Fields:
+    """The aggregates of all parts. Their values are results with the fields of `parted`."""
+
+    def gather(name: str, aggregate: Aggregate[Any]) -> Aggregate[Any]:
+        merge = aggregate.merge
+        assert merge is not None
+
+        def add(kept: list[Any], part: Any) -> list[Any]:
+            return [merge(kept[0], part[name]) if kept else part[name]]
+
+        result = aggregate.result
+        return Aggregate(aggregate.name, list, add, lambda kept: result(kept[0]))
+
+    return tuple((name, gather(name, aggregate)) for name, aggregate in fields)
+
+
 RESULT_FIELDS = ("key", "start", "end")
 """The fields of each result of a window besides its aggregates."""
+WITHDRAWN = "withdrawn"
+"""The field of each update of a session: whether it says what a session that has changed used to be."""
+Fields = tuple[tuple[str, Aggregate[Any, Any]], ...]
+"""The aggregates of a window, by name."""
 _OURS = frozenset(
     one.__name__
     for one in (

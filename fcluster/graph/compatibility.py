@@ -122,9 +122,14 @@ def _changed_windows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
         if before is None or now is None:
             was, is_now = ("a handler", "a window") if before is None else ("a window", "a handler")
             return f"The step {name!r} has state as {was}, and is now {is_now}."
-        for part, what in (("windows", "are"), ("aggregates", "compute")):
+        for part, what in (
+            ("windows", "are"),
+            ("aggregates", "compute"),
+            ("value", "keep"),
+            ("emits", "emit"),
+        ):
             if before.get(part) != now.get(part):
-                texts = [_windows_text(described[part]) for described in (before, now)]
+                texts = [_windows_text(described.get(part)) for described in (before, now)]
                 return (
                     f"The windows of {name!r} used to {what.replace('are', 'be')} {texts[0]}, and now {what} "
                     f"{texts[1]}: those that are open don't fit. (Keep them, and declare the new ones beside "
@@ -187,6 +192,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _windows_text(described: Any) -> str:
+    if described is None:
+        return "in another way"
+    if isinstance(described, str):
+        return described
     if isinstance(described, list):
         pairs = cast("list[list[str]]", described)
         return ", ".join(f"{name}={aggregate}" for name, aggregate in pairs)

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.windows import DURATION_MAX
+from fcluster.graph.durations import DURATION_MAX
 
 Side = Literal["left", "right"]
 How = Literal["inner", "left", "outer"]

@@ -10,12 +10,14 @@ from typing import Any, Generic, Literal
 from fcluster.common.isolation import Isolation
 from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
+from fcluster.graph.counted import Counted
 from fcluster.graph.generics import K, V
 from fcluster.graph.joins import How, PairStore, Side
+from fcluster.graph.sliding import Sliding
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerFunction, TimerStore
-from fcluster.graph.windows import Session, Windows, WindowStore
+from fcluster.graph.windows import Session, StoreKind, Windows, WindowStore
 
 KeyKind = Kind
 ValueKind = Kind
@@ -144,7 +146,12 @@ class Window:
         windows: which stretches of time they are.
         fields: of a result: the aggregates by name, in order.
         late: gets the records whose windows have closed; None: they are only counted.
-        emit: whether a result goes on when its window closes, or after each record in it.
+        emit: whether a result goes on when its window closes, after each record in it, or at intervals and
+            when it closes.
+        interval_ms: how long an interval is.
+        keyless: whether its windows are those of all records of a shard, whatever their keys are.
+        value: the codec in which values are kept, if windows keep values.
+        is_unchanged: the values are those that were read, so their bytes can be kept.
         on_error: what a record leads to that fails in it, and a window whose result does.
     """
 
@@ -153,17 +160,32 @@ class Window:
     fields: tuple[tuple[str, Aggregate[Any]], ...]
     late: TopicSpec | None = None
     on_error: OnError = "stop"
-    emit: Literal["close", "update"] = "close"
+    emit: Literal["close", "update", "interval"] = "close"
+    interval_ms: int = 0
+    keyless: bool = False
+    value: ValueKind = "json"
+    is_unchanged: bool = False
 
     @property
     def store(self) -> WindowStore:
         """Where its open windows are kept."""
-        return WindowStore(self.name, isinstance(self.windows, Session))
+        kinds: dict[type, StoreKind] = {Session: "sessions", Sliding: "sliding", Counted: "counted"}
+        return WindowStore(self.name, kinds.get(type(self.windows), "windows"), self.emit == "interval")
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its windows close because time has passed."""
+        return not isinstance(self.windows, Counted)
 
     def describe(self) -> dict[str, Any]:
         """What the bytes of its store depend on."""
         aggregates = [[name, aggregate.name] for name, aggregate in self.fields]
-        return {"windows": self.windows.describe(), "aggregates": aggregates}
+        described: dict[str, Any] = {"windows": self.windows.describe(), "aggregates": aggregates}
+        if self.emit == "interval":
+            described["emits"] = "at intervals"
+        if isinstance(self.windows, Sliding):
+            described["value"] = f"{codec_name(self.value)} values"
+        return {**described, "keyless": True} if self.keyless else described
 
 
 @dataclass(frozen=True, slots=True)

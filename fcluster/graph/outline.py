@@ -208,10 +208,15 @@ def _step(step: Operator) -> StepOutline:
         described = step.windows.describe()
         sizes = ", ".join(f"{part}={value}" for part, value in described.items() if part != "kind")
         details["windows"] = f"{described['kind']} ({sizes})"
+        if step.keyless:
+            details["of"] = "all records, whatever their keys are"
         if step.windows.grace_ms:
             details["grace_ms"] = str(step.windows.grace_ms)
         details["computes"] = ", ".join(f"{field}={aggregate.name}" for field, aggregate in step.fields)
-        details["emits"] = "each update" if step.emit == "update" else "when a window closes"
+        details["emits"] = {
+            "update": "each update",
+            "interval": f"every {step.interval_ms} ms, and when a window closes",
+        }.get(step.emit, "when a window closes")
         if step.late is not None:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, Branch) and step.is_rest:

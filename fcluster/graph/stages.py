@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.graph.joins import PairStore
@@ -199,7 +200,7 @@ class Stage:
         """
         named: dict[str, TimedOperator] = {}
         for step in (step for chain in self.chains for step in chain.stateful):
-            if isinstance(step, Window | JoinStreams) or (isinstance(step, Process) and step.timers):
+            if _is_timed(step):
                 named.setdefault(step.name, step)
         return tuple(named.values())
 
@@ -211,7 +212,8 @@ class Stage:
     @property
     def windows(self) -> tuple[Window, ...]:
         """Its windows, in the order of the job file."""
-        return tuple(step for step in self.timed_steps if isinstance(step, Window))
+        steps = (step for chain in self.chains for step in chain.stateful)
+        return tuple({step.name: step for step in steps if isinstance(step, Window)}.values())
 
     @property
     def joins(self) -> tuple[JoinStreams, ...]:
@@ -241,6 +243,12 @@ class Stage:
         rules = [source.on_error for source in self.inputs]
         rules += [rule for chain in self.chains for rule in chain.rules]
         return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
+
+
+def _is_timed(step: StatefulOperator) -> TypeGuard[TimedOperator]:
+    if isinstance(step, Window):
+        return step.is_timed
+    return isinstance(step, JoinStreams) or (isinstance(step, Process) and bool(step.timers))
 
 
 def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) -> list[Stage]:

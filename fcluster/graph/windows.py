@@ -1,8 +1,8 @@
 """The windows that a job declares: the intervals of event time to which a record belongs.
 
-Responsible for: the objects that a job file creates (`Tumbling`, `Hopping`, `Session`), their checks, which
-windows a timestamp is in, and their description, which is compared with existing state when a job has
-changed. `fcluster.engine` fills and closes them. Pure.
+Responsible for: the objects that a job file creates (`Tumbling`, `Hopping`, `Cumulative`, `Session`), their
+checks, which windows a timestamp is in, and their description, which is compared with existing state when a
+job has changed. `fcluster.engine` fills and closes them. Pure.
 
 A window is the time from its start up to, but not including, its end, in milliseconds since 1970. It is
 identified by its end, because the start follows from that.
@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 from zoneinfo import ZoneInfo
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.counted import Counted
+from fcluster.graph.durations import MILLISECOND, NOTHING, check_duration
+from fcluster.graph.sliding import Sliding
 
-DURATION_MAX = timedelta(days=100 * 366)
-_NOTHING = timedelta()
-_MILLISECOND = timedelta(milliseconds=1)
 _DAY = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -47,47 +47,42 @@ class Tumbling:
     """
 
     size: timedelta
-    grace: timedelta = _NOTHING
-    offset: timedelta = _NOTHING
+    grace: timedelta = NOTHING
+    offset: timedelta = NOTHING
     timezone: str | None = None
 
     def __post_init__(self) -> None:
-        _check("Tumbling", "size", self.size, _MILLISECOND)
-        _check("Tumbling", "grace", self.grace, _NOTHING)
+        check_duration("Tumbling", "size", self.size, MILLISECOND)
+        check_duration("Tumbling", "grace", self.grace, NOTHING)
         _check_offset("Tumbling", self.offset, "size", self.size)
-        if self.timezone is None:
-            return
-        _zone(self.timezone)
-        if self.size % _DAY:
-            raise JobError(
-                f"Tumbling has timezone={self.timezone!r}, but size={self.size!r} isn't a number of days.",
-                remedy="Use timedelta(days=1), or leave out the time zone.",
-            )
+        _check_timezone("Tumbling", self.timezone, self.size)
 
     @property
     def grace_ms(self) -> int:
         """The grace in milliseconds."""
-        return self.grace // _MILLISECOND
+        return self.grace // MILLISECOND
 
     def ends_of(self) -> EndsOf:
         """Returns the function that says which windows a timestamp is in."""
         if self.timezone is not None:
-            return _Days(self).ends
-        size_ms, offset_ms = self.size // _MILLISECOND, self.offset // _MILLISECOND
+            days = _Days(self.timezone, self.size, self.offset)
+            return lambda timestamp_ms: (days.around(timestamp_ms)[1],)
+        size_ms, offset_ms = self.size // MILLISECOND, self.offset // MILLISECOND
         return lambda timestamp_ms: (timestamp_ms - (timestamp_ms - offset_ms) % size_ms + size_ms,)
 
     def start_of(self) -> Callable[[int], int]:
         """Returns the function that says when the window with that end begins."""
         if self.timezone is not None:
-            return _Days(self).start
-        size_ms = self.size // _MILLISECOND
+            days = _Days(self.timezone, self.size, self.offset)
+            return lambda end_ms: days.around(end_ms - 1)[0]
+        size_ms = self.size // MILLISECOND
         return lambda end_ms: end_ms - size_ms
 
     def describe(self) -> dict[str, Any]:
         """What distinguishes its windows from others. How long they take late records may change."""
-        described: dict[str, Any] = {"kind": "tumbling", "size_ms": self.size // _MILLISECOND}
+        described: dict[str, Any] = {"kind": "tumbling", "size_ms": self.size // MILLISECOND}
         if self.offset:
-            described["offset_ms"] = self.offset // _MILLISECOND
+            described["offset_ms"] = self.offset // MILLISECOND
         if self.timezone is not None:
             described["timezone"] = self.timezone
         return described
@@ -112,13 +107,13 @@ class Hopping:
 
     size: timedelta
     every: timedelta
-    grace: timedelta = _NOTHING
-    offset: timedelta = _NOTHING
+    grace: timedelta = NOTHING
+    offset: timedelta = NOTHING
 
     def __post_init__(self) -> None:
-        _check("Hopping", "size", self.size, _MILLISECOND)
-        _check("Hopping", "every", self.every, _MILLISECOND)
-        _check("Hopping", "grace", self.grace, _NOTHING)
+        check_duration("Hopping", "size", self.size, MILLISECOND)
+        check_duration("Hopping", "every", self.every, MILLISECOND)
+        check_duration("Hopping", "grace", self.grace, NOTHING)
         _check_offset("Hopping", self.offset, "every", self.every)
         if self.every > self.size:
             raise JobError(
@@ -130,12 +125,12 @@ class Hopping:
     @property
     def grace_ms(self) -> int:
         """The grace in milliseconds."""
-        return self.grace // _MILLISECOND
+        return self.grace // MILLISECOND
 
     def ends_of(self) -> EndsOf:
         """As in `Tumbling`."""
-        size_ms, every_ms = self.size // _MILLISECOND, self.every // _MILLISECOND
-        offset_ms = self.offset // _MILLISECOND
+        size_ms, every_ms = self.size // MILLISECOND, self.every // MILLISECOND
+        offset_ms = self.offset // MILLISECOND
 
         def ends(timestamp_ms: int) -> Sequence[int]:
             last = timestamp_ms - (timestamp_ms - offset_ms) % every_ms
@@ -149,19 +144,134 @@ class Hopping:
 
     def start_of(self) -> Callable[[int], int]:
         """As in `Tumbling`."""
-        size_ms = self.size // _MILLISECOND
+        size_ms = self.size // MILLISECOND
         return lambda end_ms: end_ms - size_ms
 
     def describe(self) -> dict[str, Any]:
         """As in `Tumbling`."""
         described: dict[str, Any] = {
             "kind": "hopping",
-            "size_ms": self.size // _MILLISECOND,
-            "every_ms": self.every // _MILLISECOND,
+            "size_ms": self.size // MILLISECOND,
+            "every_ms": self.every // MILLISECOND,
         }
         if self.offset:
-            described["offset_ms"] = self.offset // _MILLISECOND
+            described["offset_ms"] = self.offset // MILLISECOND
         return described
+
+
+@dataclass(frozen=True, slots=True)
+class Cumulative:
+    """Windows that begin together and grow: each is one step longer than the one before, up to `size`.
+
+    Each result is that of the time since the start, such as the sales of the day up to each full hour. A
+    record is in the window of its step, and in all longer ones.
+
+    Args:
+        size: the length of the longest window. The next ones begin at its end.
+        every: by how much each window is longer than the one before. `size` is a multiple of it.
+        grace, offset, timezone: as in `Tumbling`. On days when clocks change, there is a window more or less
+            for each hour.
+
+    Raises:
+        JobError: one of them isn't valid.
+    """
+
+    size: timedelta
+    every: timedelta
+    grace: timedelta = NOTHING
+    offset: timedelta = NOTHING
+    timezone: str | None = None
+
+    def __post_init__(self) -> None:
+        check_duration("Cumulative", "size", self.size, MILLISECOND)
+        check_duration("Cumulative", "every", self.every, MILLISECOND)
+        check_duration("Cumulative", "grace", self.grace, NOTHING)
+        _check_offset("Cumulative", self.offset, "size", self.size)
+        _check_timezone("Cumulative", self.timezone, self.size)
+        if self.size % self.every:
+            raise JobError(
+                f"Cumulative has size={self.size!r}, which isn't a multiple of every={self.every!r}.",
+                remedy="Choose a step that fits: the last window ends where the next ones begin.",
+            )
+
+    @property
+    def grace_ms(self) -> int:
+        """The grace in milliseconds."""
+        return self.grace // MILLISECOND
+
+    def ends_of(self) -> EndsOf:
+        """As in `Tumbling`."""
+        around, every_ms = self._around(), self.every // MILLISECOND
+
+        def ends(timestamp_ms: int) -> Sequence[int]:
+            start_ms, end_ms = around(timestamp_ms)
+            first_ms = timestamp_ms - (timestamp_ms - start_ms) % every_ms + every_ms
+            if (end_ms - first_ms) % every_ms:  # the clocks were changed by less than a step
+                return (*range(first_ms, end_ms, every_ms), end_ms)
+            return range(first_ms, end_ms + 1, every_ms)
+
+        return ends
+
+    def start_of(self) -> Callable[[int], int]:
+        """As in `Tumbling`."""
+        around = self._around()
+        return lambda end_ms: around(end_ms - 1)[0]
+
+    def _around(self) -> Callable[[int], tuple[int, int]]:
+        """The function that returns start and end of the longest window that a timestamp is in."""
+        if self.timezone is not None:
+            return _Days(self.timezone, self.size, self.offset).around
+        size_ms, offset_ms = self.size // MILLISECOND, self.offset // MILLISECOND
+
+        def around(timestamp_ms: int) -> tuple[int, int]:
+            start_ms = timestamp_ms - (timestamp_ms - offset_ms) % size_ms
+            return start_ms, start_ms + size_ms
+
+        return around
+
+    def describe(self) -> dict[str, Any]:
+        """As in `Tumbling`."""
+        described: dict[str, Any] = {
+            "kind": "cumulative",
+            "size_ms": self.size // MILLISECOND,
+            "every_ms": self.every // MILLISECOND,
+        }
+        if self.offset:
+            described["offset_ms"] = self.offset // MILLISECOND
+        if self.timezone is not None:
+            described["timezone"] = self.timezone
+        return described
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The windows in which the results of another step are gathered. Not for job files.
+
+    A result of that step has the last millisecond of its window as its timestamp. So it is in the window that
+    ends right after it.
+
+    Args:
+        windows: those of the other step.
+    """
+
+    windows: Tumbling | Hopping | Cumulative
+
+    @property
+    def grace_ms(self) -> int:
+        """None: results that come from behind a repartition are never late."""
+        return 0
+
+    def ends_of(self) -> EndsOf:
+        """As in `Tumbling`."""
+        return lambda timestamp_ms: (timestamp_ms + 1,)
+
+    def start_of(self) -> Callable[[int], int]:
+        """As in `Tumbling`."""
+        return self.windows.start_of()
+
+    def describe(self) -> dict[str, Any]:
+        """As in `Tumbling`."""
+        return self.windows.describe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,28 +290,32 @@ class Session:
     """
 
     gap: timedelta
-    grace: timedelta = _NOTHING
+    grace: timedelta = NOTHING
 
     def __post_init__(self) -> None:
-        _check("Session", "gap", self.gap, _MILLISECOND)
-        _check("Session", "grace", self.grace, _NOTHING)
+        check_duration("Session", "gap", self.gap, MILLISECOND)
+        check_duration("Session", "grace", self.grace, NOTHING)
 
     @property
     def gap_ms(self) -> int:
         """The gap in milliseconds."""
-        return self.gap // _MILLISECOND
+        return self.gap // MILLISECOND
 
     @property
     def grace_ms(self) -> int:
         """The grace in milliseconds."""
-        return self.grace // _MILLISECOND
+        return self.grace // MILLISECOND
 
     def describe(self) -> dict[str, Any]:
         """As in `Tumbling`."""
         return {"kind": "session", "gap_ms": self.gap_ms}
 
 
-Windows = Tumbling | Hopping | Session
+Sized = Tumbling | Hopping | Cumulative
+"""Those of a job file whose place in time is known beforehand."""
+InTime = Sized | Gathered
+Windows = InTime | Session | Sliding | Counted
+StoreKind = Literal["windows", "sessions", "sliding", "counted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,49 +324,55 @@ class WindowStore:
 
     Attributes:
         step: the step's name.
-        of_sessions: whether the windows are sessions.
+        kind: what is in them.
+        at_intervals: whether results are passed on at intervals.
     """
 
     step: str
-    of_sessions: bool = False
+    kind: StoreKind = "windows"
+    at_intervals: bool = False
 
     @property
     def name(self) -> str:
         """The store of the windows. Names of states contain no slash."""
-        return f"{self.step}//{'sessions' if self.of_sessions else 'windows'}"
+        return f"{self.step}//{self.kind}"
+
+    @property
+    def of_sessions(self) -> bool:
+        """Whether the windows are sessions."""
+        return self.kind == "sessions"
+
+    @property
+    def has_notes(self) -> bool:
+        """Whether there is another store, which finds what is due."""
+        return self.at_intervals or self.kind in ("sessions", "sliding")
 
     @property
     def due_name(self) -> str:
-        """The store that finds the sessions that are due."""
+        """The store that finds what is due."""
         return f"{self.step}//due"
 
     @property
     def store_names(self) -> tuple[str, ...]:
         """The names of all its stores."""
-        return (self.name, self.due_name) if self.of_sessions else (self.name,)
+        return (self.name, self.due_name) if self.has_notes else (self.name,)
 
 
 class _Days:
     """Windows of whole days in a time zone."""
 
-    def __init__(self, windows: Tumbling) -> None:
-        assert windows.timezone is not None
-        self._zone = _zone(windows.timezone)
-        self._days = windows.size // _DAY
-        self._offset = windows.offset
+    def __init__(self, timezone: str, size: timedelta, offset: timedelta) -> None:
+        self._zone = _zone("", timezone)
+        self._days = size // _DAY
+        self._offset = offset
         self._start_ms = self._end_ms = 0
         """The last window that was asked for. The next record is usually in the same one."""
 
-    def ends(self, timestamp_ms: int) -> Sequence[int]:
-        """See `EndsOf`."""
+    def around(self, timestamp_ms: int) -> tuple[int, int]:
+        """Start and end of the window that the timestamp is in."""
         if not self._start_ms <= timestamp_ms < self._end_ms:
             self._look_up(timestamp_ms)
-        return (self._end_ms,)
-
-    def start(self, end_ms: int) -> int:
-        """When the window with that end begins."""
-        self.ends(end_ms - 1)
-        return self._start_ms
+        return self._start_ms, self._end_ms
 
     def _look_up(self, timestamp_ms: int) -> None:
         local = (_EPOCH + timedelta(milliseconds=timestamp_ms)).astimezone(self._zone)
@@ -268,29 +388,11 @@ class _Days:
     def _begin_ms(self, number: int) -> int:
         day = date.fromordinal(_EPOCH_DAY + number * self._days)
         begin = (datetime.combine(day, time()) + self._offset).replace(tzinfo=self._zone)
-        return (begin - _EPOCH) // _MILLISECOND
-
-
-def _check(kind: str, name: str, value: object, least: timedelta) -> None:
-    if not isinstance(value, timedelta):
-        raise JobError(
-            f"{name}={bounded_repr(value)} of {kind} is not a timedelta.",
-            remedy=f"Use {name}=timedelta(minutes=1), from Python's datetime.",
-        )
-    if not least <= value <= DURATION_MAX:
-        needed = "zero or more" if not least else "one millisecond or more"
-        raise JobError(
-            f"{name}={value!r} of {kind} is out of range.", remedy=f"Use {needed}, up to 100 years."
-        )
-    if value % _MILLISECOND:
-        raise JobError(
-            f"{name}={value!r} of {kind} is not a whole number of milliseconds.",
-            remedy="Timestamps of records are milliseconds: round it.",
-        )
+        return (begin - _EPOCH) // MILLISECOND
 
 
 def _check_offset(kind: str, offset: object, name: str, below: timedelta) -> None:
-    _check(kind, "offset", offset, _NOTHING)
+    check_duration(kind, "offset", offset, NOTHING)
     assert isinstance(offset, timedelta)
     if offset >= below:
         raise JobError(
@@ -299,12 +401,23 @@ def _check_offset(kind: str, offset: object, name: str, below: timedelta) -> Non
         )
 
 
-def _zone(name: object) -> ZoneInfo:
+def _check_timezone(kind: str, timezone: str | None, size: timedelta) -> None:
+    if timezone is None:
+        return
+    _zone(kind, timezone)
+    if size % _DAY:
+        raise JobError(
+            f"{kind} has timezone={timezone!r}, but size={size!r} isn't a number of days.",
+            remedy="Use timedelta(days=1), or leave out the time zone.",
+        )
+
+
+def _zone(kind: str, name: object) -> ZoneInfo:
     try:
         return ZoneInfo(cast("str", name))
     except (OSError, TypeError, ValueError, LookupError):  # it depends on what is wrong with the name
         raise JobError(
-            f"timezone={bounded_repr(name)} of Tumbling is unknown.",
+            f"timezone={bounded_repr(name)} of {kind} is unknown.",
             remedy="Use a name of the IANA database, such as 'Europe/Berlin'. If the system doesn't have "
             "that database, install the package tzdata.",
         ) from None

@@ -17,10 +17,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from fcluster import Counted
+from fcluster.api import windowed
 from fcluster.engine import runner
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
+from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.operators import session
+from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.windows import OpenInTime
 from fcluster.testing import Driver, shards
 from tests.fuzz import windows
@@ -83,6 +87,16 @@ def check_crossed(plan: JobPlan, drawn: Any, between: list[str]) -> None:
         assert found == windows.crossed(plan, rows)
 
 
+def check_keyless(plan: JobPlan, drawn: Any, between: list[str]) -> None:
+    """Run a job with windows of all records, and compare the results."""
+    rows = windows.rows_of(plan, drawn)
+    with Driver(windows.build_keyless(plan), partitions=PARTITIONS, auto_barrier=not between) as driver:
+        play(driver, plan, rows, between)
+        assert driver.late == 0
+        found = [{**one, "values": sorted(one["values"])} for one in driver.read_values("out")]
+        assert found == windows.keyless(plan, rows)
+
+
 @settings(max_examples=EXAMPLES or 250, **SETTINGS)
 @given(windows.direct_jobs, windows.draws, windows.between)
 def test_odd_jobs_with_windows_do_what_the_interpreter_says(
@@ -97,6 +111,14 @@ def test_odd_jobs_with_windows_behind_repartitions_do_what_the_interpreter_says(
     plan: JobPlan, drawn: Any, between: list[str]
 ) -> None:
     check_crossed(plan, drawn, between)
+
+
+@settings(max_examples=EXAMPLES or 100, **SETTINGS)
+@given(windows.keyless_jobs, windows.draws, windows.between)
+def test_odd_windows_of_all_records_do_what_the_interpreter_says(
+    plan: JobPlan, drawn: Any, between: list[str]
+) -> None:
+    check_keyless(plan, drawn, between)
 
 
 # --- it must be able to fail ----------------------------------------------------------------------------
@@ -138,6 +160,44 @@ def event_time_is_reported_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EventClock, "told_ms", property(lambda clock: clock.now_ms))
 
 
+def one_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of all records keep the part that came last."""
+    plain = windowed.gathered
+
+    def gathered(fields: Any) -> Any:
+        last = tuple((name, replace(one, merge=lambda _kept, later: later)) for name, one in fields)
+        return plain(last)
+
+    monkeypatch.setattr(windowed, "gathered", gathered)
+
+
+def records_slide_into_windows_that_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record gets into sliding windows that have closed, or define some."""
+    plain = OpenSliding.add
+
+    def add(self: OpenSliding, key: bytes, timestamp_ms: int, _closed_ms: int, raw: Any) -> Any:
+        return plain(self, key, timestamp_ms, -1, raw)
+
+    monkeypatch.setattr(OpenSliding, "add", add)
+
+
+def counted_windows_forget_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window begins as if it were the first one."""
+    monkeypatch.setattr(Counted, "step", property(lambda windows: windows.size))
+
+
+def intervals_go_by_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next interval is that behind the record, not that behind event time."""
+    plain = OpenWindowsAtIntervals.changed
+
+    def changed(self: OpenWindowsAtIntervals, *arguments: Any) -> None:
+        clock, self.clock = self.clock, EventClock([0])
+        plain(self, *arguments)
+        self.clock = clock
+
+    monkeypatch.setattr(OpenWindowsAtIntervals, "changed", changed)
+
+
 def kafka_moves_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Event time follows Kafka's timestamps, although the times are in the values."""
 
@@ -151,6 +211,11 @@ def kafka_moves_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "check", "jobs"),
     [
         (kafka_moves_event_time, check_direct, windows.direct_jobs),
+        (event_time_is_reported_too_early, check_keyless, windows.keyless_jobs),
+        (one_part_is_enough, check_keyless, windows.keyless_jobs),
+        (records_slide_into_windows_that_are_due, check_direct, windows.direct_jobs),
+        (counted_windows_forget_where_they_begin, check_direct, windows.direct_jobs),
+        (intervals_go_by_the_records, check_direct, windows.direct_jobs),
         (removals_are_not_in_the_delta, check_direct, windows.direct_jobs),
         (event_time_is_not_restored, check_direct, windows.direct_jobs),
         (sessions_lose_one_side, check_crossed, windows.crossed_jobs),

@@ -21,9 +21,12 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 from fcluster import (
+    Counted,
+    Cumulative,
     Hopping,
     Job,
     Session,
+    Sliding,
     Tumbling,
     Watermark,
     collect,
@@ -38,7 +41,7 @@ from fcluster import (
     top_n,
 )
 
-Kind = Literal["tumbling", "hopping", "session"]
+Kind = Literal["tumbling", "hopping", "session", "cumulative", "counted", "sliding"]
 Before = Literal["", "filter", "twice", "changed"]
 Between = Literal["", "barrier", "crash", "settle"]
 
@@ -54,8 +57,11 @@ class WindowPlan:
 
     Attributes:
         kind: the kind of windows.
-        size, every, offset, grace: in milliseconds. The size of a session is its gap.
+        size, every, offset, grace: in milliseconds. The size of a session is its gap. The size of cumulative
+            windows is so many times `every`. Counted ones have size and `every` in records. The size of
+            sliding ones is what their records are within.
         updates: whether it emits a result for each record.
+        interval: emits results at intervals of so many milliseconds; 0: it doesn't.
         before: the step before it.
         counted: whether a handler with state numbers its results of each key.
     """
@@ -68,6 +74,7 @@ class WindowPlan:
     updates: bool
     before: Before
     counted: bool
+    interval: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,15 @@ def partition_of_key(key: str) -> int:
 
 def _windows(*, crossed: bool) -> Any:
     def fit(plan: WindowPlan) -> bool:
-        updates = not plan.updates or plan.kind != "session"
-        return updates and plan.every <= plan.size and plan.offset < plan.every
+        in_time = not crossed or plan.kind != "counted"
+        at_intervals = not plan.interval or (
+            not plan.updates and plan.kind in ("tumbling", "hopping", "cumulative")
+        )
+        return in_time and at_intervals and plan.every <= plan.size and plan.offset < plan.every
 
     return st.builds(
         WindowPlan,
-        kind=st.sampled_from(("tumbling", "hopping", "session")),
+        kind=st.sampled_from(("tumbling", "hopping", "session", "cumulative", "counted", "sliding")),
         size=st.integers(1, 20),
         every=st.integers(1, 9),
         offset=st.just(0) | st.integers(0, 8),
@@ -120,6 +130,7 @@ def _windows(*, crossed: bool) -> Any:
         updates=st.just(value=False) if crossed else st.booleans(),
         before=st.sampled_from(("", "filter", "twice", "changed")),
         counted=st.just(value=False) if crossed else st.booleans(),
+        interval=st.just(0) if crossed else st.just(0) | st.integers(1, 12),
     ).filter(fit)
 
 
@@ -134,6 +145,15 @@ crossed_jobs = st.builds(
     JobPlan,
     delay=st.integers(0, 12),
     windows=st.lists(_windows(crossed=True), min_size=1, max_size=2).map(tuple),
+    crossed=st.just(value=True),
+    stamped=st.booleans(),
+)
+keyless_jobs = st.builds(
+    JobPlan,
+    delay=st.integers(0, 12),
+    windows=_windows(crossed=True)
+    .filter(lambda plan: plan.kind in ("tumbling", "hopping", "cumulative"))
+    .map(lambda plan: (plan,)),
     crossed=st.just(value=True),
     stamped=st.booleans(),
 )
@@ -177,6 +197,16 @@ AGGREGATES: dict[str, Callable[[], Any]] = {
     "top": lambda: top_n(2, by=lambda value: value),
     "different": count_distinct,
 }
+KEYLESS_AGGREGATES: dict[str, Callable[[Any], Any]] = {
+    "n": lambda _of: count(),
+    "total": sum_,
+    "least": min_,
+    "most": max_,
+    "mean": mean,
+    "values": collect,
+    "top": lambda of: top_n(2, by=of, of=of),
+    "different": count_distinct,
+}
 _CHANGES: dict[Before, Callable[[Any], list[Any]]] = {
     "": lambda value: [value],
     "filter": lambda value: [value] if value % 3 else [],
@@ -186,11 +216,18 @@ _CHANGES: dict[Before, Callable[[Any], list[Any]]] = {
 """What comes of a value before the window."""
 
 
-def declared(plan: WindowPlan) -> Tumbling | Hopping | Session:
+def declared(plan: WindowPlan) -> Any:
     """The windows, as a job declares them."""
     grace = plan.grace * _MS
     if plan.kind == "session":
         return Session(plan.size * _MS, grace=grace)
+    if plan.kind == "counted":
+        return Counted(plan.size, plan.every)
+    if plan.kind == "sliding":
+        return Sliding(plan.size * _MS, grace=grace)
+    if plan.kind == "cumulative":
+        every = plan.every * _MS
+        return Cumulative(plan.size * every, every, grace=grace, offset=plan.offset * _MS)
     if plan.kind == "hopping":
         return Hopping(plan.size * _MS, plan.every * _MS, grace=grace, offset=plan.offset * _MS)
     return Tumbling(plan.size * _MS, grace=grace, offset=plan.offset % plan.size * _MS)
@@ -206,7 +243,7 @@ def build(plan: JobPlan) -> Job:
     if plan.stamped and not plan.crossed:
         stream = stream.map(_number)
     for number, window in enumerate(plan.windows):
-        late = job.topic(f"late-{number}")
+        late = job.topic(f"late-{number}") if window.kind != "counted" else None
         if plan.crossed:
             stream = stream.key_by(_crossing_key if number == 0 else _result_key, name=f"k{number}")
         steps = stream
@@ -216,7 +253,7 @@ def build(plan: JobPlan) -> Job:
         if plan.crossed:
             value_of = _number if number == 0 else _result_n
             fields = {"n": count(), "total": sum_(value_of), "values": collect(value_of)}
-        emit: Any = "update" if window.updates else "close"
+        emit: Any = "update" if window.updates else window.interval * _MS if window.interval else "close"
         results = steps.window(declared(window), name=f"w{number}", late=late, emit=emit).aggregate(**fields)
         if window.counted:
             results = results.process(_numbered, name=f"h{number}")
@@ -226,6 +263,20 @@ def build(plan: JobPlan) -> Job:
             results.to(job.topic(f"out-{number}"))
     if plan.crossed:
         stream.to(job.topic("out"))
+    return job
+
+
+def build_keyless(plan: JobPlan) -> Job:
+    """A job with windows of all records, which writes its results to `out`."""
+    job = Job("j")
+    source = job.topic("in", watermark=Watermark(plan.delay), timestamp="at" if plan.stamped else None)
+    (window,) = plan.windows
+    stream: Any = job.stream(source)
+    if window.before:
+        stream = stream.flat_map(_of_value(window.before, crossed=True))
+    all_records = stream.window_all(declared(window), name="w", late=job.topic("late"))
+    fields = {name: make(_number) for name, make in KEYLESS_AGGREGATES.items()}
+    all_records.aggregate(**fields).to(job.topic("out"))
     return job
 
 
@@ -291,13 +342,17 @@ def result_of(key: str, start: int, end: int, rows: Timed) -> dict[str, Any]:
     }
 
 
-def ends_of(plan: WindowPlan, at: int) -> list[int]:
-    """The ends of the windows of one size that a time is in, found by trying all starts."""
+def windows_of(plan: WindowPlan, at: int) -> list[tuple[int, int]]:
+    """Start and end of the windows of known size that a time is in."""
     every, offset = plan.every, plan.offset
+    if plan.kind == "cumulative":
+        size = plan.size * every
+        (start,) = (one for one in range(at - size + 1, at + 1) if (one - offset) % size == 0)
+        return [(start, end) for end in range(start + every, start + size + 1, every) if at < end]
     if plan.kind == "tumbling":
         every, offset = plan.size, plan.offset % plan.size
     starts = [start for start in range(at - plan.size + 1, at + 1) if (start - offset) % every == 0]
-    return [start + plan.size for start in starts if start >= 0 or plan.kind == "tumbling"]
+    return [(start, start + plan.size) for start in starts if start >= 0 or plan.kind == "tumbling"]
 
 
 def sessions_of(plan: WindowPlan, rows: Timed) -> list[Timed]:
@@ -311,6 +366,16 @@ def sessions_of(plan: WindowPlan, rows: Timed) -> list[Timed]:
     return sessions
 
 
+def sliding(within: int, rows: Timed) -> dict[tuple[int, int], Timed]:
+    """The sliding windows of records, by start and end: one that ends with each record, and one that begins
+    behind each record.
+    """
+    spans = {(max(0, at - within), max(at, within) + 1) for at, _value in rows}
+    spans |= {(at + 1, at + within + 2) for at, _value in rows}
+    found = {(start, end): [row for row in rows if start <= row[0] < end] for start, end in spans}
+    return {span: own for span, own in found.items() if own}
+
+
 class Partition:
     """One window step in one partition of the source."""
 
@@ -320,33 +385,111 @@ class Partition:
         """Key, timestamp and value of each output."""
         self.late: list[tuple[str, int, Any]] = []
         self.now = -1
+        self._has_time = False
         self._open: dict[tuple[int, str], Timed] = {}
         """By end and key. Of sessions: by 0 and key, all records whose session hasn't closed."""
+        self._came: dict[str, list[tuple[int, tuple[int, Any]]]] = defaultdict(list)
+        """Of sliding windows: all records of a key, each with what had closed when it came."""
         self._numbers: dict[str, int] = defaultdict(int)
+        self._noted: dict[tuple[int, str], int] = {}
+        """When a result of a window is passed on at an interval."""
 
     def add(self, row: Row) -> None:
         """A record comes to the window."""
         plan = self.plan
+        if plan.kind == "counted":
+            self._count(row)
+            return
+        if plan.kind == "sliding":
+            self._slide(row)
+            return
         if plan.kind == "session":
             rows = [*self._open.get((0, row.key), []), (row.at, row.value)]
             within = next(one for one in sessions_of(plan, rows) if one[-1][0] >= row.at >= one[0][0])
             if within[-1][0] + plan.size + plan.grace <= self.now:
                 self.late.append((row.key, row.at, row.value))
-            else:
-                self._open[0, row.key] = rows
+                return
+            before = sessions_of(plan, rows[:-1])
+            self._open[0, row.key] = rows
+            if plan.updates:
+                self._update(row, before, within)
             return
-        taking = [end for end in ends_of(plan, row.at) if self.now < end + plan.grace]
-        for end in taking:
+        taking = [window for window in windows_of(plan, row.at) if self.now < window[1] + plan.grace]
+        for start, end in taking:
             rows = self._open.setdefault((end, row.key), [])
             rows.append((row.at, row.value))
+            if plan.interval:
+                now = max(0, self.now) if self._has_time else row.at
+                self._noted.setdefault((end, row.key), (now // plan.interval + 1) * plan.interval)
             if plan.updates:
-                self._emit(row.key, end - plan.size, end, rows, row.at)
+                self._emit(row.key, start, end, rows, row.at)
         if not taking:
             self.late.append((row.key, row.at, row.value))
 
+    def _update(self, row: Row, before: list[Timed], session: Timed) -> None:
+        """A session has become this one. The former ones are withdrawn, unless their times are the same."""
+        gap = self.plan.size
+        start, end = session[0][0], session[-1][0] + gap
+        for former in before:
+            former_start, former_end = former[0][0], former[-1][0] + gap
+            is_in = all(one in session for one in former)
+            if is_in and (former_start, former_end) != (start, end):
+                self._emit(row.key, former_start, former_end, former, row.at, withdrawn=True)
+        self._emit(row.key, start, end, session, row.at, withdrawn=False)
+
+    def _count(self, row: Row) -> None:
+        """A record comes to windows that are counted. All records of the key are kept, to be simple."""
+        rows = self._open.setdefault((0, row.key), [])
+        rows.append((row.at, row.value))
+        size, every = self.plan.size, self.plan.every
+        for begin in range(0, len(rows), every):
+            own = rows[begin : begin + size]
+            is_full = begin + size == len(rows)
+            if is_full or (self.plan.updates and begin + size > len(rows)):
+                times = [at for at, _value in own]
+                self._emit(row.key, min(times), max(times) + 1, own, row.at)
+
+    def _slide(self, row: Row) -> None:
+        """A record comes to sliding windows."""
+        plan, closed = self.plan, self.now - self.plan.grace if self.now >= 0 else -1
+        if row.at + plan.size < closed:
+            self.late.append((row.key, row.at, row.value))
+            return
+        before = self._sliding(row.key)
+        self._came[row.key].append((closed, (row.at, row.value)))
+        if plan.updates:
+            for (start, end), rows in sorted(self._sliding(row.key).items(), key=lambda one: one[0][1]):
+                if end > closed and before.get((start, end)) != rows:
+                    self._emit(row.key, start, end, rows, row.at)
+
+    def _sliding(self, key: str) -> dict[tuple[int, int], Timed]:
+        """The sliding windows of a key that there have been so far."""
+        came = self._came[key]
+        ends = {end for _closed, (at, _) in came for _start, end in sliding(self.plan.size, [(at, 0)])}
+        ends |= {at + self.plan.size + 2 for _closed, (at, _) in came}
+        found: dict[tuple[int, int], Timed] = {}
+        for end in ends:
+            rows = [row for closed, row in came if closed < end]
+            found |= {span: own for span, own in sliding(self.plan.size, rows).items() if span[1] == end}
+        return found
+
     def pass_time(self, now: int) -> None:
         """Event time has moved."""
-        self.now = now = max(self.now, now)
+        if self.plan.kind == "counted":
+            return
+        before, self.now = self.now, max(self.now, now)
+        now = self.now
+        if self.plan.kind == "sliding":
+            closing = [
+                (end, key.encode(), start, rows)
+                for key in list(self._came)
+                for (start, end), rows in self._sliding(key).items()
+                if before < end + self.plan.grace <= now
+            ]
+            for end, raw_key, start, rows in sorted(closing, key=lambda one: one[:2]):
+                if not self.plan.updates:
+                    self._emit(raw_key.decode(), start, end, rows, end - 1)
+            return
         due: list[tuple[int, bytes, Timed]] = []
         for (end, key), rows in self._open.items():
             if self.plan.kind != "session":
@@ -356,6 +499,10 @@ class Partition:
                 (session[-1][0] + self.plan.size, key.encode(), session)
                 for session in sessions_of(self.plan, rows)
             ]
+        self._has_time = True
+        if self.plan.interval:
+            self._pass_on(due)
+            return
         for end, raw_key, rows in sorted(due, key=lambda one: one[:2]):
             if end + self.plan.grace > now:
                 continue
@@ -363,13 +510,32 @@ class Partition:
             if self.plan.kind == "session":
                 self._open[0, key] = [row for row in self._open[0, key] if row not in rows]
             else:
-                start = end - self.plan.size
+                start = next(one[0] for one in windows_of(self.plan, rows[0][0]) if one[1] == end)
                 del self._open[end, key]
             if not self.plan.updates:
                 self._emit(key, start, end, rows, end - 1)
 
-    def _emit(self, key: str, start: int, end: int, rows: Timed, at: int) -> None:
-        result = result_of(key, start, end, rows)
+    def _pass_on(self, due: list[tuple[int, bytes, Timed]]) -> None:
+        """Results at intervals, and of windows that close, in the order of time, key, and closing first."""
+        events = [(end + self.plan.grace, key, 0, end, rows) for end, key, rows in due]
+        ends = {(end, key.decode()): rows for end, key, rows in due}
+        noted = [(at, of[1].encode(), 1, of[0], ends[of]) for of, at in self._noted.items()]
+        for at, raw_key, is_noted, end, rows in sorted((*events, *noted), key=lambda one: one[:4]):
+            key = raw_key.decode()
+            if (
+                at > self.now
+                or (end, key) not in self._open
+                or (is_noted and self._noted.get((end, key)) != at)
+            ):
+                continue
+            start = next(one[0] for one in windows_of(self.plan, rows[0][0]) if one[1] == end)
+            self._noted.pop((end, key), None)
+            if not is_noted:
+                del self._open[end, key]
+            self._emit(key, start, end, rows, at if is_noted else end - 1)
+
+    def _emit(self, key: str, start: int, end: int, rows: Timed, at: int, **further: Any) -> None:
+        result = {**result_of(key, start, end, rows), **further}
         if self.plan.counted:
             self._numbers[key] += 1
             result["number"] = self._numbers[key]
@@ -390,7 +556,8 @@ def direct(plan: JobPlan, rows: list[Row]) -> dict[str, list[list[tuple[str, int
         for partition in partitions:
             partition.pass_time(FAR_MS)
         found[f"out-{number}"] = [partition.out for partition in partitions]
-        found[f"late-{number}"] = [partition.late for partition in partitions]
+        if plan.windows[number].kind != "counted":
+            found[f"late-{number}"] = [partition.late for partition in partitions]
     return found
 
 
@@ -413,11 +580,31 @@ def crossed(plan: JobPlan, rows: list[Row]) -> list[tuple[Any, ...]]:
                     span = session[0][0], session[-1][0] + window.size
                     groups[key, *span] += [value for _, value in session]
                 continue
+            if window.kind == "sliding":
+                for span, rows in sliding(window.size, timed).items():
+                    groups[key, *span] += [value for _, value in rows]
+                continue
             for at, value in timed:
-                for end in ends_of(window, at):
-                    groups[key, end - window.size, end].append(value)
+                for start, end in windows_of(window, at):
+                    groups[key, start, end].append(value)
         found = [(*of, len(values), sum(values), sorted(values)) for of, values in groups.items()]
         given = [
             Row(0, f"all {len(key)}", end - 1, len(values)) for (key, _start, end), values in groups.items()
         ]
     return sorted(found)
+
+
+def keyless(plan: JobPlan, rows: list[Row]) -> list[dict[str, Any]]:
+    """The results of a job with windows of all records, in the order of their ends."""
+    (window,) = plan.windows
+    groups: dict[tuple[int, int], Timed] = defaultdict(list)
+    for row in rows:
+        for value in _CHANGES[window.before](row.value):
+            for start, end in windows_of(window, row.at):
+                groups[end, start].append((row.at, value))
+    found: list[dict[str, Any]] = []
+    for (end, start), timed in sorted(groups.items()):
+        result = result_of("", start, end, timed)
+        wanted = {"start": start, "end": end, **{name: result[name] for name in KEYLESS_AGGREGATES}}
+        found.append({**wanted, "values": sorted(wanted["values"])})
+    return found

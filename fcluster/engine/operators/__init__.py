@@ -7,16 +7,19 @@ from __future__ import annotations
 from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.branch import BranchOperator
 from fcluster.engine.operators.changes import TellChangesOperator
+from fcluster.engine.operators.counted import CountedOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
+from fcluster.engine.operators.sliding import SlidingOperator
 from fcluster.engine.operators.stream_join import JoinStreamsOperator
 from fcluster.engine.operators.table import KeepTableOperator
 from fcluster.engine.operators.table_join import JoinTableOperator
 from fcluster.engine.operators.window import WindowOperator
+from fcluster.graph.counted import Counted
 from fcluster.graph.operators import (
     Branch,
     Filter,
@@ -30,6 +33,7 @@ from fcluster.graph.operators import (
     TellChanges,
     Window,
 )
+from fcluster.graph.sliding import Sliding
 from fcluster.graph.windows import Session
 
 __all__ = ["CompiledOperator", "operator_for"]
@@ -48,7 +52,7 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
     if isinstance(node, Branch):
         return BranchOperator(node, number, chain)
     if isinstance(node, Window):
-        return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
+        return _window_operator(node)
     if isinstance(node, KeepTable):
         return KeepTableOperator(node)
     if isinstance(node, TellChanges):
@@ -58,3 +62,11 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
     if isinstance(node, JoinStreams):
         return JoinStreamsOperator(node)
     return ProcessOperator(node)
+
+
+def _window_operator(node: Window) -> CompiledOperator:
+    if isinstance(node.windows, Session):
+        return SessionOperator(node)
+    if isinstance(node.windows, Sliding):
+        return SlidingOperator(node)
+    return CountedOperator(node) if isinstance(node.windows, Counted) else WindowOperator(node)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.operators.window import (
+    apart,
     compile_fields,
     compile_late,
     compile_result,
@@ -18,6 +19,7 @@ from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.sessions import OpenSessions
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE
+from fcluster.graph.aggregates import WITHDRAWN
 from fcluster.graph.operators import Window
 from fcluster.graph.windows import Session
 
@@ -43,7 +45,8 @@ class SessionOperator:
         late = compile_late(node, place, surroundings, open_sessions.port)
         gap_ms, grace_ms = node.windows.gap_ms, node.windows.grace_ms
         inits, add_all = compile_fields(node)
-        merge = _compile_merge(node)
+        merge, updates = _compile_merge(node), node.emit == "update"
+        result_of = compile_result(node, surroundings)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
@@ -65,6 +68,7 @@ class SessionOperator:
                 if not near and end_ms <= closed_ms:
                     late(record, key, value)
                     return
+                former = [apart(result_of(key, *sessions[at])) for at in near] if updates else []
                 if not near:
                     session: list[Any] = [timestamp_ms, end_ms, [init() for init in inits]]
                     at = sum(one[0] < timestamp_ms for one in sessions)
@@ -79,6 +83,11 @@ class SessionOperator:
                         merge(session[2], later[2])
                     session[0], session[1] = min(session[0], timestamp_ms), max(session[1], end_ms)
                 add_all(session[2], value, timestamp_ms)
+                for result in former:
+                    if (result["start"], result["end"]) != (session[0], session[1]):
+                        following(record, key, {**result, WITHDRAWN: True})
+                if updates:
+                    following(record, key, {**apart(result_of(key, *session)), WITHDRAWN: False})
             except passing:
                 raise
             except BaseException as error:
@@ -89,12 +98,14 @@ class SessionOperator:
     def _compile_close(
         self, surroundings: Surroundings, open_sessions: OpenSessions, following: Step
     ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing = self.place, surroundings.passing
+        place, passing, updates = self.place, surroundings.passing, self._node.emit == "update"
         result_of = compile_result(self._node, surroundings)
 
         def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
             try:
                 session = open_sessions.take_out(key, timer_record.timestamp()[1] + 1)
+                if updates:
+                    return
                 value = result_of(key, *session)
             except passing:
                 raise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fcluster.engine.entries import ABSENT
+from fcluster.engine.interval_windows import RESULT, OpenWindowsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
@@ -15,12 +16,18 @@ from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.codecs import codec_name, key_codec
 from fcluster.graph.operators import JoinStreams, Window
 from fcluster.graph.record import Record
-from fcluster.graph.windows import Session
+from fcluster.graph.windows import InTime
 
 _UNCHANGING = frozenset({int, float, str, bool, type(None)})
 """Values of these types can't be changed in place. A look at the type saves most copies."""
+_NO_KEY: Final = b""
+"""Of windows of all records, whatever their keys are."""
 ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
 """Returns the result of a window, given its key, start and end, and its aggregates."""
+
+
+_After = Callable[[SourceRecord, "bytes | None", bytes, int, list[Any]], None]
+"""Called with a record, its key, and the key, end and aggregates of a window."""
 
 
 class WindowOperator:
@@ -38,21 +45,23 @@ class WindowOperator:
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        assert not isinstance(node.windows, Session)
+        assert isinstance(node.windows, InTime)
         windows = cast("OpenWindows", surroundings.timers[node.name])
         surroundings.fire[node.name, CLOSE] = (place, self._compile_close(surroundings, windows, following))
         clock, table, opened = windows.clock, windows.table, windows.opened
         get, put, late = table.get, table.put, compile_late(node, place, surroundings, windows.port)
-        ends_of, start_of = node.windows.ends_of(), node.windows.start_of()
-        grace_ms, emits = node.windows.grace_ms, node.emit == "update"
+        ends_of = node.windows.ends_of()
+        grace_ms, keyed = node.windows.grace_ms, not node.keyless
         inits, add_all = compile_fields(node)
-        result_of = compile_result(node, surroundings)
+        after = self._compile_after(surroundings, windows, following)
+        noting = () if node.emit != "interval" else (0,)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
             try:
-                if key is None or timestamp_ms < 0:
-                    raise in_no_window(key)
+                own = key if keyed else _NO_KEY
+                if own is None or timestamp_ms < 0:
+                    raise in_no_window(own)
                 now_ms = clock.now_ms
                 closed_ms = -1 if now_ms is None else now_ms - grace_ms
                 is_late = True
@@ -60,15 +69,16 @@ class WindowOperator:
                     if end_ms <= closed_ms:
                         continue
                     is_late = False
-                    entry = encode_time(end_ms) + key
+                    entry = encode_time(end_ms) + own
                     kept = get(entry)
                     if kept is ABSENT:
                         kept = [init() for init in inits]
+                        kept += noting
                         put(entry, kept)
-                        opened(key, end_ms)
+                        opened(own, end_ms)
                     add_all(kept, value, timestamp_ms)
-                    if emits:
-                        following(record, key, _apart(result_of(key, start_of(end_ms), end_ms, kept)))
+                    if after is not None:
+                        after(record, key, own, end_ms, kept)
                 if is_late:
                     late(record, key, value)
             except passing:
@@ -78,12 +88,48 @@ class WindowOperator:
 
         return step
 
+    def _compile_after(
+        self, surroundings: Surroundings, windows: OpenWindows, following: Step
+    ) -> _After | None:
+        """What happens when a record has changed a window. None: nothing."""
+        node, place, passing = self._node, self.place, surroundings.passing
+        assert isinstance(node.windows, InTime)
+        if node.emit == "close":
+            return None
+        start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
+
+        def update(record: SourceRecord, key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
+            following(record, key, apart(result_of(own, start_of(end_ms), end_ms, kept)))
+
+        def note(record: SourceRecord, _key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
+            noting.changed(own, end_ms, kept, record.timestamp()[1])
+
+        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                results = [
+                    apart(result_of(key, start_of(end_ms), end_ms, kept))
+                    for end_ms, kept in noting.take_noted(key, timer_record.timestamp()[1])
+                ]
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            for result in results:
+                following(timer_record, key, result)
+
+        if node.emit == "update":
+            return update
+        noting = cast("OpenWindowsAtIntervals", windows)
+        surroundings.fire[node.name, RESULT] = (place, pass_on)
+        return note
+
     def _compile_close(
         self, surroundings: Surroundings, windows: OpenWindows, following: Step
     ) -> Callable[[TimerRecord, bytes], None]:
         node, place, passing = self._node, self.place, surroundings.passing
-        assert not isinstance(node.windows, Session)
-        table, start_of = windows.table, node.windows.start_of()
+        assert isinstance(node.windows, InTime)
+        table, start_of, keyed = windows.table, node.windows.start_of(), not node.keyless
+        noting = windows if isinstance(windows, OpenWindowsAtIntervals) else None
         result_of = compile_result(node, surroundings)
 
         def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
@@ -91,6 +137,8 @@ class WindowOperator:
                 end_ms = timer_record.timestamp()[1] + 1
                 entry = encode_time(end_ms) + key
                 kept = table.get(entry)
+                if noting is not None:
+                    noting.closing(key, end_ms, kept)
                 table.delete(entry)
                 if node.emit == "update":
                     return
@@ -99,17 +147,9 @@ class WindowOperator:
                 raise
             except BaseException as error:
                 raise StepFailure(place, error) from error
-            following(timer_record, key, value)
+            following(timer_record, key if keyed else None, value)
 
         return close
-
-
-def _apart(result: dict[str, Any]) -> dict[str, Any]:
-    """The result, for steps that may change it in place: what the window keeps stays as it is."""
-    for name, value in result.items():
-        if type(value) not in _UNCHANGING:
-            result[name] = deepcopy(value)
-    return result
 
 
 # --- what windows of all kinds share ----------------------------------------------------------------------
@@ -139,11 +179,12 @@ def compile_fields(
 
 def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
     """The function that makes the results of the step's windows."""
-    decode_key = key_codec(surroundings.source.key)[0]
+    decode_key = None if node.keyless else key_codec(surroundings.source.key)[0]
     results = tuple((name, at, one.result) for at, (name, one) in enumerate(node.fields))
 
     def result_of(key: bytes, start_ms: int, end_ms: int, kept: list[Any]) -> dict[str, Any]:
-        value = {"key": decode_key(key), "start": start_ms, "end": end_ms}
+        value: dict[str, Any] = {} if decode_key is None else {"key": decode_key(key)}
+        value["start"], value["end"] = start_ms, end_ms
         for name, at, result in results:
             value[name] = result(kept[at])
         return value
@@ -151,24 +192,33 @@ def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
     return result_of
 
 
+def apart(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, for steps that may change it in place: what the window keeps stays as it is."""
+    for name, value in result.items():
+        if type(value) not in _UNCHANGING:
+            result[name] = deepcopy(value)
+    return result
+
+
 def compile_late(
     node: Window | JoinStreams, place: Place, surroundings: Surroundings, port: OutputPort
-) -> Callable[[SourceRecord, bytes, Any], None]:
+) -> Callable[[SourceRecord, bytes | None, Any], None]:
     """What to do with a record that comes too late."""
     topic, source = node.late, surroundings.source
     write_record = surroundings.record_writer(place)
     decode_key = key_codec(source.key)[0]
 
-    def drop(_record: SourceRecord, _key: bytes, _value: Any) -> None:
+    def drop(_record: SourceRecord, _key: bytes | None, _value: Any) -> None:
         port.late += 1
 
-    def write(record: SourceRecord, key: bytes, value: Any) -> None:
+    def write(record: SourceRecord, key: bytes | None, value: Any) -> None:
         port.late += 1
         write_record(record, key, Record(topic=topic, value=value))
 
-    def write_with_key(record: SourceRecord, key: bytes, value: Any) -> None:
+    def write_with_key(record: SourceRecord, key: bytes | None, value: Any) -> None:
         port.late += 1
-        write_record(record, key, Record(topic=topic, key=decode_key(key), value=value))
+        decoded = None if key is None else decode_key(key)
+        write_record(record, key, Record(topic=topic, key=decoded, value=value))
 
     if topic is None:
         return drop

@@ -47,6 +47,49 @@ def test_session_lasts_until_there_is_no_record_for_the_gap() -> None:
     assert closed(bench)[1:] == [("other", 31, 42, 2)]
 
 
+def updating(**fields: Any) -> Job:
+    job = Job("j")
+    windows = job.stream(job.topic("in")).window(Session(10 * MS, grace=100 * MS), name="s", emit="update")
+    windows.aggregate(**fields).to(job.topic("out"))
+    return job
+
+
+def updates(bench: TimersBench, field: str = "n") -> list[tuple[str, int, int, Any]]:
+    """Of each update: "-" if it withdraws something, start, end, and the value of a field."""
+    signs = {True: "-", False: "+"}
+    return [(signs[one["withdrawn"]], one["start"], one["end"], one[field]) for one in bench.values()]
+
+
+def test_session_that_grows_withdraws_what_it_was() -> None:
+    bench = TimersBench(updating(n=count()))
+    for at in (100, 105, 103, 98):
+        bench.run(1, at)
+    assert updates(bench) == [
+        ("+", 100, 110, 1),
+        ("-", 100, 110, 1),
+        ("+", 100, 115, 2),
+        ("+", 100, 115, 3),  # within it: the result replaces that of the same session
+        ("-", 100, 115, 3),
+        ("+", 98, 115, 4),
+    ]
+    assert [at for _topic, _value, _key, at, _headers in bench.open] == [100, 105, 105, 103, 98, 98]
+    bench.run(1, 10_000, key=b"other")
+    assert len(bench.values()) == 7  # nothing when the session closes
+
+
+def test_sessions_that_become_one_withdraw_both() -> None:
+    bench = TimersBench(updating(values=collect()))
+    for at in (100, 120, 110):
+        bench.run(at, at)
+    assert updates(bench, "values") == [
+        ("+", 100, 110, [100]),
+        ("+", 120, 130, [120]),
+        ("-", 100, 110, [100]),
+        ("-", 120, 130, [120]),
+        ("+", 100, 130, [100, 120, 110]),
+    ]
+
+
 def test_records_exactly_the_gap_apart_are_in_one_session() -> None:
     bench = TimersBench(job_with(grace=100))
     for at in (10, 20, 31):

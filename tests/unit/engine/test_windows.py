@@ -579,8 +579,9 @@ def wrong_emit(job: Job) -> None:
     job.stream(job.topic("in")).window(TEN, name="w", emit=cast("Any", "always"))
 
 
-def updates_of_sessions(job: Job) -> None:
-    job.stream(job.topic("in")).window(Session(10 * MS), name="w", emit="update")
+def withdrawn_field(job: Job) -> None:
+    windows = job.stream(job.topic("in")).window(Session(10 * MS), name="w", emit="update")
+    windows.aggregate(withdrawn=count())
 
 
 def sessions_that_cannot_be_merged(job: Job) -> None:
@@ -609,7 +610,7 @@ def used_twice(job: Job) -> None:
         (no_windows, "window\\(\\) got 10"),
         (wrong_name, "The window name 'a b'"),
         (wrong_emit, "emit='always' of the window 'w' is unknown"),
-        (updates_of_sessions, "doesn't go with sessions"),
+        (withdrawn_field, "has a field 'withdrawn', but each result has a field of that name already"),
         (sessions_that_cannot_be_merged, "has an aggregate without merge="),
         (unknown_topic, "late= got 'x'"),
     ],

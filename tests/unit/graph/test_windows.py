@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster import Hopping, Tumbling
+from fcluster import Cumulative, Hopping, Tumbling
 from fcluster.common.errors import JobError
 
 HOUR = timedelta(hours=1)
@@ -48,6 +48,42 @@ def test_hopping_windows_overlap_and_are_in_the_order_of_their_ends() -> None:
     assert windows_of(windows, 5) == [(0, 10), (5, 15)]
     assert windows_of(windows, 14) == [(5, 15), (10, 20)]
     assert windows_of(Hopping(10 * MS, 4 * MS, offset=2 * MS), 21) == [(14, 24), (18, 28)]
+
+
+def test_cumulative_windows_begin_together_and_grow() -> None:
+    windows = Cumulative(15 * MS, 5 * MS)
+    assert windows_of(windows, 0) == [(0, 5), (0, 10), (0, 15)]
+    assert windows_of(windows, 7) == [(0, 10), (0, 15)]
+    assert windows_of(windows, 14) == [(0, 15)]
+    assert windows_of(windows, 15) == [(15, 20), (15, 25), (15, 30)]
+    assert windows_of(Cumulative(10 * MS, 5 * MS, offset=3 * MS), 9) == [(3, 13)]
+
+
+def test_cumulative_windows_of_a_day_in_berlin_follow_its_hours() -> None:
+    windows = Cumulative(DAY, HOUR, timezone="Europe/Berlin")
+    for day, next_day, hours in [("2026-03-29", "2026-03-30", 23), ("2026-10-25", "2026-10-26", 25)]:
+        start, end = ms(f"{day}T00:00", "Europe/Berlin"), ms(f"{next_day}T00:00", "Europe/Berlin")
+        found = windows_of(windows, start)
+        assert found == [(start, start + hour * 3_600_000) for hour in range(1, hours + 1)]
+        assert windows_of(windows, end - 1) == [(start, end)]
+    quarters = Cumulative(DAY, 6 * HOUR, timezone="Europe/Berlin")
+    hours_of = [(end - start) // 3_600_000 for start, end in windows_of(quarters, ms("2026-03-29T00:30"))]
+    assert hours_of == [6, 12, 18, 23]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 10 * MS, "every": 3 * MS}, "isn't a multiple of every"),
+        ({"size": HOUR, "every": HOUR, "timezone": "Europe/Berlin"}, "isn't a number of days"),
+        ({"size": DAY, "every": HOUR, "timezone": "Berlin"}, "timezone='Berlin' of Cumulative is unknown"),
+        ({"size": DAY, "every": HOUR, "offset": DAY}, "offset="),
+        ({"size": DAY, "every": 5}, "every=5 of Cumulative is not a timedelta"),
+    ],
+)
+def test_cumulative_windows_that_cannot_work_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        Cumulative(**arguments)
 
 
 def test_day_in_berlin_has_23_or_25_hours_when_clocks_are_changed() -> None:

@@ -1,0 +1,171 @@
+"""What windows cost, without Kafka: the real runner, state layers and RocksDB.
+
+    python -m benchmarks.windows [--rounds 9]             the cost of a record
+    python -m benchmarks.windows --close 1000000          how long others wait while so many windows close
+
+*The cost of a record.* A running count of each key, and windows with a count of each key, take the same
+records in turns, in one process; each processor time is the best of all rounds. Windows close on the way:
+each of the 1,000 keys has a new one every 20 records.
+
+*Closing.* One shard has a window of each key in RocksDB, and a record makes all of them due. After that,
+records of other keys and due windows take turns as in a worker: about 5 ms each. It measures the longest time
+from one such record to the next, with a commit every 100 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+from confluent_kafka import Message
+
+from benchmarks.engine import Epochs
+from fcluster import Counted, Cumulative, Hopping, Job, Session, Sliding, Tumbling, count
+from fcluster.storage.store import StoreDirectory
+
+RECORDS = 60_000
+KEYS = 1_000
+BEGIN_MS = 1_700_000_000_000
+STEP_MS = 1
+_MS = timedelta(milliseconds=1)
+LENGTH = 20_000 * _MS  # of event time: 20 records of each key
+TURN_S = 0.005
+COMMIT_S = 0.1
+
+KINDS: dict[str, Any] = {
+    "tumbling": Tumbling(LENGTH),
+    "hopping, 4 at a time": Hopping(LENGTH, LENGTH / 4),
+    "cumulative, 4 steps": Cumulative(LENGTH, LENGTH / 4),
+    "session": Session(2_000 * _MS),
+    "sliding, 4 records": Sliding(3_500 * _MS),
+    "counted": Counted(20),
+}
+
+
+def running_count() -> Job:
+    """What windows are compared with."""
+    job = Job("count")
+
+    @job.process(job.topic("in"), to=job.topic("out"))
+    def counted(ctx: Any, _value: Any) -> Any:
+        ctx.state["n"] = ctx.state.get("n", 0) + 1
+        return {"key": ctx.key, "n": ctx.state["n"]}
+
+    return job
+
+
+def windowed_count(windows: Any, emit: Any = "close") -> Job:
+    """A count in windows."""
+    job = Job("windows")
+    stream = job.stream(job.topic("in")).window(windows, name="w", emit=emit)
+    stream.aggregate(n=count()).to(job.topic("out"))
+    return job
+
+
+def make_messages(numbers: Sequence[int], keys: int, step_ms: int = STEP_MS) -> list[Message]:
+    """Records of the keys in turns. Event time moves by `step_ms` with each."""
+    return [
+        Message(
+            topic="in",
+            partition=0,
+            offset=number,
+            key=b"k%d" % (number % keys),
+            value=orjson.dumps({"id": number, "value": number % 1000}),
+            timestamp=(1, BEGIN_MS + number * step_ms),
+        )
+        for number in numbers
+    ]
+
+
+def cpu_us(job: Job, messages: Sequence[Message]) -> float:
+    """Microseconds of processor time for a record."""
+    directory = Path(tempfile.mkdtemp(prefix="fcluster-windows-"))
+    stores = StoreDirectory(directory)
+    try:
+        epochs = Epochs(job, stores)
+        gc.collect()
+        began_s = time.process_time()
+        epochs.run(messages)
+        return (time.process_time() - began_s) / len(messages) * 1e6
+    finally:
+        stores.close_all()
+        shutil.rmtree(directory)
+
+
+def compare(rounds: int) -> dict[str, float]:
+    """The best processor time of each job, by its name; "count" is the running count."""
+    messages = make_messages(range(RECORDS), KEYS)
+    jobs = {"count": running_count(), **{name: windowed_count(kind) for name, kind in KINDS.items()}}
+    jobs["tumbling, each update"] = windowed_count(KINDS["tumbling"], "update")
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            best[name] = min(best.get(name, float("inf")), cpu_us(job, messages))
+    return best
+
+
+def close_many(windows: int) -> str:
+    """Close so many windows of one end, and say how long others waited."""
+    directory = Path(tempfile.mkdtemp(prefix="fcluster-windows-"))
+    stores = StoreDirectory(directory)
+    try:
+        epochs = Epochs(windowed_count(Tumbling(timedelta(days=1)), "close"), stores, 20_000)
+        epochs.run(make_messages(range(windows), windows, 0))
+        runner, timers = epochs.shard.inputs[0], epochs.shard.timers
+        assert timers is not None
+        next_day = 2 * 86_400_000 // windows + 1
+        others = make_messages(range(windows, windows + 10_000_000 // 1_000), 1_000, next_day)
+        began_s = last_s = committed_s = time.perf_counter()
+        longest_s, passed, closed = 0.0, 0, 0
+        for message in others:
+            turn_s = time.perf_counter()
+            while time.perf_counter() - turn_s < TURN_S:
+                runner.handle(message)
+                runner.last = message
+                now_s = time.perf_counter()
+                longest_s, last_s = max(longest_s, now_s - last_s), now_s
+                passed += 1
+            turn_s = time.perf_counter()
+            while time.perf_counter() - turn_s < TURN_S and (fired := timers.fire_due(20)):
+                closed += fired
+            if time.perf_counter() - committed_s > COMMIT_S:
+                epochs.commit()
+                committed_s = time.perf_counter()
+            if closed >= windows:
+                break
+        took_s = time.perf_counter() - began_s
+        return (
+            f"{closed:,} windows closed in {took_s:.1f} s; meanwhile {passed:,} records of other keys, with "
+            f"at most {longest_s * 1000:.0f} ms from one to the next"
+        )
+    finally:
+        stores.close_all()
+        shutil.rmtree(directory)
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--close", type=int, metavar="WINDOWS")
+    chosen = parser.parse_args()
+    if chosen.close:
+        print(close_many(chosen.close))
+        return
+    best = compare(chosen.rounds)
+    for name, us in best.items():
+        print(f"{name:24} {us:6.2f} us per record, {us / best['count']:.2f} times the running count")
+
+
+if __name__ == "__main__":
+    main()

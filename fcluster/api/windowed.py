@@ -1,0 +1,134 @@
+"""Windows of a stream: what `Stream.window` takes, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+from fcluster.api.checks import check_name
+from fcluster.api.nodes import KeyBy
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+from fcluster.graph.aggregates import WITHDRAWN, Aggregate, check_aggregates, gathered, parted
+from fcluster.graph.counted import Counted
+from fcluster.graph.durations import MILLISECOND, check_duration
+from fcluster.graph.generics import K_co, V_co
+from fcluster.graph.operators import Window
+from fcluster.graph.windows import Gathered, Session, Sized, Windows
+
+if TYPE_CHECKING:
+    from fcluster.api.streams import Stream
+
+
+class WindowedStream(Generic[K_co, V_co]):
+    """The records of each key, in windows. `Stream.window` gives it."""
+
+    __slots__ = ("_then", "_window")
+
+    def __init__(self, then: Callable[[Window], Stream[Any, Any]], window: Window) -> None:
+        self._then = then
+        self._window = window
+
+    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Stream[K_co, dict[str, Any]]:
+        """Compute these aggregates of each window, and pass on its result.
+
+        A result is a dict with "key", "start" and "end" (in milliseconds since 1970; the end isn't in the
+        window any more), and the fields. The record of a window that has closed has the key of the window's
+        records, and as its timestamp the last millisecond of the window.
+
+        Args:
+            fields: such as `n=count(), total=sum_(lambda order: order["amount"])`.
+
+        Raises:
+            JobError: there are none, one isn't an aggregate, or its name is taken.
+        """
+        window = self._window
+        of_sessions = isinstance(window.windows, Session)
+        merged = "two sessions may become one" if of_sessions else ""
+        taken = (WITHDRAWN,) if of_sessions and window.emit == "update" else ()
+        checked = check_aggregates(window.name, fields, merged=merged, taken=taken)
+        return self._then(replace(self._window, fields=checked))
+
+
+class GatheredStream(Generic[V_co]):
+    """All records of a stream, in windows. `Stream.window_all` gives it."""
+
+    __slots__ = ("_then", "_window")
+
+    def __init__(self, then: Callable[[Window, KeyBy, Window], Stream[Any, Any]], window: Window) -> None:
+        self._then = then
+        self._window = window
+
+    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Stream[Any, dict[str, Any]]:
+        """Compute these aggregates of each window, and pass on its result.
+
+        A result is a dict with "start" and "end" (in milliseconds since 1970; the end isn't in the window any
+        more), and the fields. Its record has no key, and as its timestamp the last millisecond of the window.
+
+        Args:
+            fields: such as `n=count(), total=sum_(lambda order: order["amount"])`.
+
+        Raises:
+            JobError: there are none, one isn't an aggregate or has no `merge`, or its name is taken.
+        """
+        whole = self._window
+        checked = check_aggregates(whole.name, fields, merged="it is computed in parts, one for each shard")
+        part = replace(whole, name=f"{whole.name}-parts", fields=parted(checked))
+        together = KeyBy(all_together, None, "text", "json", whole.on_error, "1")
+        windows = Gathered(cast("Sized", whole.windows))
+        return self._then(
+            part, together, replace(whole, windows=windows, fields=gathered(checked), late=None)
+        )
+
+
+def all_together(_part: Any) -> str:
+    """The key of all parts of a window: one shard gathers them."""
+    return "all"
+
+
+def check_all_windows(windows: object, name: object) -> None:
+    """Check the arguments of `Stream.window_all`.
+
+    Raises:
+        JobError: one of them is wrong.
+    """
+    check_name(name, "The window name", " with name=")  # type: ignore[arg-type]
+    if not isinstance(windows, Sized):
+        raise JobError(
+            f"window_all() got {bounded_repr(windows)}. It takes Tumbling, Hopping and Cumulative windows, "
+            "which can be computed in parts.",
+            remedy="Put all records into one shard: .key_by(lambda value: 'all').window(...).",
+        )
+
+
+def check_windows(windows: object, name: object, late: object, emit: object) -> None:
+    """Check the arguments of `Stream.window`.
+
+    Raises:
+        JobError: one of them is wrong, or they don't go together.
+    """
+    check_name(name, "The window name", " with name=")  # type: ignore[arg-type]
+    if not isinstance(windows, Windows) or isinstance(windows, Gathered):
+        raise JobError(
+            f"window() got {bounded_repr(windows)}, which says nothing of windows.",
+            remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...), Session(...) and so on, from fcluster.",
+        )
+    if isinstance(emit, timedelta):
+        check_duration(f"the window {name!r}", "emit", emit, MILLISECOND)
+        if not isinstance(windows, Sized):
+            raise JobError(
+                f"emit={emit!r} of the window {name!r} doesn't go with {type(windows).__name__}.",
+                remedy="Use emit='close' or emit='update'.",
+            )
+    elif emit not in ("close", "update"):
+        raise JobError(
+            f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",
+            remedy="Use emit='close', emit='update', or an interval such as emit=timedelta(seconds=10).",
+        )
+    if late is not None and isinstance(windows, Counted):
+        raise JobError(
+            f"late= of the window {name!r} doesn't go with Counted: no record is late for such windows.",
+            remedy="Leave it out.",
+        )

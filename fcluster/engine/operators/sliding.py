@@ -1,0 +1,119 @@
+"""Sliding: windows that slide along the records of a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from fcluster.engine.operators.base import Surroundings, compile_raw
+from fcluster.engine.operators.window import (
+    compile_fields,
+    compile_late,
+    compile_result,
+    in_no_window,
+    place_of_window,
+)
+from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.sliding import RAW, TIMESTAMP, Kept, OpenSliding
+from fcluster.engine.steps import Step, StepFailure
+from fcluster.engine.windows import CLOSE
+from fcluster.graph.codecs import value_codec
+from fcluster.graph.operators import Window
+from fcluster.graph.sliding import Sliding
+
+
+class SlidingOperator:
+    """Keeps each record until the windows around it have closed. `firing` calls the function that closes
+    them.
+    """
+
+    keeps_value = False
+
+    def __init__(self, node: Window) -> None:
+        self._node = node
+        self.stores = (node.name, *node.store.store_names)
+        self.place = place_of_window(node)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+        """See `CompiledOperator`."""
+        node, place, passing = self._node, self.place, surroundings.passing
+        assert isinstance(node.windows, Sliding)
+        windows = cast("OpenSliding", surroundings.timers[node.name])
+        result_of = self._compile_result(surroundings, windows)
+        surroundings.fire[node.name, CLOSE] = (
+            place,
+            self._compile_close(surroundings, windows, result_of, following),
+        )
+        clock, add, is_late = windows.clock, windows.add, windows.is_late
+        late = compile_late(node, place, surroundings, windows.port)
+        raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
+        grace_ms, updates = node.windows.grace_ms, node.emit == "update"
+        inits, add_all = compile_fields(node)
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            timestamp_ms = record.timestamp()[1]
+            try:
+                if key is None or timestamp_ms < 0:
+                    raise in_no_window(key)
+                now_ms = clock.now_ms
+                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                if is_late(timestamp_ms, closed_ms):
+                    late(record, key, value)
+                    return
+                raw = raw_of(record, value)
+                # A value that an aggregate can't take fails now, and is in no window.
+                add_all([init() for init in inits], value, timestamp_ms)
+                records = add(key, timestamp_ms, closed_ms, raw)
+                if records is None:
+                    late(record, key, value)
+                elif updates:
+                    for end_ms in windows.changed_by(records):
+                        own = windows.records_of(records, end_ms)
+                        following(record, key, result_of(key, own, end_ms))
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+
+        return step
+
+    def _compile_result(
+        self, surroundings: Surroundings, windows: OpenSliding
+    ) -> Callable[[bytes, list[Kept], int], dict[str, Any]]:
+        """The function that computes the result of a window from its records."""
+        inits, add_all = compile_fields(self._node)
+        result_of = compile_result(self._node, surroundings)
+        decode = value_codec(self._node.value)[0]
+
+        def result(key: bytes, records: list[Kept], end_ms: int) -> dict[str, Any]:
+            kept = [init() for init in inits]
+            for one in records:
+                raw = one[RAW]
+                add_all(kept, None if raw is None else decode(raw), one[TIMESTAMP])
+            return result_of(key, windows.start_of(end_ms), end_ms, kept)
+
+        return result
+
+    def _compile_close(
+        self,
+        surroundings: Surroundings,
+        windows: OpenSliding,
+        result_of: Callable[[bytes, list[Kept], int], dict[str, Any]],
+        following: Step,
+    ) -> Callable[[TimerRecord, bytes], None]:
+        place, passing, updates = self.place, surroundings.passing, self._node.emit == "update"
+
+        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                end_ms = timer_record.timestamp()[1] + 1
+                records = windows.take_out(key, end_ms)
+                if updates or not records:
+                    return
+                value = result_of(key, records, end_ms)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            following(timer_record, key, value)
+
+        return close

@@ -1,0 +1,169 @@
+"""The records of one step's sliding windows in one shard: which windows are due, and what is in them.
+
+Responsible for: `OpenSliding`, which uses the tables that `kinds.make_window_tables` makes. For `firing` it
+is the same as `windows.OpenWindows`. The operator (`operators.sliding`) adds records and closes windows.
+Pure.
+
+    sliding   key of the stream                   ->  [closed, noted, [record, ...]], as they were processed
+    due       end (8 bytes) | key of the stream   ->  nothing
+    record    [timestamp, what had closed when it came, value as bytes]
+
+A window of length `within` is identified by its end, which isn't in it. A record defines two: one whose last
+millisecond is that of the record, and one that begins a millisecond after it. The first of a key's windows
+may be cut off by the beginning of 1970.
+
+Invariants:
+- A record is in a window, and defines it, only if the window hadn't closed by event time when the record
+  came. So contents don't depend on when a window that is due is closed.
+- Windows of a key close in the order of their ends. `closed` is the end of the last one, `noted` that of the
+  next one, for which there is a note in `due`. Other notes of the key are outdated.
+- A record is removed when the last window that it defines closes, which is after the last one that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from fcluster.common.failures import bounded_repr
+from fcluster.engine.entries import ABSENT
+from fcluster.engine.failure import TIMER_STEP
+from fcluster.engine.ordered_keys import encode_time
+from fcluster.engine.records import OutputPort
+from fcluster.engine.timers import Timer, time_text
+from fcluster.engine.windows import ClockInEventTime, OpenInTime
+from fcluster.graph.operators import Window
+from fcluster.graph.sliding import Sliding
+from fcluster.graph.timers import TimerClock
+
+TIMESTAMP, CAME, RAW = range(3)
+"""What is kept of a record."""
+_CLOSED, _NOTED, _RECORDS = range(3)
+"""What is kept of a key."""
+_NEVER: Final = -1
+Kept = list[Any]
+
+
+class OpenSliding(OpenInTime):
+    """The records of sliding windows. `table` has them by key. See `OpenInTime` for the arguments."""
+
+    def __init__(
+        self,
+        window: Window,
+        tables: Mapping[str, Any],
+        clock: ClockInEventTime,
+        noted: Callable[[TimerClock, int], None],
+        port: OutputPort,
+    ) -> None:
+        super().__init__(window, tables, window.store.due_name, clock, noted, port)
+        assert isinstance(window.windows, Sliding)
+        self._within_ms = window.windows.within_ms
+
+    def start_of(self, end_ms: int) -> int:
+        """When the window with that end begins."""
+        return end_ms - 1 - self._within_ms
+
+    def is_late(self, timestamp_ms: int, closed_ms: int) -> bool:
+        """Whether all windows have closed that a record of that time can be in."""
+        return timestamp_ms + self._within_ms < closed_ms
+
+    def add(self, key: bytes, timestamp_ms: int, closed_ms: int, raw: bytes | None) -> list[Kept] | None:
+        """Keep a record that isn't late.
+
+        Args:
+            closed_ms: windows that end then or before have closed.
+
+        Returns:
+            All records of the key that are kept. None: it is late after all, because the grace used to be
+            shorter.
+        """
+        found = self.table.get(key)
+        entry: list[Any] = [_NEVER, _NEVER, []] if found is ABSENT else found
+        closed_ms = max(closed_ms, entry[_CLOSED])
+        if self.is_late(timestamp_ms, closed_ms):
+            return None
+        record = [timestamp_ms, closed_ms, raw]
+        entry[_RECORDS].append(record)
+        if found is ABSENT:
+            self.table.put(key, entry)
+        end_ms = min(end for end in self._defined_by(record) if end > closed_ms)
+        if found is ABSENT or end_ms < entry[_NOTED]:
+            self._note_next(key, entry, end_ms)
+        return entry[_RECORDS]
+
+    def take_out(self, key: bytes, end_ms: int) -> list[Kept]:
+        """Close the window of the key with that end. Returns its records; none if there is no such window."""
+        entry = self.table.get(key)
+        records = self.records_of(entry[_RECORDS], end_ms)
+        self._due.delete(encode_time(end_ms) + key)
+        entry[_CLOSED] = end_ms
+        entry[_RECORDS] = left = [one for one in entry[_RECORDS] if self._last_of(one) > end_ms]
+        if left:
+            self._note_next(key, entry, self._next_of(left, end_ms))
+        else:
+            self.table.delete(key)
+        return records
+
+    def records_of(self, records: list[Kept], end_ms: int) -> list[Kept]:
+        """Those that are in the window with that end, in the order in which they were processed. None if
+        no record defines it.
+        """
+        start_ms = self.start_of(end_ms)
+        if not any(end_ms in self._defined_by(one) and one[CAME] < end_ms for one in records):
+            return []
+        return [one for one in records if start_ms <= one[TIMESTAMP] < end_ms and one[CAME] < end_ms]
+
+    def changed_by(self, records: list[Kept]) -> list[int]:
+        """The ends of the open windows that the last of these records has changed or defined, in order."""
+        *others, last = records
+        at_ms, closed_ms = last[TIMESTAMP], last[CAME]
+        ends = {end for one in records for end in self._defined_by(one) if end > max(one[CAME], closed_ms)}
+        known = {end for one in others for end in self._defined_by(one) if one[CAME] < end}
+        return sorted(
+            end
+            for end in ends
+            if self.start_of(end) <= at_ms < end or (end not in known and self.records_of(records, end))
+        )
+
+    def _defined_by(self, record: Kept) -> tuple[int, int]:
+        """The ends of the windows that a record defines."""
+        at_ms, within_ms = record[TIMESTAMP], self._within_ms
+        return max(at_ms, within_ms) + 1, at_ms + within_ms + 2
+
+    def _last_of(self, record: Kept) -> int:
+        return record[TIMESTAMP] + self._within_ms + 2
+
+    def _next_of(self, records: list[Kept], closed_ms: int) -> int:
+        return min(self._pending(records, closed_ms))
+
+    def _pending(self, records: list[Kept], closed_ms: int) -> Iterator[int]:
+        for one in records:
+            for end_ms in self._defined_by(one):
+                if end_ms > closed_ms and end_ms > one[CAME]:
+                    yield end_ms
+
+    def _note_next(self, key: bytes, entry: list[Any], end_ms: int) -> None:
+        entry[_NOTED] = end_ms
+        self._due.put(self._entry_of(self._note(key, end_ms)), b"")
+
+    # --- for `firing` ---------------------------------------------------------------------------------
+
+    def _is_exact(self, timer: Timer) -> bool:
+        """Whether the window with that end is the next one of its key. If not, the note is outdated."""
+        entry = self.table.get(timer.key)
+        if entry is not ABSENT and entry[_NOTED] == self._end_ms_of(timer):
+            return True
+        self._due.delete(self._entry_of(timer))
+        return False
+
+    def skipped(self, timer: Timer) -> None:
+        """See `firing.TimedStep`."""
+        self.take_out(timer.key, self._end_ms_of(timer))
+
+    def title(self, timer: Timer) -> str:
+        """See `firing.TimedStep`."""
+        end_ms = self._end_ms_of(timer)
+        return (
+            f"{TIMER_STEP}that closes the window {self.step!r} from {time_text(self.start_of(end_ms))} to "
+            f"{time_text(end_ms)} for the key {bounded_repr(timer.key)}"
+        )

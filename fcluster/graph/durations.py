@@ -1,0 +1,36 @@
+"""Checks of the durations with which a job file declares windows. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+
+DURATION_MAX: Final = timedelta(days=100 * 366)
+NOTHING: Final = timedelta()
+MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def check_duration(kind: str, name: str, value: object, least: timedelta) -> None:
+    """Check the argument `name` of windows of that kind.
+
+    Raises:
+        JobError: it isn't a timedelta of whole milliseconds, from `least` to 100 years.
+    """
+    if not isinstance(value, timedelta):
+        raise JobError(
+            f"{name}={bounded_repr(value)} of {kind} is not a timedelta.",
+            remedy=f"Use {name}=timedelta(minutes=1), from Python's datetime.",
+        )
+    if not least <= value <= DURATION_MAX:
+        needed = "zero or more" if not least else "one millisecond or more"
+        raise JobError(
+            f"{name}={value!r} of {kind} is out of range.", remedy=f"Use {needed}, up to 100 years."
+        )
+    if value % MILLISECOND:
+        raise JobError(
+            f"{name}={value!r} of {kind} is not a whole number of milliseconds.",
+            remedy="Timestamps of records are milliseconds: round it.",
+        )
