@@ -20,8 +20,10 @@ from confluent_kafka.admin import AdminClient
 from fcluster.kafka.topic_ids import Look, TopicSeen, fits
 
 LOOK_TIMEOUT_S: Final = 5.0
-ATTEMPT_TIMEOUT_S: Final = 1.0
+FIRST_TIMEOUT_S: Final = 0.3
 """Brokers answer within milliseconds; a slower request may be waiting for a dead broker."""
+ATTEMPT_TIMEOUT_S: Final = 1.0
+REPEAT_S: Final = 0.05
 SETTLE_S: Final = 2.0
 """How much later than another one a broker may learn that a topic was created or deleted."""
 SETTLE_POLL_S: Final = 0.4
@@ -42,11 +44,13 @@ def look_at_topics(
         return {}
     # The request goes to the broker that was last known to be the controller. If that broker is dead, the
     # request waits for it until another answer names another controller (decision 0082).
-    seen, unanswered = _ask(admin, wanted, min(timeout_s, ATTEMPT_TIMEOUT_S))
-    if unanswered and timeout_s > ATTEMPT_TIMEOUT_S:
+    deadline_s = time.monotonic() + timeout_s
+    seen, unanswered = _ask(admin, wanted, min(timeout_s, FIRST_TIMEOUT_S))
+    while unanswered and (left_s := deadline_s - time.monotonic()) > 0:
         with contextlib.suppress(KafkaException):
-            admin.list_topics(timeout=ATTEMPT_TIMEOUT_S)
-        again, _ = _ask(admin, sorted(unanswered), max(ATTEMPT_TIMEOUT_S, timeout_s - 2 * ATTEMPT_TIMEOUT_S))
+            admin.list_topics(timeout=min(left_s, ATTEMPT_TIMEOUT_S))
+        time.sleep(REPEAT_S)
+        again, unanswered = _ask(admin, sorted(unanswered), min(left_s, ATTEMPT_TIMEOUT_S))
         seen |= again
     return seen
 

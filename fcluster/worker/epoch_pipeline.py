@@ -398,6 +398,8 @@ class EpochPipeline:
                     self._note_delta(part.shard, next_offset, sum(map(len, part.records)))
             frozen.trace.ended("apply")
             self.traces.add(frozen.trace)
+            if slowness := frozen.trace.slowness():
+                _log.info("epoch %d took %s", frozen.epoch, slowness)
 
     def commit_latencies_ms(self) -> list[float]:
         """The latencies of the newest epochs, from the first record to the commit, sorted."""

@@ -27,6 +27,8 @@ PHASES: Final[dict[str, str]] = {
     "apply": "changes become committed state, and now and then go to the local store",
 }
 TRACES_KEPT: Final = 500
+SLOW_MS: Final = 3_000.0
+"""An epoch that takes longer than this after its barrier is worth a line in the log."""
 FIGURES_INTERVAL_S: Final = 1.0
 
 
@@ -51,6 +53,16 @@ class EpochTrace:
         now_s = time.monotonic()
         self.took_ms[phase] = (now_s - self._since_s) * 1000
         self._since_s = now_s
+
+    def slowness(self) -> str:
+        """Where the time went, if the epoch took long after its barrier. Otherwise empty."""
+        after_ms = {phase: took_ms for phase, took_ms in self.took_ms.items() if phase != "open"}
+        total_ms = sum(after_ms.values())
+        if total_ms < SLOW_MS:
+            return ""
+        longest = sorted(after_ms.items(), key=lambda item: -item[1])
+        parts = [f"{phase} {took_ms / 1000:.1f} s" for phase, took_ms in longest if took_ms >= SLOW_MS / 10]
+        return f"{total_ms / 1000:.1f} s: {', '.join(parts)}"
 
 
 class EpochTraces:

@@ -39,5 +39,11 @@ def test_figures_are_computed_once_a_second() -> None:
     assert traces.figures() == [EpochPhase("open", 2.0, 2.0)]
 
 
+def test_slow_epoch_tells_its_longest_phases_first() -> None:
+    slow = trace(open=9000.0, freeze=1.0, offsets=1500.0, flush=2100.0, commit=299.0)
+    assert slow.slowness() == "3.9 s: flush 2.1 s, offsets 1.5 s"
+    assert trace(open=9000.0, offsets=1500.0).slowness() == ""
+
+
 def test_each_phase_says_what_it_is() -> None:
     assert all(PHASES.values())

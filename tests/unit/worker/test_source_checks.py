@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
-from fcluster.worker.source_checks import PAUSE_S, SourceChecks
+from fcluster.worker.source_checks import ANSWER_TIMEOUT_S, PAUSE_S, SourceChecks
 
 
 @dataclass
@@ -38,6 +39,19 @@ def test_steady_records_need_no_check() -> None:
         checks.begin()()
         brokers.now_s += PAUSE_S / 2
     assert brokers.asked == [["in"]], "the first one only"
+
+
+def test_answer_is_waited_for_from_the_barrier_on_not_from_the_end_of_the_epochs_own_requests() -> None:
+    """When a broker goes away, the check may wait for that broker."""
+    brokers = Brokers()
+    unanswered = Future[Look]()
+    checks = SourceChecks("job", lambda _topics: unanswered, lambda _settled: {}, lambda: brokers.now_s)
+    checks.read("in", 0, "former")
+    confirm = checks.begin()
+    brokers.now_s += ANSWER_TIMEOUT_S
+    begun_s = time.monotonic()
+    confirm()
+    assert time.monotonic() - begun_s < ANSWER_TIMEOUT_S / 2
 
 
 def test_quiet_partition_beside_a_busy_one_is_checked() -> None:
