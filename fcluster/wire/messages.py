@@ -167,7 +167,7 @@ class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     input: _InputNumber = 0
 
 
-class EpochPhase(msgspec.Struct, frozen=True):
+class PhaseTimes(msgspec.Struct, frozen=True):
     """How long a phase of a worker's newest epochs took; see `worker.epoch_trace`."""
 
     name: _Name
@@ -203,7 +203,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     record: RunningRecord | None = None
     kafka_wait: _Name = ""
     kafka_wait_ms: _Number = 0
-    epoch_phases: list[EpochPhase] = []
+    epoch_phases: list[PhaseTimes] = []
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------

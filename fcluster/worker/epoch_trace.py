@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from fcluster.wire.messages import EpochPhase
+from fcluster.wire.messages import PhaseTimes
 
 PHASES: Final[dict[str, str]] = {
     "open": "from the first record to the barrier",
@@ -75,14 +75,14 @@ class EpochTraces:
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._traces: deque[EpochTrace] = deque(maxlen=TRACES_KEPT)
         self._clock_s = clock_s
-        self._figures: list[EpochPhase] = []
+        self._figures: list[PhaseTimes] = []
         self._figures_s = float("-inf")
 
     def add(self, trace: EpochTrace) -> None:
         """The epoch is committed and applied. May be called from any thread."""
         self._traces.append(trace)
 
-    def figures(self) -> list[EpochPhase]:
+    def figures(self) -> list[PhaseTimes]:
         """Median and 99th percentile of each phase. They are computed once a second at most."""
         now_s = self._clock_s()
         if now_s - self._figures_s >= FIGURES_INTERVAL_S:
@@ -91,11 +91,11 @@ class EpochTraces:
         return self._figures
 
 
-def _figures(traces: Sequence[EpochTrace]) -> Iterable[EpochPhase]:
+def _figures(traces: Sequence[EpochTrace]) -> Iterable[PhaseTimes]:
     for phase in PHASES:
         took_ms = sorted(trace.took_ms[phase] for trace in traces if phase in trace.took_ms)
         if took_ms:
-            yield EpochPhase(phase, quantile(took_ms, 0.5), quantile(took_ms, 0.99))
+            yield PhaseTimes(phase, quantile(took_ms, 0.5), quantile(took_ms, 0.99))
 
 
 def quantile(ordered: Sequence[float], fraction: float) -> float:

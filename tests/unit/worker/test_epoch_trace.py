@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcluster.wire.messages import EpochPhase
+from fcluster.wire.messages import PhaseTimes
 from fcluster.worker.epoch_trace import PHASES, TRACES_KEPT, EpochTrace, EpochTraces
 
 
@@ -24,7 +24,7 @@ def test_figures_are_those_of_the_newest_epochs_in_the_order_of_the_phases() -> 
     traces.add(trace(open=1000.0, commit=1000.0))
     for number in range(TRACES_KEPT):
         traces.add(trace(commit=float(number), open=2.0))
-    assert traces.figures() == [EpochPhase("open", 2.0, 2.0), EpochPhase("commit", 250.0, 495.0)]
+    assert traces.figures() == [PhaseTimes("open", 2.0, 2.0), PhaseTimes("commit", 250.0, 495.0)]
 
 
 def test_figures_are_computed_once_a_second() -> None:
@@ -36,7 +36,7 @@ def test_figures_are_computed_once_a_second() -> None:
     now_s[0] = 0.9
     assert traces.figures() == []
     now_s[0] = 1.0
-    assert traces.figures() == [EpochPhase("open", 2.0, 2.0)]
+    assert traces.figures() == [PhaseTimes("open", 2.0, 2.0)]
 
 
 def test_slow_epoch_tells_its_longest_phases_first() -> None:
