@@ -110,6 +110,10 @@ bench-operating: setup ## idle cost, recovery, rescaling, restore, each with a b
 bench-brokers: setup ## pauses when brokers die: 20 kills, 6 restarts on three brokers, compared with a plain client and Kafka Streams
 	$(BIN)/python -m benchmarks.broker_failures --peers
 
+.PHONY: docs
+docs: setup ## build the site: build/site/index.html; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto --conf-dir docs --doctree-dir build/doctrees . build/site
+
 .PHONY: build
 build: setup ## build the wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

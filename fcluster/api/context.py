@@ -51,7 +51,7 @@ class Context(Protocol[K_co]):
 
     @property
     def state(self) -> MutableMapping[str, Any]:
-        """This handler's state of the current key: JSON values by name. An empty state is deleted."""
+        """This handler's state of the current key, as JSON values by name. An empty state is deleted."""
         ...
 
     def value(self, state: ValueState[_V], /) -> ValueAccess[_V]:

@@ -72,6 +72,17 @@ class _TopicOptions(TypedDict, total=False):
 class Job:
     """A named topology: topics, and the handlers between them.
 
+    Example::
+
+        job = Job("spending")
+        orders = job.topic("orders")
+        totals = job.topic("totals")
+
+        @job.process(orders, to=totals)
+        def total(ctx, order):
+            ctx.state["cents"] = ctx.state.get("cents", 0) + order["cents"]
+            return {"account": ctx.key, **ctx.state}
+
     Args:
         name: names the consumer group, the transactional ids and all internal topics. State belongs to this
             name.

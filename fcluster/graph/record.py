@@ -30,6 +30,11 @@ class Record:
 
     Fields that are left out carry over from the record being processed.
 
+    Example::
+
+        yield Record(value=order, topic=refused)  # to another topic than the handler's `to`
+        yield Record(value=None)  # a tombstone
+
     Attributes:
         key: the key, of the kind declared as the target topic's `key`. None is the null key.
         value: the value, of the kind declared as the target topic's `value`. None is a tombstone.

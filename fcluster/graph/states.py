@@ -112,6 +112,18 @@ class ListState(State, Generic[_V]):
 class MapState(State, Generic[_K, _V]):
     """A map with sorted keys for each key of the stream: `ctx.map(STATE)`.
 
+    Example::
+
+        SEEN: MapState[str, int] = MapState("seen", key="text", value="int", ttl=timedelta(hours=1))
+
+        @job.process(orders, to=counted, states=[SEEN])
+        def customer(ctx, order):
+            seen = ctx.map(SEEN)
+            if order["number"] in seen:
+                return None
+            seen[order["number"]] = ctx.timestamp
+            return order
+
     Attributes:
         name: of the state; unique in its handler. A job whose state was renamed is refused.
         value: how a value is encoded; as in `ValueState`.

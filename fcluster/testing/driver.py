@@ -54,7 +54,9 @@ class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
     Its `__cause__` is the exception that a function of the job raised.
 
     Attributes:
-        topic, partition, offset: the position of the record. For a timer, "" and -1.
+        topic: of the record. For a timer: "".
+        partition: of the record. For a timer: -1.
+        offset: of the record. For a timer: -1.
     """
 
     def __init__(self, message: str, *, remedy: str = "", record: StoredRecord | None = None) -> None:
@@ -72,7 +74,9 @@ class DeadLetter:
         record: the dead letter itself.
         error: what went wrong.
         handler: the step that failed.
-        topic, partition, offset: the position of the failed record.
+        topic: of the failed record.
+        partition: of the failed record.
+        offset: of the failed record.
         is_stub: the record was too large, so its value and headers are left out.
     """
 
@@ -87,6 +91,13 @@ class DeadLetter:
 
 class Driver:
     """Runs a job in this process, without Kafka. Use it in a `with` block.
+
+    Example::
+
+        def test_orders_are_added_up():
+            with Driver(job) as driver:
+                driver.send(orders, {"cents": 250}, key="ann")
+                assert driver.read_values(totals) == [{"account": "ann", "cents": 250}]
 
     It uses the engine of the workers: operators, codecs, state, dead letters, deltas. Each record that is
     sent goes through all stages before `send` returns. Each step on its way is its own epoch, unless

@@ -93,10 +93,13 @@ class TopicRecord(Generic[K_co, V_co]):
     """A record of a topic, as a reader receives it.
 
     Attributes:
-        topic, partition, offset: its position.
+        topic: its topic's name.
+        partition: its partition.
+        offset: its offset in the partition.
         timestamp: milliseconds since 1970; -1 if it has none.
         headers: pairs of a name and a value, in order.
-        raw_key, raw_value: key and value as bytes. None if there is none.
+        raw_key: the key's bytes. None if it has none.
+        raw_value: the value's bytes. None if it has none.
     """
 
     __slots__ = ("_spec", "headers", "offset", "partition", "raw_key", "raw_value", "timestamp", "topic")

@@ -85,7 +85,8 @@ def test_lock_file_for_running_leaves_pandas_out() -> None:
 
 def test_lock_file_contains_every_declared_dependency() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    declared = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    groups = [each for group in project["dependency-groups"].values() for each in group]
+    declared = project["project"]["dependencies"] + [each for each in groups if isinstance(each, str)]
     names = {re.split(r"[\[<>=]", requirement)[0] for requirement in declared}
     locked = set(
         re.findall(r"^([\w.-]+)==", (REPOSITORY / "requirements.lock").read_text(), flags=re.MULTILINE)
