@@ -10,6 +10,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,33 @@ def read_flights(rows_max: int | None = None) -> Iterator[dict[str, Any]]:
         yield {name: _value(name, text) for name, text in line.items()}
 
 
+def read_schedule(rows_max: int | None = None) -> list[dict[str, Any]]:
+    """The first flights, with the times at which they should have departed and have departed, in milliseconds
+    since 1970 ("scheduled", and "departed": None if they were cancelled), in the order of the former.
+    """
+    flights = list(read_flights(rows_max))
+    for flight in flights:
+        flight["scheduled"] = _milliseconds(flight["time_hour"]) + flight["minute"] * 60_000
+        delay = flight["dep_delay"]
+        flight["departed"] = None if delay is None else flight["scheduled"] + delay * 60_000
+    return sorted(flights, key=lambda flight: flight["scheduled"])
+
+
+def read_weather() -> list[dict[str, Any]]:
+    """The hourly observations at the airports, in the order of their times ("observed")."""
+    with open(data_directory() / "weather.csv", encoding="utf-8", newline="") as text:
+        rows = [
+            {
+                "origin": line["origin"],
+                "observed": _milliseconds(line["time_hour"]),
+                "wind_speed": _number(line["wind_speed"]),
+                "visib": _number(line["visib"]),
+            }
+            for line in csv.DictReader(text)
+        ]
+    return sorted(rows, key=lambda row: row["observed"])
+
+
 def airline_names() -> dict[str, str]:
     """Airline names by carrier code."""
     with open(data_directory() / "airlines.csv", encoding="utf-8", newline="") as text:
@@ -72,3 +100,11 @@ def _value(name: str, text: str) -> Any:
     if text in ("NA", ""):
         return None
     return text if name in _TEXT else int(text)
+
+
+def _number(text: str) -> float | None:
+    return None if text in ("NA", "") else float(text)
+
+
+def _milliseconds(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp()) * 1_000
