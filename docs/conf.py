@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|datetime|typing)\..*"),
     ("py:class", r"(fcluster\.[a-z_.]+\.)?_?[A-Z](_co|_contra)?"),
     ("py:class", r"fcluster\.api\.context\.AnyFunction"),
-    ("py:class", r"fcluster\.graph\.(record\.Unset|states\.State)"),
+    ("py:class", r"fcluster\.graph\.(record\.Unset|states\.State|windows\.Gathered)"),
 ]
 
 # Sphinx would describe an alias as an alias: users know the class by this name only.
@@ -76,6 +76,7 @@ _MADE_BY_FCLUSTER = {
     "fcluster.Stream",
     "fcluster.Table",
     "fcluster.WindowedStream",
+    "fcluster.api.windowed.GatheredStream",
     "fcluster.testing.DeadLetter",
     "fcluster.testing.JobStopped",
     "fcluster.testing.TopicRecord",
