@@ -53,22 +53,10 @@ html_show_sphinx = False
 html_extra_path = ["site"]
 
 
-# The index of decisions lists each of them as a link, for readers of the repository. The site's navigation
-# needs them once more, and that would be noise there.
-_DECISIONS = """
-:::{toctree}
-:hidden:
-:glob:
-
-[0-9]*
-dependencies
-:::
-"""
-
-
-def _with_decisions(_app, page, source):
-    if page == "docs/decisions/README":
-        source[0] += _DECISIONS
+def _without_decisions(_app, page, source):
+    """Decisions are listed in their index. In the sidebar of each page they would be noise."""
+    if page.startswith("docs/decisions/") and not page.endswith("/README"):
+        source[0] = f"---\norphan: true\n---\n\n{source[0]}"
 
 
 # Users get objects of these from fcluster and never make one, so their parameters aren't shown.
@@ -102,5 +90,5 @@ def _without_overloads(_app):
 
 def setup(app):
     app.connect("builder-inited", _without_overloads)
-    app.connect("source-read", _with_decisions)
+    app.connect("source-read", _without_decisions)
     app.connect("autodoc-process-signature", _without_parameters)
