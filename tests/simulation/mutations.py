@@ -12,7 +12,7 @@ shows the harm. `covered_by` names the second rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from fcluster.common.ids import ShardId, transactional_ids
@@ -687,24 +687,20 @@ class LosesOneSide(_ChangesWindows):
         return replace(window, fields=fields)
 
 
-class _LateByWorker:
+def _late_by_worker(windows: Any, newest_ms: list[int]) -> Any:
     """Windows that are closed when any shard of the worker has come that far."""
+    ends_of, grace_ms = windows.ends_of(), windows.grace_ms
 
-    def __init__(self, windows: Any, newest_ms: list[int]) -> None:
-        self._windows = windows
-        self._newest_ms = newest_ms
-        self.grace_ms = windows.grace_ms
-        self.start_of = windows.start_of
+    def ends(timestamp_ms: int) -> list[int]:
+        newest_ms[0] = max(newest_ms[0], timestamp_ms)
+        reached_ms = newest_ms[0] - MAX_DELAY_MS
+        return [end for end in ends_of(timestamp_ms) if reached_ms < end + grace_ms]
 
-    def ends_of(self) -> Callable[[int], list[int]]:
-        ends_of, newest_ms = self._windows.ends_of(), self._newest_ms
+    class LateByWorkerWindows(type(windows)):  # the engine looks at the kind of windows
+        def ends_of(self) -> Callable[[int], list[int]]:
+            return ends
 
-        def ends(timestamp_ms: int) -> list[int]:
-            newest_ms[0] = max(newest_ms[0], timestamp_ms)
-            reached_ms = newest_ms[0] - MAX_DELAY_MS
-            return [end for end in ends_of(timestamp_ms) if reached_ms < end + self.grace_ms]
-
-        return ends
+    return LateByWorkerWindows(*(getattr(windows, field.name) for field in fields(windows)))
 
 
 class LateByWorker(_ChangesWindows):
@@ -717,7 +713,7 @@ class LateByWorker(_ChangesWindows):
             return window
         if not hasattr(self, "newest_ms"):
             self.newest_ms = [0]
-        windows: Any = _LateByWorker(window.windows, self.newest_ms)
+        windows: Any = _late_by_worker(window.windows, self.newest_ms)
         return replace(window, windows=windows)
 
 
