@@ -15,7 +15,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 # The repository is the source directory, because the README and the pages in docs link to each other.
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md", "examples/**.md"]
 exclude_patterns = [".*", "build", "dist"]
 
 # Headings get the anchors that they have on GitHub. colon_fence is the syntax of toctrees.
