@@ -6,6 +6,7 @@ This is the public API; everything else in the package may change between versio
 from __future__ import annotations
 
 from fcluster.api.job import UNSET, Context, Job, Record, Stream, Table, WindowedStream
+from fcluster.api.tables import GroupedTable
 from fcluster.common.errors import FclusterError
 from fcluster.graph.aggregates import (
     Aggregate,
@@ -43,6 +44,7 @@ __all__ = [
     "Counted",
     "Cumulative",
     "FclusterError",
+    "GroupedTable",
     "Hopping",
     "Job",
     "ListState",

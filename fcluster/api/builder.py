@@ -27,7 +27,7 @@ from fcluster.graph.operators import (
     Filter,
     JoinStreams,
     JoinTable,
-    KeepTable,
+    KeptTable,
     OnError,
     Operator,
     Peek,
@@ -183,7 +183,7 @@ class Builder:
                 )
             if isinstance(step, JoinStreams) or (isinstance(step, Window) and step.is_timed):
                 _check_in_time(step, before)
-            if isinstance(step, KeepTable):
+            if isinstance(step, KeptTable):
                 self._walk_table(node, step, source, before)
             else:
                 self._walk_on(node, step, source, (*before, step))
@@ -214,7 +214,7 @@ class Builder:
         for child in node.children:
             self._walk(child, source, operators)
 
-    def _walk_table(self, node: Node, step: KeepTable, source: str, before: tuple[Operator, ...]) -> None:
+    def _walk_table(self, node: Node, step: KeptTable, source: str, before: tuple[Operator, ...]) -> None:
         """The chain ends in the table. Those who follow its changes begin chains of their own."""
         if step.name not in self._joined_tables and not node.children:
             raise JobError(
@@ -374,7 +374,7 @@ def _keeps_value(step: Operator) -> bool:
     return isinstance(step, Filter | Peek | Branch) or (isinstance(step, TellChanges) and step.keeps_bytes)
 
 
-def _check_followed(table: KeepTable, before: Sequence[Operator]) -> None:
+def _check_followed(table: KeptTable, before: Sequence[Operator]) -> None:
     """Changes are followed record by record, so a table whose changes are told can't be filled as time
     passes.
     """

@@ -59,6 +59,15 @@ def check_name(name: str, what: str, how: str = "") -> None:
         )
 
 
+def checked_version(version: object, step: str) -> str | None:
+    """The `version=` of a step, as text."""
+    if not isinstance(version, str | int | None) or isinstance(version, bool):
+        raise JobError(
+            f"version={version!r} of {step} is neither text nor a number.", remedy="Use version=1."
+        )
+    return None if version is None else str(version)
+
+
 def chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, Any]) -> Isolation | None:
     given: dict[str, Any] = {} if isolation is None else {"isolation": isolation}
     for option, value in options.items():

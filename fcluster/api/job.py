@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from fcluster.api.checks import check_name, chosen_isolation
@@ -17,7 +18,7 @@ from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import on_timer_of
 from fcluster.api.streams import Stream, merged, node_of
-from fcluster.api.tables import Table, kept_table
+from fcluster.api.tables import Table, checked_history, described_table
 from fcluster.api.windowed import WindowedStream
 from fcluster.common.errors import JobError
 from fcluster.common.isolation import Isolation
@@ -270,7 +271,12 @@ class Job:
         return Stream(self._declared, self._declared.source(topic, "stream()", watermark, on_error))
 
     def table(
-        self, topic: TopicSpec[_K, _V], *, name: str | None = None, on_error: OnError | None = None
+        self,
+        topic: TopicSpec[_K, _V],
+        *,
+        name: str | None = None,
+        history: timedelta | None = None,
+        on_error: OnError | None = None,
     ) -> Table[_K, _V]:
         """The newest value of each key of `topic`, as a table.
 
@@ -283,6 +289,9 @@ class Job:
             topic: the source.
             name: of the table and its state. Default: that of the topic. A job is refused if a table was
                 renamed or removed.
+            history: for how long former rows are kept, so that a stream that is joined finds the row of each
+                record's own time. Rows are then ordered by their timestamps. Default: only present rows are
+                kept.
             on_error: what to do with a record that has no key: "stop", "skip" or a dead-letter topic. It also
                 applies to records that can't be decoded, if the topic has no rule of its own.
 
@@ -296,15 +305,19 @@ class Job:
         known = self._tables.get(topic.name)
         rule = self._declared.rule(on_error, f"the table {chosen!r}")
         if known is not None:
-            step = cast("KeepTable", kept_table(known))
-            if name not in (None, step.name) or (on_error is not None and rule != step.on_error):
+            step = cast("KeepTable", described_table(known))
+            if (
+                name not in (None, step.name)
+                or (on_error is not None and rule != step.on_error)
+                or (history is not None and checked_history(chosen, history) != step.history_ms)
+            ):
                 raise JobError(
                     f"The topic {topic.name!r} is declared as a table twice, in different ways.",
                     remedy="Declare it once, and use the returned table in all joins.",
                 )
             return known
         root = self._declared.source(topic, "table()", None, None)
-        kept = KeepTable(chosen, topic.value, rule)
+        kept = KeepTable(chosen, topic.value, rule, history_ms=checked_history(chosen, history))
         table = Table(self._declared, kept, {chosen: root.add(kept)}, Stream)
         self._tables[topic.name] = table
         return table

@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function, check_name
+from fcluster.api.checks import check_function, check_name, checked_version
 from fcluster.api.context import Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
 from fcluster.api.nodes import KeyBy, Node, Sink, value_of
-from fcluster.api.tables import Table, looked_up, pair
+from fcluster.api.tables import Table, checked_history, looked_up, pair
 from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -205,12 +205,8 @@ class Stream(Generic[K_co, V_co]):
         key = self._declared.bound(key, name or "key_by", "key")
         if value is not None:
             value = self._declared.bound(value, name or "key_by", "value")
-        if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise JobError(
-                f"version={version!r} of key_by is neither text nor a number.", remedy="Use version=1."
-            )
-        rule = self._declared.rule(on_error, "key_by")
-        return self._then(KeyBy(by, name, key, value, rule, None if version is None else str(version)))
+        said = checked_version(version, "key_by")
+        return self._then(KeyBy(by, name, key, value, self._declared.rule(on_error, "key_by"), said))
 
     @overload
     def process(
@@ -528,6 +524,7 @@ class Stream(Generic[K_co, V_co]):
         *,
         name: str,
         value: ValueKind | type[Any] | None = None,
+        history: timedelta | None = None,
         on_error: OnError | None = None,
     ) -> Table[K_co, V_co]:
         """The newest value of each key of this stream, as a table.
@@ -539,6 +536,7 @@ class Stream(Generic[K_co, V_co]):
             name: of the table and its state. A job is refused if a table was renamed or removed.
             value: how rows are kept. Default: as in the topic that was read, or "json" after a map or a
                 handler.
+            history: for how long former rows are kept; see `Job.table`.
             on_error: what to do with a record that has no key, or whose value can't be kept. Default: that of
                 the job.
         """
@@ -549,7 +547,8 @@ class Stream(Generic[K_co, V_co]):
         if value is not None:
             given = self._declared.bound(value, name, "state")
             kind, is_unchanged = given, is_unchanged and given == kind
-        kept = KeepTable(name, kind, rule, is_unchanged, none_deletes=True)
+        history_ms = checked_history(name, history)
+        kept = KeepTable(name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms)
         return Table(self._declared, kept, {name: self._node.add(kept)}, Stream)
 
     def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None) -> None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function
+from fcluster.api.checks import check_function, check_name, checked_version
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
-from fcluster.api.nodes import Node
+from fcluster.api.nodes import KeyBy, Node
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.aggregates import Aggregate, check_group_aggregates, count, reduce
 from fcluster.graph.changes import Change
+from fcluster.graph.durations import DURATION_MAX
 from fcluster.graph.generics import K_co, V_co
+from fcluster.graph.groups import GroupOf, halves_codec
 from fcluster.graph.joins import How
 from fcluster.graph.operators import (
     AnyTable,
     FilteredTable,
+    GroupTable,
     JoinedTable,
     KeepTable,
+    KeptTable,
+    KeyKind,
     MappedTable,
     OnError,
+    Regroup,
     TellChanges,
+    ValueKind,
+    rows_below,
     title_of_table,
 )
 
@@ -60,7 +70,7 @@ class Table(Generic[K_co, V_co]):
         self._table = table
         self._nodes = nodes
         self._stream_of = stream_of
-        self.name: str = table.name if isinstance(table, KeepTable) else f"made of {title_of_table(table)}"
+        self.name: str = table.name if isinstance(table, KeptTable) else f"made of {title_of_table(table)}"
 
     def filter(
         self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
@@ -164,6 +174,94 @@ class Table(Generic[K_co, V_co]):
         joined = JoinedTable(self._table, right, with_ or pair, how, rule)
         return self._with(joined, {**self._nodes, **other._nodes})
 
+    @overload
+    def group_by(
+        self,
+        by: str | Callable[[V_co], str | None],
+        *,
+        name: str,
+        value: None = None,
+        key: Literal["text"] = "text",
+        version: str | int | None = None,
+        drop_empty: bool = False,
+        on_error: OnError | None = None,
+    ) -> GroupedTable[str, V_co]: ...
+    @overload
+    def group_by(
+        self,
+        by: str | Callable[[V_co], str | None],
+        *,
+        name: str,
+        value: Callable[[V_co], _T | None],
+        key: Literal["text"] = "text",
+        version: str | int | None = None,
+        drop_empty: bool = False,
+        on_error: OnError | None = None,
+    ) -> GroupedTable[str, _T]: ...
+    @overload
+    def group_by(
+        self,
+        by: str | Callable[[V_co], Any],
+        *,
+        name: str,
+        value: Callable[[V_co], Any] | None = None,
+        key: KeyKind | type[Any],
+        version: str | int | None = None,
+        drop_empty: bool = False,
+        on_error: OnError | None = None,
+    ) -> GroupedTable[Any, Any]: ...
+    def group_by(
+        self,
+        by: str | Callable[[V_co], Any],
+        *,
+        name: str,
+        value: Callable[[V_co], Any] | None = None,
+        key: KeyKind | type[Any] = "text",
+        version: str | int | None = None,
+        drop_empty: bool = False,
+        on_error: OnError | None = None,
+    ) -> GroupedTable[Any, Any]:
+        """Group the rows by another key. `.aggregate(...)` says what to compute of each group.
+
+        When a row changes, its group loses what the row has contributed before, and gains what it contributes
+        now; or one group loses and another one gains. That goes through a repartition topic.
+
+        Args:
+            by: the field of a row's value that gives the key of its group, or a function of the value. None:
+                the row is in no group.
+            name: of the table of groups, its state and its stage. A job is refused if it was renamed.
+            value: a function that gives what a row contributes; None: nothing. Default: the row's value.
+            key: the kind of the groups' keys, as in `Job.topic`.
+            version: a version of the groups' meaning; see `Stream.key_by`.
+            drop_empty: whether the row of a group is deleted when it has no rows left. Otherwise it stays,
+                with a count of 0 and so on.
+            on_error: what to do with a record for which a function or an aggregate fails. Default: that of
+                the job.
+        """
+        if not isinstance(by, str):
+            check_function(by, "group_by", ("value",))
+        elif not by:
+            raise JobError("group_by got an empty field name.", remedy="Name the field that gives the group.")
+        if value is not None:
+            check_function(value, "group_by(value=)", ("value",))
+        check_name(name, "The name of the groups", " with name=")
+        rule = self._declared.rule(on_error, f"the groups {name!r}")
+        key = self._declared.bound(key, name, "key")
+        kind: ValueKind = "json"
+        told = self._told_node("changes")
+        base = rows_below(self._table)
+        if value is None and isinstance(base, KeepTable):
+            kind = base.value
+        said = checked_version(version, "group_by")
+
+        def table(fields: tuple[tuple[str, Aggregate[Any]], ...], is_single: bool) -> Table[Any, Any]:
+            regroup = told.add(Regroup(f"{name}-members", name, by, key, value, kind, fields, rule))
+            keyed = regroup.add(KeyBy(GroupOf(by, key), name, key, halves_codec(kind), rule, said))
+            groups = GroupTable(name, fields, is_single, drop_empty)
+            return self._with(groups, {name: keyed.add(groups)})
+
+        return GroupedTable(name, table)
+
     def to_stream(self) -> Stream[K_co, V_co]:
         """A stream of the table's changes: the new value of each row that is put or changed, and None (a
         tombstone) for one that is deleted.
@@ -179,14 +277,17 @@ class Table(Generic[K_co, V_co]):
         """
         return self._told("changes")
 
-    def _told(self, gives: Any) -> Stream[Any, Any]:
+    def _told(self, gives: Literal["values", "changes"]) -> Stream[Any, Any]:
+        return self._stream_of(self._declared, self._told_node(gives))
+
+    def _told_node(self, gives: Literal["values", "changes"]) -> Node:
         nodes = tuple(self._nodes.values())
         node = Node(TellChanges(self._table, gives), nodes)
         for kept in nodes:
             kept.children.append(node)
         if len(nodes) > 1:
             self._declared.joins.append(node)
-        return self._stream_of(self._declared, node)
+        return node
 
     def _with(self, table: AnyTable, nodes: Mapping[str, Node] | None = None) -> Table[Any, Any]:
         return Table(self._declared, table, nodes or self._nodes, self._stream_of)
@@ -202,12 +303,69 @@ class Table(Generic[K_co, V_co]):
         return self._table, tuple(self._nodes.values())
 
 
+class GroupedTable(Generic[K_co, V_co]):
+    """The rows of a table in groups. `Table.group_by` gives it; each of its methods gives a table with a row
+    for each group. Call one of them, once.
+    """
+
+    __slots__ = ("_name", "_table")
+
+    def __init__(
+        self, name: str, table: Callable[[tuple[tuple[str, Aggregate[Any]], ...], bool], Table[Any, Any]]
+    ) -> None:
+        self._name = name
+        self._table = table
+
+    def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Table[K_co, dict[str, Any]]:
+        """A row is a dict with these fields.
+
+        Args:
+            fields: such as `n=count(), total=sum_(lambda account: account["cents"])`. They must be able to
+                take values away again: `count`, `sum_`, `mean`, `collect`, `count_distinct`, `reduce` with
+                `subtract=`, or an `Aggregate` of your own with `subtract=`.
+
+        Raises:
+            JobError: there are none, or one can't.
+        """
+        return self._table(check_group_aggregates(self._name, fields), False)
+
+    def count(self) -> Table[K_co, int]:
+        """A row is the number of the group's rows."""
+        return self._table((("count", count()),), True)
+
+    def reduce(
+        self, add: Callable[[Any, V_co], Any], subtract: Callable[[Any, V_co], Any]
+    ) -> Table[K_co, V_co]:
+        """A row is what `add(reduced, value)` makes of the first value and each further one, and
+        `subtract(reduced, value)` of each value that leaves.
+        """
+        check_function(add, "reduce", ("reduced", "value"))
+        check_function(subtract, "reduce", ("reduced", "value"))
+        return self._table((("reduce", reduce(add, subtract=subtract)),), True)
+
+
+def checked_history(name: str, history: object) -> int | None:
+    """The `history=` of a table, in milliseconds.
+
+    Raises:
+        JobError: it isn't a timedelta of whole milliseconds, or out of range.
+    """
+    if history is None:
+        return None
+    if not isinstance(history, timedelta) or not timedelta() < history <= DURATION_MAX:
+        raise JobError(
+            f"history={bounded_repr(history)} of the table {name!r} is not a time up to 100 years.",
+            remedy="Use history=timedelta(days=7), from Python's datetime.",
+        )
+    return -(-history // timedelta(milliseconds=1))
+
+
 def pair(left: Any, right: Any) -> dict[str, Any]:
     """What a join passes on if it isn't told otherwise: both values."""
     return {"left": left, "right": right}
 
 
-def kept_table(table: Table[Any, Any]) -> AnyTable:
+def described_table(table: Table[Any, Any]) -> AnyTable:
     """How a table is described in the graph."""
     return table._table  # pyright: ignore[reportPrivateUsage]
 

@@ -20,6 +20,9 @@ the key of the record that is being processed. To add a kind, add a class here a
     //right      the same of the other side of a join
       //due      closing time | ended key | what       -> nothing: what is due in a join; see `engine.pairs`
     //table      key of the stream                     -> the row of a table: time, bytes of its codec
+    //versions, //due, //clock of a table: its former rows; see `engine.history`
+    //members    key of a row                          -> its contribution to a group; see `graph.groups`
+    //groups     key of the group                      -> its row: time, number of members, aggregates
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from fcluster.engine.ordered_keys import (
     key_of_group,
     ordered_key,
 )
-from fcluster.engine.rows import RowTable
+from fcluster.engine.rows import FollowedTable, RowTable
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
 from fcluster.graph.codecs import Kind, ModelCodec, codec_name, decode_msgpack, value_codec
@@ -216,8 +219,15 @@ def make_window_tables(
 
 
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
-    """The rows of a table; see `engine.rows`."""
-    return [RowTable(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))]
+    """The rows of a table, or what they contribute to groups; see `engine.rows`."""
+    parts = store.name, prefix_of(store.name), store.table, layers
+    if store.of == "groups":
+        return [FollowedTable(*parts, state_codec("json"))]
+    if store.of == "rows":
+        return [RowTable(*parts, state_codec("bytes"))]
+    groups = {"versions": group_of_entry, "due": _one_group}
+    codec = state_codec("int" if store.of == "clock" else "bytes")
+    return [EntryTable(*parts, codec, groups.get(store.of))]
 
 
 class _RecordsCodec:

@@ -1,23 +1,35 @@
-"""The rows of a kept table, and how the present record has changed them.
+"""The rows of a kept table, and how the present record has changed them. Pure.
 
-A row is the time of its record and its value, as bytes of the table's codec. So filling a table with values
-that were read encodes nothing, and whatever a function does to a decoded value changes no row. In the layers
-below, an entry looks like one with a TTL (see `entries`); rows of older versions have no time. Pure.
+The newest value of a key is a row of the time of its record and the value, as bytes of the table's codec. So
+filling a table with values that were read encodes nothing, and whatever a function does to a decoded value
+changes no row. In the layers below, an entry looks like one with a TTL (see `entries`); rows of older
+versions have no time.
+
+A row of a table of groups is a list, stored as JSON: its time, the number of rows in the group, and what each
+aggregate keeps. It is changed in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from fcluster.engine.entries import ABSENT, DELETED, PLAIN, TIMED, EntryTable
 from fcluster.engine.ordered_keys import TIME_BYTES
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
+from fcluster.graph.operators import GroupTable
 
 _TIME = Struct(">q")
 _WITHOUT_TIME = _TIME.pack(NO_TIMESTAMP_MS)
 VALUE_AT = TIME_BYTES
 """Where the value begins in a row."""
+
+
+AT_MS, MEMBERS, AGGREGATES = 0, 1, 2
+"""The elements of a group's row."""
+_UNCHANGING = frozenset({int, float, str, bool, type(None)})
 
 
 def row_of(time_ms: int, raw: bytes) -> bytes:
@@ -47,21 +59,23 @@ class RowChange(NamedTuple):
     at_ms: int
 
 
-class RowTable(EntryTable):
-    """The rows of a table, by key.
+class FollowedTable(EntryTable):
+    """The rows of a table, by key, and what the present record has changed.
+
+    Attributes:
+        undone: how often changes were undone.
 
     A record changes a row in one chain, and others follow the change in chains of their own, which come later
     for the same record. `changes_by` gives them what that record has changed.
     """
 
-    __slots__ = ("_changed_by", "_changes")
-
-    mark = TIMED
+    __slots__ = ("_changed_by", "_changes", "undone")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._changed_by: SourceRecord | None = None
         self._changes: list[RowChange] = []
+        self.undone = 0
 
     def note(self, record: SourceRecord, change: RowChange) -> None:
         """`record` has made this change."""
@@ -73,7 +87,7 @@ class RowTable(EntryTable):
         """What `record` has changed, in order."""
         return self._changes if self._changed_by is record else []
 
-    def row(self, key: bytes) -> bytes | None:
+    def row(self, key: bytes) -> Any:
         """The row of `key`, None if there is none."""
         found = self.get(key)
         return None if found is ABSENT else found
@@ -82,11 +96,21 @@ class RowTable(EntryTable):
         """See `EntryTable`. Nobody follows what is undone."""
         super().rollback()
         self._changed_by = None
+        self.undone += 1
 
     def forget_touched(self) -> None:
         """See `EntryTable`."""
         super().forget_touched()
         self._changed_by = None
+        self.undone += 1
+
+
+class RowTable(FollowedTable):
+    """Rows that are a time and bytes: the newest value of each key."""
+
+    __slots__ = ()
+
+    mark = TIMED
 
     def _take(self, key: bytes, raw: bytes | None) -> Any:
         if not raw:
@@ -94,3 +118,28 @@ class RowTable(EntryTable):
             return ABSENT
         self._below[key] = raw
         return _WITHOUT_TIME + raw[1:] if raw[:1] == PLAIN else raw[1:]
+
+
+def compile_group_value(table: GroupTable) -> Callable[[list[Any]], Any]:
+    """The function that gives the value of a group's row. It shares nothing with the row."""
+    results = tuple((name, at, one.result) for at, (name, one) in enumerate(table.fields))
+    if table.is_single:
+        (_name, _at, result), *_rest = results
+        return lambda kept: apart(result(kept[AGGREGATES][0]))
+
+    def value_of(kept: list[Any]) -> dict[str, Any]:
+        aggregates = kept[AGGREGATES]
+        return {name: apart(result(aggregates[at])) for name, at, result in results}
+
+    return value_of
+
+
+def apart(value: Any) -> Any:
+    """The value, for steps that may change it in place."""
+    if type(value) in _UNCHANGING:
+        return value
+    if type(value) is dict:
+        return {key: apart(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if type(value) is list:
+        return [apart(item) for item in cast("list[Any]", value)]
+    return deepcopy(value)

@@ -19,15 +19,28 @@ from typing import Any, NamedTuple, cast
 
 from fcluster.common.failures import bounded_text
 from fcluster.engine.context import AnyTable as StoredTable
+from fcluster.engine.entries import ABSENT
+from fcluster.engine.history import history_of
 from fcluster.engine.records import NO_TIMESTAMP_MS
-from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, time_of_row
+from fcluster.engine.rows import (
+    AT_MS,
+    VALUE_AT,
+    FollowedTable,
+    RowChange,
+    RowTable,
+    apart,
+    compile_group_value,
+    time_of_row,
+)
 from fcluster.engine.steps import Place, StepFailure
 from fcluster.graph.codecs import Decode, value_codec
 from fcluster.graph.operators import (
     AnyTable,
     FilteredTable,
+    GroupTable,
     JoinedTable,
     KeepTable,
+    KeptTable,
     MappedTable,
     OnError,
     title_of_table,
@@ -49,7 +62,8 @@ class Told(NamedTuple):
     at_ms: int
 
 
-Lookup = Callable[[bytes], Row | None]
+Lookup = Callable[[bytes, int | None], Row | None]
+"""Takes a key, and the time whose row is wanted of tables with a history. None: the present one."""
 Delta = Callable[[RowChange], Told | None]
 Passing = tuple[type[BaseException], ...]
 _Apply = Callable[[Any], Any]
@@ -64,13 +78,15 @@ def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: 
     """
     if isinstance(table, KeepTable):
         return _kept_lookup(table, tables)
+    if isinstance(table, GroupTable):
+        return _group_lookup(table, tables)
     if isinstance(table, JoinedTable):
         return _joined_lookup(table, tables, passing)
     below = compile_lookup(table.table, tables, passing)
     apply = _compile_apply(table, passing)
 
-    def look_up(key: bytes) -> Row | None:
-        row = below(key)
+    def look_up(key: bytes, at_ms: int | None) -> Row | None:
+        row = below(key, at_ms)
         if row is None:
             return None
         value = apply(row.value)
@@ -79,14 +95,40 @@ def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: 
     return look_up
 
 
+def compile_find(
+    table: AnyTable, tables: Mapping[str, StoredTable], passing: Passing
+) -> Callable[[bytes, int | None], Any]:
+    """The function that gives the value of a row, or `ABSENT`, to a stream that is joined with the table. For
+    it, JSON's null in a topic is a row. Otherwise like `Lookup`.
+    """
+    if isinstance(table, KeepTable):
+        row_of_key = _compile_row(table, tables)
+        decode = value_codec(table.value)[0]
+
+        def find_kept(key: bytes, at_ms: int | None) -> Any:
+            row = row_of_key(key, at_ms)
+            return ABSENT if row is None else decode(row[VALUE_AT:])
+
+        return find_kept
+    look_up = compile_lookup(table, tables, passing)
+
+    def find(key: bytes, at_ms: int | None) -> Any:
+        row = look_up(key, at_ms)
+        return ABSENT if row is None else row.value
+
+    return find
+
+
 def compile_delta(
     table: AnyTable, source: str, tables: Mapping[str, StoredTable], passing: Passing
 ) -> Delta | None:
     """The function that gives the change of the table that follows from one of the kept table `source`. None
     if it doesn't depend on that. See `compile_lookup` for the other arguments.
     """
-    if isinstance(table, KeepTable):
-        return _kept_delta(table) if table.name == source else None
+    if isinstance(table, KeptTable):
+        if table.name != source:
+            return None
+        return _kept_delta(table) if isinstance(table, KeepTable) else _group_delta
     if isinstance(table, JoinedTable):
         return _joined_delta(table, source, tables, passing)
     below = compile_delta(table.table, source, tables, passing)
@@ -107,16 +149,28 @@ def compile_delta(
 
 
 def _kept_lookup(table: KeepTable, tables: Mapping[str, StoredTable]) -> Lookup:
-    rows, decode = cast("RowTable", tables[table.store.name]), value_codec(table.value)[0]
+    row_of_key, decode = _compile_row(table, tables), value_codec(table.value)[0]
 
-    def look_up(key: bytes) -> Row | None:
-        row = rows.row(key)
+    def look_up(key: bytes, at_ms: int | None) -> Row | None:
+        row = row_of_key(key, at_ms)
         if row is None:
             return None
         value = decode(row[VALUE_AT:])
         return None if value is None else Row(value, time_of_row(row))
 
     return look_up
+
+
+def _compile_row(
+    table: KeepTable, tables: Mapping[str, StoredTable]
+) -> Callable[[bytes, int | None], bytes | None]:
+    """The function that gives a row: the one of a time, if the table has a history."""
+    present = cast("RowTable", tables[table.store.name]).row
+    history = history_of(table, tables)
+    if history is None:
+        return lambda key, _at_ms: present(key)
+    row_at = history.row_at
+    return lambda key, at_ms: present(key) if at_ms is None else row_at(key, at_ms)
 
 
 def _kept_delta(table: KeepTable) -> Delta:
@@ -130,6 +184,26 @@ def _kept_delta(table: KeepTable) -> Delta:
     return delta
 
 
+def _group_lookup(table: GroupTable, tables: Mapping[str, StoredTable]) -> Lookup:
+    rows, value_of = cast("FollowedTable", tables[table.store.name]), compile_group_value(table)
+
+    def look_up(key: bytes, _at_ms: int | None) -> Row | None:
+        row = rows.row(key)
+        if row is None:
+            return None
+        value = value_of(row)
+        return None if value is None else Row(value, row[AT_MS])
+
+    return look_up
+
+
+def _group_delta(change: RowChange) -> Told | None:
+    if change.old is None and change.new is None:
+        return None
+    # Several may follow the change, and each may change what it gets.
+    return Told(apart(change.old), apart(change.new), change.at_ms)
+
+
 # --- joins ------------------------------------------------------------------------------------------------
 
 
@@ -137,8 +211,8 @@ def _joined_lookup(table: JoinedTable, tables: Mapping[str, StoredTable], passin
     left_of, right_of = (compile_lookup(side, tables, passing) for side in (table.left, table.right))
     combine = _compile_combine(table, passing)
 
-    def look_up(key: bytes) -> Row | None:
-        left, right = left_of(key), right_of(key)
+    def look_up(key: bytes, at_ms: int | None) -> Row | None:
+        left, right = left_of(key, at_ms), right_of(key, at_ms)
         value = combine(None if left is None else left.value, None if right is None else right.value)
         return None if value is None else Row(value, max(row.at_ms for row in (left, right) if row))
 
@@ -183,10 +257,10 @@ def _compile_side(
         told = None if delta is None else delta(change)
         if told is not None:
             return True, told
-        row = look_up(change.key)
+        row = look_up(change.key, None)
         if row is None:
             return False, _NOTHING
-        again = look_up(change.key)
+        again = look_up(change.key, None)
         assert again is not None
         return False, Told(again.value, row.value, row.at_ms)
 

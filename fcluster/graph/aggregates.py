@@ -42,6 +42,8 @@ class Aggregate(Generic[_R_co, V_contra]):
         result: called as `result(kept)`. Returns the result. Default: what is kept.
         merge: called as `merge(kept, later)`. Returns what is kept of two windows that become one.
         takes_time: whether `add` also takes the timestamp of the record.
+        subtract: called as `subtract(kept, value)`. Returns what is kept without a value that was added
+            before: for groups of a table's rows, which change and leave.
 
     What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
 
@@ -55,6 +57,7 @@ class Aggregate(Generic[_R_co, V_contra]):
     result: Callable[[Any], _R_co] = _same
     merge: Callable[[Any, Any], Any] | None = None
     takes_time: bool = False
+    subtract: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -66,6 +69,8 @@ class Aggregate(Generic[_R_co, V_contra]):
             _check(f"{part}= of the aggregate {self.name!r}", getattr(self, part))
         if self.merge is not None:
             _check(f"merge= of the aggregate {self.name!r}", self.merge)
+        if self.subtract is not None:
+            _check(f"subtract= of the aggregate {self.name!r}", self.subtract)
 
 
 def count() -> Aggregate[int]:
@@ -74,7 +79,10 @@ def count() -> Aggregate[int]:
     def add(kept: int, _value: Any) -> int:
         return kept + 1
 
-    return Aggregate("count", int, add, merge=operator.add)
+    def subtract(kept: int, _value: Any) -> int:
+        return kept - 1
+
+    return Aggregate("count", int, add, merge=operator.add, subtract=subtract)
 
 
 def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -84,7 +92,10 @@ def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     def add(kept: Any, value: Any) -> Any:
         return kept + of(value)
 
-    return Aggregate("sum", int, add, merge=operator.add)
+    def subtract(kept: Any, value: Any) -> Any:
+        return kept - of(value)
+
+    return Aggregate("sum", int, add, merge=operator.add, subtract=subtract)
 
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -100,7 +111,7 @@ def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
 
 
 def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
-    """The arithmetic mean of `of(value)`."""
+    """The arithmetic mean of `of(value)`. None for a group of a table without rows."""
     _check("mean()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
@@ -108,9 +119,13 @@ def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
         kept[1] += 1
         return kept
 
-    return Aggregate(
-        "mean", lambda: [0, 0], add, lambda kept: kept[0] / kept[1], lambda kept, later: _added(kept, later)
-    )
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        return [kept[0] - of(value), kept[1] - 1]
+
+    def result(kept: list[Any]) -> Any:
+        return kept[0] / kept[1] if kept[1] else None
+
+    return Aggregate("mean", lambda: [0, 0], add, result, _added, subtract=subtract)
 
 
 def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
@@ -155,19 +170,46 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
         kept.append(of(value))
         return kept
 
-    return Aggregate("collect", list, add, merge=lambda kept, later: kept + later)
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        kept.remove(of(value))
+        return kept
+
+    return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)
 
 
-def reduce(function: Callable[[Any, Any], Any], of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
-    """`function(function(a, b), c)` and so on, of all `of(value)` in the order in which they were read."""
+def reduce(
+    function: Callable[[Any, Any], Any],
+    of: Callable[[V], Any] = _same,
+    *,
+    subtract: Callable[[Any, Any], Any] | None = None,
+) -> Aggregate[Any, V]:
+    """`function(function(a, b), c)` and so on, of all `of(value)` in the order in which they were read.
+
+    Args:
+        function: see above.
+        of: returns what is reduced.
+        subtract: called as `subtract(reduced, of(value))` to take a value away, for groups of a table's rows.
+            None: it can't be used for these.
+    """
     _check("reduce()", function)
     _check("reduce(of=)", of)
+    if subtract is not None:
+        _check("reduce(subtract=)", subtract)
+
+    def take_away(kept: list[Any], value: Any) -> list[Any]:
+        assert subtract is not None
+        return [subtract(kept[0], of(value))]
 
     def add(kept: list[Any], value: Any) -> list[Any]:
         return [function(kept[0], of(value)) if kept else of(value)]
 
     return Aggregate(
-        "reduce", list, add, lambda kept: kept[0], lambda kept, later: [function(kept[0], later[0])]
+        "reduce",
+        list,
+        add,
+        lambda kept: kept[0],
+        lambda kept, later: [function(kept[0], later[0])],
+        subtract=None if subtract is None else take_away,
     )
 
 
@@ -248,10 +290,21 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     _check("count_distinct()", of)
 
     def add(kept: dict[str, int], value: Any) -> dict[str, int]:
-        kept[_text_of(of(value)).decode()] = 1
+        text = _text_of(of(value)).decode()
+        kept[text] = kept.get(text, 0) + 1
         return kept
 
-    return Aggregate("count_distinct", dict, add, len, lambda kept, later: kept | later)
+    def subtract(kept: dict[str, int], value: Any) -> dict[str, int]:
+        text = _text_of(of(value)).decode()
+        kept[text] -= 1
+        if not kept[text]:
+            del kept[text]
+        return kept
+
+    def merge(kept: dict[str, int], later: dict[str, int]) -> dict[str, int]:
+        return kept | {text: number + kept.get(text, 0) for text, number in later.items()}
+
+    return Aggregate("count_distinct", dict, add, len, merge, subtract=subtract)
 
 
 def check_aggregates(
@@ -279,21 +332,50 @@ def check_aggregates(
                 "that name already.",
                 remedy="Choose another name.",
             )
-        if isinstance(aggregate, Aggregate):
-            if merged and aggregate.merge is None:
-                raise JobError(
-                    f"The field {name!r} of the window {step!r} has an aggregate without merge=, but "
-                    f"{merged}.",
-                    remedy="Give it merge=function, called as merge(kept, later).",
-                )
-            continue
-        near = getattr(cast("object", aggregate), "__name__", "")
-        hint = f"{name}={near}()" if near and callable(aggregate) and near in _OURS else f"{name}=count()"
-        raise JobError(
-            f"The field {name!r} of the window {step!r} is {bounded_repr(aggregate)}, not an aggregate.",
-            remedy=f"Use {hint}, another one of fcluster's, or an Aggregate(...) of your own.",
-        )
+        checked = _checked_aggregate(f"The field {name!r} of the window {step!r}", name, aggregate)
+        if merged and checked.merge is None:
+            raise JobError(
+                f"The field {name!r} of the window {step!r} has an aggregate without merge=, but {merged}.",
+                remedy="Give it merge=function, called as merge(kept, later).",
+            )
     return tuple(fields.items())
+
+
+def check_group_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[str, Aggregate[Any]], ...]:
+    """Check the fields of the rows of a table of groups.
+
+    Args:
+        table: the table's name.
+        fields: the aggregates, by name.
+
+    Raises:
+        JobError: there are none, or one isn't an aggregate from which values can be taken away again.
+    """
+    if not fields:
+        raise JobError(
+            f"aggregate() of the groups {table!r} got nothing to compute.", remedy="Use aggregate(n=count())."
+        )
+    for name, aggregate in fields.items():
+        what = f"The field {name!r} of the groups {table!r}"
+        checked = _checked_aggregate(what, name, aggregate)
+        if checked.subtract is None or checked.takes_time:
+            raise JobError(
+                f"{what} computes {checked.name!r}, from which a row that changes can't be taken away.",
+                remedy="Use count, sum_, mean, collect, count_distinct, reduce(..., subtract=), or an "
+                "Aggregate with subtract=. For the greatest, take collect() and map the table.",
+            )
+    return tuple(fields.items())
+
+
+def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any]:
+    if isinstance(aggregate, Aggregate):
+        return cast("Aggregate[Any]", aggregate)
+    near = getattr(aggregate, "__name__", "")
+    hint = f"{name}={near}()" if near and callable(aggregate) and near in _OURS else f"{name}=count()"
+    raise JobError(
+        f"{what} is {bounded_repr(aggregate)}, not an aggregate.",
+        remedy=f"Use {hint}, another one of fcluster's, or an Aggregate(...) of your own.",
+    )
 
 
 def parted(fields: Fields) -> Fields:

@@ -67,6 +67,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
 def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
     for store in old.get("stores", ()):
         kind = "table" if store in old.get("tables", ()) else "handler"
+        kind = "grouping" if store in old.get("groupings", ()) else kind
         if store not in homes:
             near = _nearest(store, added)
             hint = f" (renamed to {near!r}?)" if near else ""
@@ -153,11 +154,22 @@ def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
                 f"filled from {_listed(now['sources'])}: the rows that it has are of the former topic. "
                 "(Declare a table of another name.)"
             )
-        if before != now:
+        if before.get("computes") != now.get("computes"):
+            texts = [_computes_text(described.get("computes")) for described in (before, now)]
             return (
-                f"The table {name!r} has {before.get('key')} keys and {before.get('value')} values, and is "
-                f"now declared with {now['key']} keys and {now['value']} values: its rows can't be read that "
-                "way. (Declare a table of another name, over another topic declaration.)"
+                f"The table {name!r} used to have {texts[0]}, and now has {texts[1]}: what it has computed "
+                "doesn't fit. (Keep it, and declare the new one beside it under another name.)"
+            )
+        if before.get("history") and not now.get("history"):
+            return (
+                f"The table {name!r} had a history, and now has none: its former rows would stay for ever. "
+                "(Keep history=, with a shorter time.)"
+            )
+        if any(before.get(part) != now.get(part) for part in ("key", "value")):
+            kinds = [_kinds_text(described) for described in (before, now)]
+            return (
+                f"The table {name!r} has {kinds[0]}, and is now declared with {kinds[1]}: its rows can't be "
+                "read that way. (Declare a table of another name, over another topic declaration.)"
             )
     return None
 
@@ -185,6 +197,15 @@ def _join_text(described: Mapping[str, Any]) -> str:
         f"{described.get('how')} (before_ms={described.get('before_ms')}, "
         f"after_ms={described.get('after_ms')}, {described.get('left')} with {described.get('right')} values)"
     )
+
+
+def _kinds_text(described: Mapping[str, Any]) -> str:
+    keys = f"{described.get('key')} keys"
+    return f"{keys} and {described['value']} values" if "value" in described else keys
+
+
+def _computes_text(described: Any) -> str:
+    return "values of a topic or stream" if described is None else _windows_text(described)
 
 
 def _listed(names: Sequence[str]) -> str:

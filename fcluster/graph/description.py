@@ -11,7 +11,8 @@ from fcluster.common.ids import (
 )
 from fcluster.graph.codecs import codec_name
 from fcluster.graph.functions import BYTECODE, function_identity
-from fcluster.graph.operators import KeepTable, Rekey
+from fcluster.graph.groups import GroupOf
+from fcluster.graph.operators import KeepTable, KeptTable, Rekey
 from fcluster.graph.stages import Input, Stage
 from fcluster.graph.timestamps import describe_timestamp
 
@@ -41,6 +42,7 @@ def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
 
 def rekey_description(rekey: Rekey) -> str:
     """How a `key_by` is named in descriptions and messages: its field, or its function's name."""
+    rekey = _said(rekey)
     if isinstance(rekey, str):
         return f"field {rekey}"
     name = getattr(rekey, "__name__", type(rekey).__name__)
@@ -49,9 +51,15 @@ def rekey_description(rekey: Rekey) -> str:
 
 def rekey_identity(rekey: Rekey, version: str | None = None) -> str:
     """What is compared to tell whether a `key_by` still gives the same keys."""
+    rekey = _said(rekey)
     if version is not None:
         return f"{VERSION} {version}"
     return f"field {rekey}" if isinstance(rekey, str) else function_identity(rekey)
+
+
+def _said(rekey: Rekey) -> Rekey:
+    """The field or function that the user gave."""
+    return rekey.by if isinstance(rekey, GroupOf) else rekey
 
 
 VERSION = "version"
@@ -83,6 +91,8 @@ def describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[st
         description["windows"] = {window.name: window.describe() for window in stage.windows}
     if stage.joins:
         description["joins"] = {join.name: join.describe() for join in stage.joins}
+    if stage.regroups:
+        description["groupings"] = {step.name: step.table for step in stage.regroups}
     if stage.tables:
         description["tables"] = {table.name: _describe_table(stage, table) for table in stage.tables}
     if stage.changelog is not None:
@@ -96,14 +106,18 @@ def describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[st
     return description
 
 
-def _describe_table(stage: Stage, table: KeepTable) -> dict[str, Any]:
+def _describe_table(stage: Stage, table: KeptTable) -> dict[str, Any]:
     """What the keys and the bytes of a table depend on."""
-    sources = [stage.inputs[chain.input] for chain in stage.chains if table in chain.tables]
-    return {
+    names = (stage.inputs[chain.input] for chain in stage.chains if table in chain.tables)
+    sources = list(dict.fromkeys(names))
+    described: dict[str, Any] = {
         "sources": [source.name for source in sources],
         "key": codec_name(sources[0].topic.key),
-        "value": codec_name(table.value),
     }
+    if isinstance(table, KeepTable):
+        history = {} if table.history_ms is None else {"history": True}
+        return {**described, "value": codec_name(table.value), **history}
+    return {**described, "computes": [[name, aggregate.name] for name, aggregate in table.fields]}
 
 
 def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:

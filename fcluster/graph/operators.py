@@ -21,6 +21,8 @@ from fcluster.graph.windows import Session, StoreKind, Windows, WindowStore
 
 KeyKind = Kind
 ValueKind = Kind
+Rekey = str | Callable[[Any], Any]
+"""How the new key is found: a field of the value (which is an object then), or a function of the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class KeepTable:
         none_deletes: a value that is None deletes the row of its key. Otherwise only a null that was read (a
             tombstone) does.
         is_followed: the changes of each record are noted, for the steps that follow them (`TellChanges`).
+        history_ms: for how long former rows are kept. None: they aren't.
     """
 
     name: str
@@ -208,11 +211,95 @@ class KeepTable:
     is_unchanged: bool = True
     none_deletes: bool = False
     is_followed: bool = False
+    history_ms: int | None = None
 
     @property
     def store(self) -> TableStore:
         """Where its rows are kept."""
         return TableStore(self.name)
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """Where its rows and their history are kept."""
+        if self.history_ms is None:
+            return (self.store,)
+        return (
+            self.store,
+            TableStore(self.name, "versions"),
+            TableStore(self.name, "due"),
+            TableStore(self.name, "clock"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """Says to which group each row of a table belongs, and remembers what it contributes there.
+
+    Attributes:
+        name: of its store; unique in the job.
+        table: the name of the `GroupTable` behind it.
+        by: the field of a row's value that gives the key of its group, or a function of the value. None: the
+            row is in no group.
+        key: the codec of the groups' keys.
+        function: gives what a row contributes; None: nothing. If it is None: the row's value.
+        value: the codec of what rows contribute.
+        fields: the aggregates of the groups, which have to take what is contributed.
+        on_error: what to do with a record for whose row a function or an aggregate fails.
+    """
+
+    name: str
+    table: str
+    by: Rekey
+    key: KeyKind
+    function: Callable[[Any], Any] | None
+    value: ValueKind
+    fields: tuple[tuple[str, Aggregate[Any]], ...] = ()
+    on_error: OnError = "stop"
+
+    @property
+    def store(self) -> TableStore:
+        """Where it remembers that."""
+        return TableStore(self.name, "members")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTable:
+    """The table of the groups of another table's rows, and of what is computed of each group.
+
+    Attributes:
+        name: of the table and of its store; unique in the job.
+        fields: of a row: the aggregates by name, in order.
+        is_single: a row is the result of the only aggregate, rather than a dict.
+        drops_empty: a group without rows has no row.
+        is_followed: see `KeepTable`.
+    """
+
+    name: str
+    fields: tuple[tuple[str, Aggregate[Any]], ...]
+    is_single: bool = False
+    drops_empty: bool = False
+    is_followed: bool = False
+
+    @property
+    def on_error(self) -> OnError:
+        """What doesn't fit the aggregates was refused by `Regroup`. A change must not be lost here: the group
+        would be wrong from then on.
+        """
+        return "stop"
+
+    @property
+    def store(self) -> TableStore:
+        """Where its groups are kept."""
+        return TableStore(self.name, "groups")
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """The same."""
+        return (self.store,)
+
+
+KeptTable = KeepTable | GroupTable
+"""A table whose rows are state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,20 +347,25 @@ class JoinedTable:
     on_error: OnError = "stop"
 
 
-AnyTable = KeepTable | FilteredTable | MappedTable | JoinedTable
+AnyTable = KeptTable | FilteredTable | MappedTable | JoinedTable
 """A table: one that is kept, or one that is computed of such tables."""
+
+
+def rows_below(table: AnyTable) -> AnyTable:
+    """The table whose values a table has: the one below its filters."""
+    return rows_below(table.table) if isinstance(table, FilteredTable) else table
 
 
 def tables_below(table: AnyTable) -> tuple[AnyTable, ...]:
     """The tables that a table is computed of directly. None for a kept one."""
-    if isinstance(table, KeepTable):
+    if isinstance(table, KeptTable):
         return ()
     return (table.left, table.right) if isinstance(table, JoinedTable) else (table.table,)
 
 
-def kept_in(table: AnyTable) -> tuple[KeepTable, ...]:
+def kept_in(table: AnyTable) -> tuple[KeptTable, ...]:
     """The kept tables that a table is computed of, in the order in which they are named."""
-    if isinstance(table, KeepTable):
+    if isinstance(table, KeptTable):
         return (table,)
     return tuple({kept.name: kept for below in tables_below(table) for kept in kept_in(below)}.values())
 
@@ -285,7 +377,7 @@ def title_of_table(table: AnyTable) -> str:
 
 def rules_of_table(table: AnyTable) -> tuple[OnError, ...]:
     """The error rules of the functions that compute a table."""
-    if isinstance(table, KeepTable):
+    if isinstance(table, KeptTable):
         return ()
     return (*(rule for below in tables_below(table) for rule in rules_of_table(below)), table.on_error)
 
@@ -307,9 +399,7 @@ class TellChanges:
     @property
     def keeps_bytes(self) -> bool:
         """Whether what it passes on are values that were read, so that their bytes can be passed on."""
-        table = self.table
-        while isinstance(table, FilteredTable):
-            table = table.table
+        table = rows_below(self.table)
         return self.gives == "values" and isinstance(table, KeepTable) and table.is_unchanged
 
     @property
@@ -415,18 +505,22 @@ Operator = (
     | Window
     | KeepTable
     | TellChanges
+    | Regroup
+    | GroupTable
     | JoinTable
     | JoinStreams
 )
-StatefulOperator = Process | Window | KeepTable | JoinStreams
+StatefulOperator = Process | Window | KeepTable | JoinStreams | Regroup | GroupTable
 TimedOperator = Process | Window | JoinStreams
 """Those in which something may happen because time has passed."""
 
 
 def step_kind(step: Operator) -> str:
     """The name of the step in a job file, such as "flat_map"."""
-    if isinstance(step, KeepTable):
+    if isinstance(step, KeptTable):
         return "table"
+    if isinstance(step, Regroup):
+        return "group_by"
     if isinstance(step, JoinTable | JoinStreams):
         return "join"
     if isinstance(step, TellChanges):
@@ -443,10 +537,6 @@ def rules_of(step: Operator) -> tuple[OnError, ...]:
     return (step.on_error,)
 
 
-def tables_read_by(step: Operator) -> tuple[KeepTable, ...]:
+def tables_read_by(step: Operator) -> tuple[KeptTable, ...]:
     """The kept tables whose rows or changes a step reads."""
     return kept_in(step.table) if isinstance(step, JoinTable | TellChanges) else ()
-
-
-Rekey = str | Callable[[Any], Any]
-"""How the new key is found: a field of the value (which is an object then), or a function of the value."""

@@ -18,12 +18,14 @@ from fcluster.graph.description import described_inputs, rekey_description
 from fcluster.graph.operators import (
     AnyTable,
     Branch,
+    GroupTable,
     JoinStreams,
     JoinTable,
     KeepTable,
     OnError,
     Operator,
     Process,
+    Regroup,
     TellChanges,
     TopicSpec,
     Window,
@@ -231,6 +233,12 @@ def _step(step: Operator) -> StepOutline:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, KeepTable):
         name, state = step.name, (step.name,)
+    elif isinstance(step, Regroup):
+        name, state = step.name, (step.name,)
+        details["by"] = rekey_description(step.by)
+    elif isinstance(step, GroupTable):
+        name, state = step.name, (step.name,)
+        details["computes"] = ", ".join(f"{field}={aggregate.name}" for field, aggregate in step.fields)
     elif isinstance(step, TellChanges):
         name = _named(step.table)
         of_table = [_rule(one) for one in dict.fromkeys(rules_of(step)) if one != "stop"]

@@ -10,10 +10,11 @@ from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.graph.joins import PairStore
 from fcluster.graph.operators import (
     JoinStreams,
-    KeepTable,
+    KeptTable,
     OnError,
     Operator,
     Process,
+    Regroup,
     Rekey,
     StatefulOperator,
     TellChanges,
@@ -72,9 +73,9 @@ class Chain:
         return tuple(operator for operator in self.operators if isinstance(operator, StatefulOperator))
 
     @property
-    def tables(self) -> tuple[KeepTable, ...]:
+    def tables(self) -> tuple[KeptTable, ...]:
         """The tables that it keeps."""
-        return tuple(operator for operator in self.operators if isinstance(operator, KeepTable))
+        return tuple(operator for operator in self.operators if isinstance(operator, KeptTable))
 
     @property
     def follows(self) -> str | None:
@@ -189,9 +190,10 @@ class Stage:
         """The stores that `ShardState` is created with."""
         timers = (one for process in self.timed_processes if (one := process.timer_store) is not None)
         windows = (window.store for window in self.windows)
-        tables = (table.store for table in self.tables)
+        tables = (store for table in self.tables for store in table.stores)
+        members = (step.store for step in self.regroups)
         joins = (join.store for join in self.joins)
-        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *joins)
+        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *members, *joins)
 
     @property
     def timed_steps(self) -> tuple[TimedOperator, ...]:
@@ -205,9 +207,15 @@ class Stage:
         return tuple(named.values())
 
     @property
-    def tables(self) -> tuple[KeepTable, ...]:
+    def tables(self) -> tuple[KeptTable, ...]:
         """The tables that it keeps, in the order of the job file."""
         return tuple({table.name: table for chain in self.chains for table in chain.tables}.values())
+
+    @property
+    def regroups(self) -> tuple[Regroup, ...]:
+        """The steps that group the rows of its tables, in the order of the job file."""
+        steps = (step for chain in self.chains for step in chain.stateful)
+        return tuple({step.name: step for step in steps if isinstance(step, Regroup)}.values())
 
     @property
     def windows(self) -> tuple[Window, ...]:

@@ -1,11 +1,9 @@
-"""The store of a table: the newest value of each key of a topic.
-
-Responsible for: its name. `topology.KeepTable` declares a table, and `engine.operators.table` keeps it. Pure.
-"""
+"""The stores of tables. `operators.KeepTable` and `operators.GroupTable` declare tables. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +12,15 @@ class TableStore:
 
     Attributes:
         table: the table's name.
+        of: "rows": the newest value of each key. "groups": what is computed of each group of another table's
+            rows. "members": what each row of that table contributes to which group. "versions", "due",
+            "clock": the former rows of a table with a history; see `engine.history`.
     """
 
     table: str
+    of: Literal["rows", "groups", "members", "versions", "due", "clock"] = "rows"
 
     @property
     def name(self) -> str:
-        """The store of its rows. Names of states contain no slash."""
-        return f"{self.table}//table"
+        """The store's name. Names of states contain no slash."""
+        return f"{self.table}//table" if self.of == "rows" else f"{self.table}//{self.of}"

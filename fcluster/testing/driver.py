@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from fcluster.api.job import Job, Table
+from fcluster.api.tables import described_table
 from fcluster.common.errors import FclusterError, JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
@@ -29,7 +30,7 @@ from fcluster.engine.steps import StepFailure
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.generics import K, V
-from fcluster.graph.operators import TopicSpec
+from fcluster.graph.operators import TopicSpec, kept_in
 from fcluster.graph.stages import Stage, check_copartitioned, written_topics
 from fcluster.graph.states import State
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
@@ -470,21 +471,23 @@ class Driver:
         """The rows of a table, by key, of all partitions. Keys must be hashable.
 
         Args:
-            table: what `Job.table` returned, or the table's name.
+            table: a table of the job, or its name if it has one. The rows of one that `filter`, `map` or
+                `join` has made are computed.
 
         Raises:
             JobError: the job has no such table.
         """
-        name = table if isinstance(table, str) else table.name
         tables = {one.name: (stage, one) for stage in self.topology.stages for one in stage.tables}
+        name = table if isinstance(table, str) else kept_in(described_table(table))[0].name
         if name not in tables:
             raise _unknown("table", name, tables, f"is not one of the job {self.topology.job!r}")
         stage, kept = tables[name]
-        decode_key, decode = key_codec(stage.inputs[0].topic.key)[0], value_codec(kept.value)[0]
+        wanted = kept if isinstance(table, str) else described_table(table)
+        decode_key = key_codec(stage.inputs[0].topic.key)[0]
         return {
-            decode_key(key): decode(row)
+            decode_key(key): row
             for partition in range(self._stage_sizes[stage.name])
-            for key, row in self._shard(stage, partition).rows_of(kept).items()
+            for key, row in self._shard(stage, partition).rows_of(wanted).items()
         }
 
     # --- processing ---------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
 from fcluster.engine.memory import StateMemory
 from fcluster.engine.records import OutputPort
-from fcluster.engine.rows import VALUE_AT
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.engine.views import compile_find
 from fcluster.engine.watermarks import make_clock
-from fcluster.graph.operators import KeepTable
+from fcluster.graph.operators import AnyTable, kept_in
 from fcluster.graph.stages import Stage
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
 from fcluster.graph.timers import TimerClock
@@ -252,13 +252,16 @@ class Shard:
         """The keys that may have state, including those of the open epoch."""
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
 
-    def rows_of(self, table: KeepTable) -> dict[bytes, bytes]:
+    def rows_of(self, table: AnyTable) -> dict[bytes, Any]:
         """The values of a table's rows, including those of the open epoch."""
-        name = table.store.name
-        entries = cast("EntryTable", self.state.tables[name])
-        keys = dict.fromkeys([*self._store.keys_of(name), *entries.encode_touched()])
-        rows = {key: entries.get(key) for key in keys}
-        return {key: row[VALUE_AT:] for key, row in rows.items() if row is not ABSENT}
+        keys: dict[bytes, None] = {}
+        for kept in kept_in(table):
+            name = kept.store.name
+            entries = cast("EntryTable", self.state.tables[name])
+            keys |= dict.fromkeys([*self._store.keys_of(name), *entries.encode_touched()])
+        find = compile_find(table, self.state.tables, ())
+        rows = {key: find(key, None) for key in keys}
+        return {key: row for key, row in rows.items() if row is not ABSENT}
 
     def look(self, store: StateStore, key: bytes) -> Any:
         """A copy of what a declared state contains for `key`. Unlike a handler's access, this leaves no

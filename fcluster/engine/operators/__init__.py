@@ -10,6 +10,7 @@ from fcluster.engine.operators.changes import TellChangesOperator
 from fcluster.engine.operators.counted import CountedOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
+from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
@@ -24,12 +25,14 @@ from fcluster.graph.operators import (
     Branch,
     Filter,
     FlatMap,
+    GroupTable,
     JoinStreams,
     JoinTable,
     KeepTable,
     Map,
     Operator,
     Peek,
+    Regroup,
     TellChanges,
     Window,
 )
@@ -55,6 +58,10 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return _window_operator(node)
     if isinstance(node, KeepTable):
         return KeepTableOperator(node)
+    if isinstance(node, Regroup):
+        return RegroupOperator(node)
+    if isinstance(node, GroupTable):
+        return GroupTableOperator(node)
     if isinstance(node, TellChanges):
         return TellChangesOperator(node)
     if isinstance(node, JoinTable):

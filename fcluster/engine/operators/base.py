@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, Protocol, cast
 
-from fcluster.common.failures import bounded_text
+from fcluster.common.failures import bounded_text, type_of
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
-from fcluster.engine.steps import Place, Step
+from fcluster.engine.steps import Place, RecordError, Step
 from fcluster.graph.codecs import Kind, encode_json_without_models, value_codec
+from fcluster.graph.models import is_model
 from fcluster.graph.operators import OnError, TopicSpec
 from fcluster.graph.record import Record
 
@@ -87,6 +88,24 @@ def compile_raw(kind: Kind, *, is_unchanged: bool) -> Callable[[SourceRecord, An
         return lambda record, _value: record.value()
     encode = encode_json_without_models if kind == "json" else value_codec(kind)[1]
     return lambda _record, value: None if value is None else encode(value)
+
+
+def field_of(name: str, step: str) -> Callable[[Any], Any]:
+    """The function that gives a field of a value, for a step that takes its name."""
+
+    def field_in(value: Any) -> Any:
+        try:
+            return value.get(name)
+        except AttributeError:
+            if hasattr(value, name) and is_model(cast("Any", type(value))):
+                return getattr(value, name)
+            what = "null (a tombstone)" if value is None else f"a {type_of(value)}, not an object"
+            raise RecordError(
+                f"{step} takes the field {name!r}, but the value is {what}; filter such records out before "
+                f"it, or give {step} a function"
+            ) from None
+
+    return field_in
 
 
 def close_generator(values: object) -> None:

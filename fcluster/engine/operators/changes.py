@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.records import RowRecord, SourceRecord
-from fcluster.engine.rows import VALUE_AT, RowTable
+from fcluster.engine.rows import VALUE_AT, FollowedTable
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.engine.views import compile_delta
 from fcluster.graph.changes import Change
@@ -31,7 +31,7 @@ class TellChangesOperator:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         (source,) = (kept for kept in kept_in(node.table) if kept.name == node.source)
-        changes_by = cast("RowTable", surroundings.tables[source.store.name]).changes_by
+        changes_by = cast("FollowedTable", surroundings.tables[source.store.name]).changes_by
         delta = compile_delta(node.table, node.source, surroundings.tables, passing)
         assert delta is not None, "a chain follows what its table is computed of"
         gives_values, keeps_bytes = node.gives == "values", node.keeps_bytes

@@ -5,8 +5,10 @@ See `engine.rows` for what is kept of a row, and for how others follow the chang
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+from fcluster.engine.history import history_of
 from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import RowChange, RowTable, row_of
@@ -21,14 +23,14 @@ class KeepTableOperator:
 
     def __init__(self, node: KeepTable) -> None:
         self._node = node
-        self.stores = (node.store.name,)
+        self.stores = tuple(store.name for store in node.stores)
         self.place = Place(node.name, f"in the table {node.name!r}", node.on_error)
 
-    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the chain ends here
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("RowTable", surroundings.tables[node.store.name])
-        put, delete, note, row_before = table.put, table.delete, table.note, table.row
+        keep, note, row_before = _compile_keep(node, surroundings), table.note, table.row
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
         none_deletes, is_followed = node.none_deletes, node.is_followed
 
@@ -39,16 +41,30 @@ class KeepTableOperator:
                 raw = None if none_deletes and value is None else raw_of(record, value)
                 at_ms = record.timestamp()[1]
                 row = None if raw is None else row_of(at_ms, raw)
-                if is_followed:
-                    note(record, RowChange(key, row_before(key), row, at_ms))
-                if row is None:
-                    delete(key)
-                else:
-                    put(key, row)
+                before = row_before(key) if is_followed else None
+                if keep(key, row, at_ms) and is_followed:
+                    note(record, RowChange(key, before, row, at_ms))
             except passing:
                 raise
             except BaseException as error:
                 raise StepFailure(place, error) from error
-            following(record, key, value)
 
         return step
+
+
+def _compile_keep(node: KeepTable, surroundings: Surroundings) -> Callable[[bytes, bytes | None, int], bool]:
+    """Keeps a row, or deletes it. Returns whether that changes the present row."""
+    history = history_of(node, surroundings.tables)
+    if history is not None:
+        return history.put
+    table = cast("RowTable", surroundings.tables[node.store.name])
+    put, delete = table.put, table.delete
+
+    def keep(key: bytes, row: bytes | None, _at_ms: int) -> bool:
+        if row is None:
+            delete(key)
+        else:
+            put(key, row)
+        return True
+
+    return keep

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
-from fcluster.engine.rows import VALUE_AT, RowTable
 from fcluster.engine.steps import RecordError, Step, StepFailure
-from fcluster.engine.views import compile_lookup
-from fcluster.graph.codecs import value_codec
-from fcluster.graph.operators import JoinTable, KeepTable, title_of_table
+from fcluster.engine.views import compile_find
+from fcluster.graph.operators import JoinTable, title_of_table
 
 
 class JoinTableOperator:
@@ -30,12 +27,13 @@ class JoinTableOperator:
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        find, function, keeps_all = _compile_find(node, surroundings), node.function, node.how == "left"
+        find = compile_find(node.table, surroundings.tables, passing)
+        function, keeps_all = node.function, node.how == "left"
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
                 if key is not None:
-                    row = find(key)
+                    row = find(key, record.timestamp()[1])
                 elif keeps_all:
                     row = ABSENT
                 else:
@@ -55,24 +53,3 @@ class JoinTableOperator:
             following(record, key, joined)
 
         return step
-
-
-def _compile_find(node: JoinTable, surroundings: Surroundings) -> Callable[[bytes], Any]:
-    """The value of a row, or `ABSENT`."""
-    table = node.table
-    if isinstance(table, KeepTable):  # JSON's null is a row here
-        get = cast("RowTable", surroundings.tables[table.store.name]).get
-        decode = value_codec(table.value)[0]
-
-        def find_kept(key: bytes) -> Any:
-            row = get(key)
-            return ABSENT if row is ABSENT else decode(row[VALUE_AT:])
-
-        return find_kept
-    look_up = compile_lookup(table, surroundings.tables, surroundings.passing)
-
-    def find(key: bytes) -> Any:
-        row = look_up(key)
-        return ABSENT if row is None else row.value
-
-    return find

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.common.ids import is_internal_topic
-from fcluster.engine.operators.base import WriteRecord
+from fcluster.engine.operators.base import WriteRecord, field_of
 from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import (
@@ -25,7 +25,6 @@ from fcluster.graph.codecs import (
     value_codec,
 )
 from fcluster.graph.description import rekey_description
-from fcluster.graph.models import is_model
 from fcluster.graph.operators import Rekey, TopicSpec
 from fcluster.graph.record import UNSET, Record
 
@@ -112,7 +111,7 @@ def compile_rekeyed_write(
     """Write with the key that `rekey` returns."""
     sink, place = target.topic, target.place
     topic = sink.name
-    function = _field_of(rekey) if isinstance(rekey, str) else rekey
+    function = field_of(rekey, "key_by") if isinstance(rekey, str) else rekey
     encode_key = key_codec(sink.key)[1]
     value_bytes = _value_bytes(target, source)
 
@@ -216,22 +215,6 @@ def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
         return None
     decode, encode = key_codec(source.key)[0], key_codec(sink.key)[1]
     return lambda key: encode(decode(key))
-
-
-def _field_of(name: str) -> Callable[[Any], Any]:
-    def field(value: Any) -> Any:
-        try:
-            return value.get(name)
-        except AttributeError:
-            if hasattr(value, name) and is_model(cast("Any", type(value))):
-                return getattr(value, name)
-            what = "null (a tombstone)" if value is None else f"a {type_of(value)}, not an object"
-            raise RecordError(
-                f"key_by takes the field {name!r}, but the value is {what}; filter such records out before "
-                "it, or give key_by a function"
-            ) from None
-
-    return field
 
 
 def _no_key(rekey: Rekey) -> RecordError:

@@ -22,8 +22,8 @@ from typing import Any, assert_type
 import msgspec
 
 from fcluster import (
-    Change, Codec, Context, Job, Record, Stream, Table, Topic, Tumbling, ValueState, Watermark, count, sum_,
-    top_n,
+    Change, Codec, Context, GroupedTable, Job, Record, Stream, Table, Topic, Tumbling, ValueState, Watermark,
+    count, sum_, top_n,
 )
 from fcluster.testing import Driver
 
@@ -72,6 +72,12 @@ assert_type(accounts.join(amounts), Table[str, dict[str, Any]])
 assert_type(accounts.join(amounts, lambda p, n: p.amount + n), Table[str, int])
 assert_type(accounts.join(amounts, lambda p, n: n or p.amount, how="left"), Table[str, int])
 assert_type(settled.join(amounts, lambda p, n: p.amount + n), Stream[str, int])
+grouped = accounts.group_by(lambda p: p.status, name="by-status")
+assert_type(grouped, GroupedTable[str, Payment])
+assert_type(grouped.count(), Table[str, int])
+assert_type(grouped.aggregate(n=count()), Table[str, dict[str, Any]])
+by_amount = accounts.group_by("status", name="sums", value=lambda p: p.amount)
+assert_type(by_amount.reduce(lambda a, b: a + b, lambda a, b: a - b), Table[str, int])
 assert_type(settled.through(payments), Stream[str, Payment])
 settled.map(lambda p: Total(p.amount)).to(totals)
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from fcluster import Job, Table
+from fcluster import Job, Table, collect, count, sum_
 from fcluster.engine import views
+from fcluster.engine.entries import EntryTable
+from fcluster.engine.operators import group
 from fcluster.engine.operators.table import KeepTableOperator
 from fcluster.engine.rows import RowChange, RowTable
 from fcluster.testing import Driver
@@ -169,6 +171,90 @@ def check(seed: int) -> None:
     assert found == {where: told for where, told in expected.items() if told}
 
 
+# --- groups ---------------------------------------------------------------------------------------------
+
+
+def group_of(value: int) -> str | None:
+    return None if value % 5 == 4 else "pqr"[value % 3]
+
+
+def contributed(value: int) -> int | None:
+    return None if value % 7 == 6 else value % 100
+
+
+def parts_of(row: Row | None) -> tuple[str | None, int | None]:
+    """The group of a row, and what it contributes."""
+    group = None if row is None else group_of(row[0])
+    value = None if row is None or group is None else contributed(row[0])
+    return (None, None) if value is None else (group, value)
+
+
+def count_up(model: Model, rows: Rows) -> dict[str | None, dict[str, Any]]:
+    """All groups that have rows, counted anew."""
+    found: dict[str | None, list[int]] = {}
+    for key in KEYS:
+        group, value = parts_of(model.row(rows, key))
+        if value is not None:
+            found.setdefault(group, []).append(value)
+    return {group: {"n": len(all_), "sum": sum(all_), "all": sorted(all_)} for group, all_ in found.items()}
+
+
+_EMPTY = {"n": 0, "sum": 0, "all": []}
+
+
+def check_groups(seed: int) -> None:
+    """Like `check`, for a table of groups of a random table: each group is counted anew for each record."""
+    chance = random.Random(f"groups {seed}")
+    job = Job("j")
+    kept: list[tuple[Table, Model]] = [(job.table(job.topic(name)), Kept(name)) for name in TOPICS[:2]]
+    for table, _model in kept:
+        table.to_stream().to(job.topic("used"))
+    table, model = random_table(chance, kept, 2)
+    drops = seed % 2 == 0
+    grouped = table.group_by(group_of, name="g", value=contributed, drop_empty=drops)
+    groups = grouped.aggregate(n=count(), sum=sum_(), all=collect())
+    groups.to_stream().map(lambda row: row and {**row, "all": sorted(row["all"])}).to(job.topic("out"))
+    rows: Rows = {}
+    seen: set[str | None] = set()
+    expected: dict[str, list[Any]] = {}
+    with Driver(job, partitions={"t0": chance.randrange(1, 4)}, auto_barrier=seed % 3 == 0) as driver:
+        for number in range(60):
+            topic, key = chance.choice(TOPICS[:2]), chance.choice(KEYS)
+            value = chance.choice([None, chance.randrange(30), chance.randrange(30)])
+            driver.send(topic, value, key=key, timestamp=number + 1)
+            if chance.random() < 0.1:
+                driver.crash()
+            if chance.random() < 0.3:
+                driver.barrier()
+            before = dict(rows)
+            rows.pop((topic, key), None)
+            if value is not None:
+                rows[topic, key] = (value, number + 1)
+            if not model.is_reached(before, rows, key, topic):
+                continue
+            left, _value = parts_of(model.row(before, key))
+            entered, _value = parts_of(model.row(rows, key))
+            now = count_up(model, rows)
+            for group in dict.fromkeys((left, entered)):
+                if group is not None:
+                    seen.add(group)
+                    gone = None if drops else _EMPTY
+                    expected.setdefault(group, []).append(now.get(group, gone))
+        driver.settle()
+        found: dict[str, list[Any]] = {}
+        for record in driver.records("out"):
+            found.setdefault(record.key, []).append(record.value)
+        assert found == expected
+        final = {group: {**row, "all": sorted(row["all"])} for group, row in driver.table(groups).items()}
+        empty: dict[str | None, Any] = {} if drops else dict.fromkeys(seen, _EMPTY)
+        assert final == empty | count_up(model, rows)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_groups_of_random_tables_are_those_that_are_counted_anew(seed: int) -> None:
+    check_groups(seed)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_changes_of_random_tables_are_those_of_the_model(seed: int) -> None:
     check(seed)
@@ -177,11 +263,11 @@ def test_changes_of_random_tables_are_those_of_the_model(seed: int) -> None:
 # --- planted bugs ---------------------------------------------------------------------------------------
 
 
-def assert_caught() -> None:
+def assert_caught(check_seed: Callable[[int], None] = check) -> None:
     """At least one seed notices."""
     for seed in range(20):
         try:
-            check(seed)
+            check_seed(seed)
         except AssertionError:
             return
     raise RuntimeError("nobody has noticed")
@@ -239,3 +325,37 @@ def test_model_notices_changes_that_are_followed_before_they_are_made(
 
     monkeypatch.setattr(KeepTableOperator, "compile", compiled)
     assert_caught()
+
+
+def test_model_notices_that_nothing_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = group._compile_each
+
+    def each(node: Any, what: str) -> Any:
+        return plain(node, what) if what == "add" else lambda kept, value: None
+
+    monkeypatch.setattr(group, "_compile_each", each)
+    assert_caught(check_groups)
+
+
+def test_model_notices_contributions_that_are_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = EntryTable.encode_touched
+
+    def encode(table: EntryTable) -> dict[bytes, bytes]:
+        return {} if table.name.endswith("//members") else plain(table)
+
+    monkeypatch.setattr(EntryTable, "encode_touched", encode)
+    assert_caught(check_groups)
+
+
+def test_model_notices_that_a_row_that_moves_only_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = group.RegroupOperator.compile
+
+    def compiled(operator: Any, surroundings: Any, following: Any) -> Any:
+        def follow(record: Any, key: Any, halves: Any) -> None:
+            if halves.new is not None or halves.old is None:
+                following(record, key, halves)
+
+        return plain(operator, surroundings, follow)
+
+    monkeypatch.setattr(group.RegroupOperator, "compile", compiled)
+    assert_caught(check_groups)

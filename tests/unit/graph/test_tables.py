@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fcluster import Codec, Job, Table, Topic, Tumbling
+from fcluster import Codec, Job, Table, Topic, Tumbling, max_, sum_
 from fcluster import count as counted
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.common.ids import repartition_topic
 from fcluster.graph.codecs import decode_json, encode_json
+from fcluster.graph.compatibility import incompatibilities
 from fcluster.graph.stages import check_copartitioned
 from fcluster.graph.topology import Topology
 from tests.unit.graph.test_compatibility import built, change, count
@@ -32,6 +34,12 @@ def not_joined(job: Job) -> None:
 def keyed(job: Job, **options: Any) -> None:
     table = job.table(job.topic("t"))
     job.stream(job.topic("s")).key_by("id", **options).join(table).to(job.topic("out"))
+
+
+def changes(before: Grow, after: Grow) -> list[str]:
+    """Why the one job can't go on as the other: the first reason of each stage."""
+    old = json.loads(json.dumps(built(before).describe()))
+    return list(incompatibilities(old, built(after)))
 
 
 # --- what may change --------------------------------------------------------------------------------------
@@ -164,6 +172,81 @@ def test_what_computes_a_table_and_who_follows_it_may_change() -> None:
 
     assert change(computed, otherwise) is None
     assert change(otherwise, computed) is None
+
+
+def grouped(name: str = "g", by: Any = "of", **options: Any) -> Grow:
+    def grow(job: Job) -> None:
+        groups = job.table(job.topic("t")).group_by(by, name=name, **options)
+        groups.aggregate(n=counted(), total=sum_()).to_stream().to(
+            job.topic("out", key=options.get("key", "text"))
+        )
+
+    return grow
+
+
+def other_aggregates(job: Job) -> None:
+    groups = job.table(job.topic("t")).group_by("of", name="g")
+    groups.aggregate(n=counted()).to_stream().to(job.topic("out"))
+
+
+def test_groups_are_a_table_of_a_stage_behind_a_repartition() -> None:
+    first, second = built(grouped()).stages
+    assert (first.name, first.stores) == ("t", ("t", "g-members"))
+    assert (second.name, second.stores) == ("g", ("g",))
+    described = built(grouped()).describe()["stages"]
+    assert described["t"]["groupings"] == {"g-members": "g"}
+    assert described["g"]["key_by"]["by"] == "field of"
+    assert described["g"]["encoding"] == {"key": "text", "value": "halves-of-json"}
+    assert described["g"]["tables"]["g"] == {
+        "sources": ["g"],
+        "key": "text",
+        "computes": [["n", "count"], ["total", "sum"]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (grouped(), grouped("other"), "The table 'g' of stage 'g' has state, but is no longer in the job"),
+        (grouped(), other_aggregates, "The table 'g' used to have n=count, total=sum, and now has n=count"),
+        (
+            grouped(),
+            grouped(by="whose"),
+            "The key_by before 'g' used the field of, and now uses the field whose",
+        ),
+        (grouped(), grouped(key="int"), "'g' has text keys"),
+        (
+            grouped(),
+            kept("g", "t"),
+            "The table 'g' has state in stage 'g', but is now in 't'",
+        ),
+    ],
+)
+def test_change_that_does_not_fit_the_groups(before: Grow, after: Grow, told: str) -> None:
+    assert any(told in reason for reason in changes(before, after))
+
+
+def test_what_rows_contribute_and_what_becomes_of_empty_groups_may_change() -> None:
+    assert change(grouped(), grouped(value=len_of, drop_empty=True, on_error="skip")) is None
+
+
+def test_mistakes_in_groups_are_told() -> None:
+    def group(by: Any = "of", *, fields: Any = None, name: str = "g", **options: Any) -> str:
+        def grow(job: Job) -> None:
+            groups = job.table(job.topic("t")).group_by(by, name=name, **options)
+            groups.aggregate(**({"n": counted()} if fields is None else fields))
+
+        return refused(grow)
+
+    assert "The table 'g' is not used" in group()
+    assert "group_by got an empty field name" in group("")
+    assert "is called with 1 argument" in group(refused_pair)
+    assert "version=1.5 of group_by is neither text nor a number" in group(version=1.5)
+    assert "The name of the groups 'a/b' isn't valid" in group(name="a/b")
+    assert "aggregate() of the groups 'g' got nothing to compute" in group(fields={})
+    assert "The field 'n' of the groups 'g' is 5, not an aggregate" in group(fields={"n": 5})
+    assert "computes 'max', from which a row that changes can't be taken away" in group(fields={"m": max_()})
+    assert "are named 'g'" in refused(lambda job: (grouped()(job), handler_named("g")(job)))
 
 
 # --- inputs -----------------------------------------------------------------------------------------------
