@@ -9,6 +9,7 @@ from fcluster.graph.codecs import kind_title
 from fcluster.graph.operators import (
     Branch,
     Filter,
+    KeepTable,
     KeyKind,
     OnError,
     Operator,
@@ -101,7 +102,9 @@ def value_of(node: Node) -> tuple[ValueKind, bool]:
     if isinstance(step, Filter | Peek | Branch):
         return value_of(node.parents[0])
     if isinstance(step, TellChanges) and step.keeps_bytes:
-        return kept_in(step.table)[0].value, True
+        kept = kept_in(step.table)[0]
+        if isinstance(kept, KeepTable):
+            return kept.value, True
     if isinstance(step, Merge):
         found = [value_of(parent) for parent in node.parents]
         if len({kind_title(kind) for kind, _same in found}) == 1:
