@@ -174,6 +174,8 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"  restarts {restarts}", "red" if restarts else "dim")
     if t.held_back:
         text.append(f"\n{t.held_back}", "yellow")
+    if line := end_line(document):
+        text.append(f"\n{line}", "bold cyan")
     for line in kafka_lines(document):
         text.append(f"\n{line}", "bold yellow")
     for line in stopped_lines(document):
@@ -185,6 +187,18 @@ def header(document: Document, restarts: int | None = None) -> Any:
     if agents := agents_line(document):
         text.append(f"\n{agents}", "dim")
     return text
+
+
+def end_line(document: Document) -> str:
+    """How far a bounded run is. Empty if the run isn't bounded."""
+    value = document.get("run_end")
+    if not isinstance(value, Mapping):
+        return ""
+    run_end = cast("Document", value)
+    left, inputs = int(_number(run_end, "inputs_left", 0)), int(_number(run_end, "inputs", 0))
+    offsets = int(_number(run_end, "records_left", 0))
+    done = f"{inputs - left} of {inputs} partitions done, {offsets:,} offsets left"
+    return f"runs to {_text(run_end.get('end'))}: {done}"
 
 
 def kafka_lines(document: Document) -> list[str]:

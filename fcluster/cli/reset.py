@@ -32,7 +32,6 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from fcluster.cli.connection import open_admin_client
-from fcluster.cli.reset_target import SourcePartition, Target, chosen_offsets
 from fcluster.common import failpoints
 from fcluster.common.errors import (
     ClusterConflict,
@@ -42,6 +41,7 @@ from fcluster.common.errors import (
     KafkaUnavailable,
 )
 from fcluster.common.ids import ShardId, journal_topic, transactional_ids
+from fcluster.common.offset_targets import SourcePartition, Target, chosen_offsets
 from fcluster.common.positions import (
     RESET_FINGERPRINT,
     CommittedPosition,
@@ -51,6 +51,7 @@ from fcluster.common.positions import (
 from fcluster.common.settings import Settings, with_settings
 from fcluster.coordinator.checks import RESETTING_KEY
 from fcluster.coordinator.core.outbox import LOSS_PREFIXES
+from fcluster.coordinator.core.run_end import RUN_END_KEY
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
 from fcluster.coordinator.owned_topics import Found, found_names
 from fcluster.coordinator.topic_watch import GroupMembers
@@ -62,7 +63,7 @@ from fcluster.kafka.asking import cause_of, reason_of, remedy_for
 from fcluster.kafka.brokers import connect_or_raise
 from fcluster.kafka.clients import Admin, make_admin, make_consumer
 from fcluster.kafka.fencing import fence_transactional_id
-from fcluster.kafka.offsets import begin_offsets, end_offsets
+from fcluster.kafka.offsets import begin_offsets, end_offsets, offsets_at_time
 from fcluster.kafka.topic_ids import TopicSeen
 from fcluster.kafka.topic_looks import look_at_topics
 from fcluster.kafka.topics import partition_counts
@@ -194,12 +195,12 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     begins, ends = begin_offsets(admin, sources), end_offsets(admin, sources, "read-uncommitted")
     consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
     try:
-        by_time = _offsets_for_time(consumer, sources, target) if target.kind == "time" else {}
+        by_time = offsets_at_time(consumer, sources, target.time_ms) if target.kind == "time" else {}
         committed = _committed(consumer, topology.job, sources)
     finally:
         consumer.close()
     tables = frozenset[str]() if keep_state else topology.table_topics
-    to = chosen_offsets(target, _plain(begins), _plain(ends), by_time, tables)
+    to = chosen_offsets(target, _plain(begins), _plain(ends), _plain(by_time), tables)
     if tables and target.kind in ("latest", "time"):
         notes.append(f"tables are read from the beginning of their topics ({', '.join(sorted(tables))})")
     moves = [_move(at, committed[at], to[at.topic, at.partition], ends[at]) for at in sources]
@@ -335,20 +336,6 @@ def _notes_on(found: Found) -> list[str]:
 
 def _plain(offsets: Mapping[TopicPartition, int]) -> dict[SourcePartition, int]:
     return {(at.topic, at.partition): offset for at, offset in offsets.items()}
-
-
-def _offsets_for_time(
-    consumer: Consumer, sources: Sequence[TopicPartition], target: Target
-) -> dict[SourcePartition, int]:
-    asked = [TopicPartition(at.topic, at.partition, target.time_ms) for at in sources]
-    try:
-        found = consumer.offsets_for_times(asked, timeout=KAFKA_TIMEOUT_S)
-    except KafkaException as error:
-        raise _unavailable("looking for the offsets of a time", error) from error
-    for at in found:
-        if at.error is not None:
-            raise _unavailable("looking for the offsets of a time", KafkaException(at.error))
-    return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
 
 
 def _committed(
@@ -555,7 +542,8 @@ def carry_out(plan: ResetPlan, settings: Settings, topology: Topology, say: Say)
         say(f"set the offsets of {len(plan.moves)} partitions")
         failpoints.reach("reset.offsets-set")
         if journal is not None:
-            _write(journal, _last_entries(past, keeps_state=plan.keeps_state))
+            keeps_time = plan.keeps_state and topology.keeps_time
+            _write(journal, _last_entries(past, keeps_state=plan.keeps_state, keeps_time=keeps_time))
 
 
 def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
@@ -568,11 +556,16 @@ def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _last_entries(past: Mapping[str, Any], *, keeps_state: bool) -> dict[str, Any]:
-    """The journal entries that are removed."""
+def _last_entries(past: Mapping[str, Any], *, keeps_state: bool, keeps_time: bool = False) -> dict[str, Any]:
+    """The journal entries that are removed.
+
+    Args:
+        keeps_time: event time goes on where the offsets stay, so if it has ended, it stays so.
+    """
     single = ["leader", "ended", "ending", RESETTING_KEY, *([] if keeps_state else ["topology"])]
     prefixes = _FORGOTTEN if keeps_state else (*_FORGOTTEN, *_FORGOTTEN_WITH_STATE)
     keys = [key for key in past if key.startswith(prefixes)]
+    keys += [] if keeps_time else [RUN_END_KEY]
     return dict.fromkeys([*keys, *single])
 
 
@@ -633,6 +626,28 @@ def _delete_local(path: Path) -> None:
             f"can't delete the local state {path}: {error.strerror or error}",
             remedy="Correct its permissions or delete it yourself, then run the reset again.",
         ) from error
+
+
+def commit_start(
+    settings: Settings, topology: Topology, to: Mapping[SourcePartition, int], admin: Admin
+) -> None:
+    """Commit the offsets at which a job begins that has committed none.
+
+    Args:
+        settings: the resolved settings.
+        topology: the job's topology.
+        to: the offset of the next record of each partition.
+        admin: a connected client.
+
+    Raises:
+        FclusterError: the request failed, and nothing was committed.
+    """
+    topics = sorted({topic for topic, _partition in to})
+    seen = look_at_topics(admin, topics)
+    ids = {topic: now.topic_id for topic in topics if (now := seen.get(topic)) is not None}
+    moves = [Move(*at, -1, None, False, offset, offset) for at, offset in to.items()]
+    plan = ResetPlan(topology.job, "", False, moves, ids, (), (), "", (), (), epoch=1)
+    _commit_offsets(settings, topology, plan)
 
 
 def _commit_offsets(settings: Settings, topology: Topology, plan: ResetPlan) -> None:

@@ -12,17 +12,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcluster.cli.connection import leader_elsewhere, open_admin_client
-from fcluster.cli.local_kafka import BrokerGuard, OwnBrokers, brokers_for
+from fcluster.cli.local_kafka import BrokerGuard, OwnBrokers, brokers_for, say
 from fcluster.cli.preflight import Cleared, clear_for_start
+from fcluster.cli.start_offsets import set_start
 from fcluster.common.errors import FclusterError
 from fcluster.common.exit_codes import ExitCode
+from fcluster.common.offset_targets import Target
 from fcluster.common.settings import resolve
 from fcluster.host.data_directory import (
     ClusterNote,
@@ -50,7 +52,7 @@ _log = logging.getLogger("fcluster.up")
 
 @dataclass(frozen=True)
 class UpOptions:
-    """The options of `fcluster up`; `flags` are settings by name."""
+    """The options of `fcluster up`; `flags` are settings by name. `end` has the values of `--end`."""
 
     target: str
     flags: Mapping[str, str]
@@ -58,6 +60,8 @@ class UpOptions:
     log_level: str
     until_caught_up: bool
     live: bool
+    start: Target | None = None
+    end: Sequence[str] = ()
     on_data_dir: Callable[[Path], None] = lambda _path: None
 
 
@@ -80,6 +84,8 @@ def run_up(options: UpOptions) -> int:
     try:
         with brokers_for(settings, directory) as (broker, servers):
             cleared = clear_for_start(settings, topology, directory, servers, embedded=broker is not None)
+            if options.start is not None:
+                set_start(cleared.settings, topology, options.start, say)
             outcome = _Up(options, job.name, cleared, directory, broker).run()
             if outcome.exit_code == ExitCode.INTERRUPTED and broker is not None:
                 broker.kill()
@@ -216,7 +222,8 @@ class _Up:
         from fcluster.host.supervisor import COORDINATOR
 
         caught_up = ["--until-caught-up"] if self._options.until_caught_up else []
-        return self._job_processes.process(COORDINATOR, COORDINATOR, *caught_up)
+        ends = [argument for value in self._options.end for argument in ("--end", value)]
+        return self._job_processes.process(COORDINATOR, COORDINATOR, *caught_up, *ends)
 
     def _worker_spec(self, number: int, slot: int) -> ProcessSpec:
         return self._job_processes.worker(number, number if slot < 0 else slot, self._address)

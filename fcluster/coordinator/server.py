@@ -41,14 +41,17 @@ from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended
 from fcluster.common.ids import transactional_ids
+from fcluster.common.offset_targets import Target
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
+from fcluster.coordinator.bounded_runs import fix_end, recorded_end
 from fcluster.coordinator.checks import check_partitions, check_reset, check_topology, refresh_interval_ms
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.events import Event
 from fcluster.coordinator.core.model import Terms
 from fcluster.coordinator.core.outbox import ENDING_KEY
+from fcluster.coordinator.core.run_end import RUN_END_KEY
 from fcluster.coordinator.core.topics import roles_of, topic_key
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
@@ -109,6 +112,7 @@ def run_coordinator(
     *,
     expected_workers: int | None = None,
     until_caught_up: bool = False,
+    end: Target | None = None,
     stand_by: bool = True,
     ready_callback: Callable[[str], None] | None = None,
     ready_file: Path | None = None,
@@ -126,6 +130,7 @@ def run_coordinator(
         expected_workers: the first assignment waits for this many, for a while. Default: the setting
             `workers`.
         until_caught_up: stop once all records that were in the sources at the start are committed.
+        end: where the run ends. None: where the one that is under way ends, otherwise nowhere.
         stand_by: if False, a coordinator that already leads is a conflict.
         ready_callback: called with the address once workers can join, in each term in which this process
             leads.
@@ -148,6 +153,7 @@ def run_coordinator(
         health=health,
         expected_workers=expected_workers or settings.workers,
         until_caught_up=until_caught_up,
+        end=end,
         ready_callback=ready_callback,
         ready_file=ready_file,
     )
@@ -209,6 +215,7 @@ class _Leadership:
     health: CoordinatorHealth
     expected_workers: int
     until_caught_up: bool
+    end: Target | None
     ready_callback: Callable[[str], None] | None
     ready_file: Path | None
 
@@ -235,7 +242,7 @@ class _Leadership:
                 # A coordinator that didn't see the last leader end the job starts the job again: how that run
                 # ended doesn't matter.
                 past.pop(ENDING_KEY, None)
-            terms, own = self._terms(candidate, past, address)
+            terms, own = self._terms(candidate, past, address, takes_over=again)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
             journal.is_ours = functools.partial(self._leads, own)
             gate = Gate(terms.term, secured=self.security is not None)
@@ -260,13 +267,18 @@ class _Leadership:
         found = leader_in(read_journal(self.settings, self.job), self.job)
         return found is None or found.term <= own.term
 
-    def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
+    def _terms(
+        self, candidate: Candidate, past: Mapping[str, Any], address: str, *, takes_over: bool
+    ) -> tuple[Terms, Leader]:
         """The terms of the next leadership, and its record in the journal."""
         topology = candidate.topology
         check_reset(past, topology.job)
         ids, partitions, highest_committed_epoch = candidate.topics_now(past)
         check_partitions(past, topology, partitions)
         check_topology(past, topology)
+        run_end = recorded_end(past, topology, self.end, takes_over=takes_over)
+        if run_end is None and self.end is not None and not takes_over:
+            run_end = fix_end(topology, partitions, self.end, candidate.admin, candidate.consumer)
         leader = Leader(
             address=address,
             term=int(past.get("term", {}).get("term", 0)) + 1,
@@ -284,6 +296,7 @@ class _Leadership:
             expected_workers=self.expected_workers,
             version=__version__,
             until_caught_up=self.until_caught_up,
+            run_end=run_end,
             snapshot_store=store_identity(self.settings.snapshots, topology.job),
             highest_committed_epoch=highest_committed_epoch,
             cluster_id=leader.cluster_id,
@@ -301,6 +314,8 @@ def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
         ENDED_KEY: None,
         ENDING_KEY: ending,
     }
+    if terms.run_end is not None:
+        entries[RUN_END_KEY] = terms.run_end.document()
     entries |= {topic_key(topic): {"id": topic_id} for topic, topic_id in terms.topic_ids.items()}
     return entries | {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
 
@@ -696,7 +711,11 @@ class _Shell:
         if self._stop is not None and self._stop.exit_code != ExitCode.TEMPORARY:
             # So no process asks an address where nothing listens any more, and standbys exit too.
             end = {"term": self._leader.term} | self._ended(self._stop).document()
-            entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
+            entries: dict[str, Any] = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
+            run_end = self._core.run_end
+            if run_end is not None and run_end.is_over:
+                # Without event time, the job can go on with what comes next.
+                entries[RUN_END_KEY] = run_end.document() if self._topology.keeps_time else None
             self._journal_thread.write(events.WriteJournal(0, entries))
         self._processes.close()
         self._kafka_watch.close()

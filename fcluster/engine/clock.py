@@ -6,12 +6,16 @@ is the lowest event time that the shards upstream report. The shard's event time
 its inputs. An input that is idle is left out. If all are idle, the highest watermark counts: no input holds
 the others back. Inputs that only fill tables are always left out.
 
+In a bounded run, event time comes to its end: when a shard has read all its inputs to their ends. From then
+on everything that waits for event time is due. `now_ms` follows what fires, in the order of its time.
+
 Invariants:
 - Event time never goes back (invariant 5): neither through a late record, an input that becomes active again,
   or a report from upstream, nor through a restore.
 - It follows from what the shard read, in the order in which it read it (invariant 4). The one exception is
   that an input is declared idle: the shell decides this by the wall clock, and only where the job asks for
   it. So it is committed with the epoch, like everything else here.
+- The end of event time comes after all records, whatever the inputs and their order are. It is final.
 
 Must not: read a clock, or know epochs. Pure. All times are milliseconds since 1970.
 """
@@ -29,8 +33,16 @@ ENCODED_CHARACTERS_MAX: Final = 3_900
 """For one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
 SHARDS_MAX: Final = 100_000
 """For one stage. A watermark record that claims more isn't valid."""
+END_MS: Final = 2**60
+"""The watermark of an input that has been read to its end, and what a shard reports when nothing is to come
+of it any more. Later than any time of a timer or window.
+"""
 _WATERMARK_FORMAT: Final = 1
 _SOURCE, _UPSTREAM, _UPSTREAM_SHORT = "s", "u", "m"
+_UPSTREAM_ENDING, _UPSTREAM_ENDING_SHORT = "e", "f"
+"""Formats that are written only while some shards upstream have ended. Older versions don't know them."""
+_ENDS_PER_NUMBER: Final = 7
+"""So that each number takes one byte."""
 
 
 class UnreadableClockError(FclusterError):
@@ -56,7 +68,7 @@ class InputTime:
     """The state of one input.
 
     Attributes:
-        watermark_ms: None: nothing was read yet, or a shard upstream hasn't reported.
+        watermark_ms: None: nothing was read yet, or a shard upstream hasn't reported. `END_MS`: it has ended.
         idle: whether it is left out.
         slowest: for a repartition topic, the number of the shard upstream that holds it back. None for other
             topics, or if no shard does.
@@ -76,15 +88,18 @@ class _Source:
         passed_ms: a record with this timestamp or a lower one changes nothing.
     """
 
-    __slots__ = ("delay_ms", "highest_ms", "idle", "passed_ms")
+    __slots__ = ("delay_ms", "ended", "highest_ms", "idle", "passed_ms")
 
     def __init__(self, delay_ms: int) -> None:
         self.delay_ms = delay_ms
         self.highest_ms: int | None = None
         self.passed_ms = -1  # also a record without a timestamp
         self.idle = False
+        self.ended = False
 
     def watermark(self) -> int | None:
+        if self.ended:
+            return END_MS
         return None if self.highest_ms is None else self.highest_ms - self.delay_ms
 
     def observe(self, timestamp_ms: int) -> None:
@@ -98,18 +113,34 @@ class _Source:
         # The next record, however old, ends the idleness.
         self.passed_ms = -1 if idle or self.highest_ms is None else self.highest_ms
 
+    def end(self) -> None:
+        self.ended = True
+        self.set_idle(False)
+
     def look(self) -> InputTime:
         return InputTime(self.watermark(), self.idle)
 
     def encode(self) -> tuple[str, list[int]]:
-        return _SOURCE, [*_optional(self.highest_ms), int(self.idle)]
+        return _SOURCE, [*_optional(self.highest_ms), int(self.ended) << 1 | int(self.idle)]
 
     def decode(self, kind: str, numbers: Iterator[int]) -> None:
         if kind == _SOURCE:
             highest_ms = _read_optional(numbers)
             if highest_ms is not None:
                 self.observe(highest_ms)
-            self.set_idle(bool(next(numbers)))
+            flags = next(numbers)
+            self.set_idle(bool(flags & 1))
+            self.ended = bool(flags & 2)
+
+
+def _farthest(times_ms: Sequence[int | None]) -> int | None:
+    """The time of inputs of which none holds the others back, because all are idle or have ended. One that is
+    idle may still get records, so only all of them end event time.
+    """
+    going_on = [at for at in times_ms if at != END_MS]
+    if not going_on:
+        return END_MS
+    return max((at for at in going_on if at is not None), default=None)
 
 
 class _Upstream:
@@ -129,8 +160,8 @@ class _Upstream:
         if not self._idle:
             return None
         waited_for = [at for at, idle in zip(self._times_ms, self._idle, strict=True) if not idle]
-        if not waited_for:
-            return max((at for at in self._times_ms if at is not None), default=None)
+        if all(at == END_MS for at in waited_for):
+            return _farthest(self._times_ms)
         lowest_ms: int | None = waited_for[0]
         for at in waited_for:
             if at is None or lowest_ms is None:
@@ -156,29 +187,48 @@ class _Upstream:
         return InputTime(self.watermark(), self.idle, slowest, sum(self._idle))
 
     def encode(self) -> tuple[str, list[int]]:
-        known = [at for at in self._times_ms if at is not None]
+        known = [at for at in self._times_ms if at is not None and at != END_MS]
         base_ms = min(known, default=0)
         numbers = [len(self._idle), _zigzag(base_ms)]
+        ending = END_MS in self._times_ms
         for at, idle in zip(self._times_ms, self._idle, strict=True):
             # Relative to the lowest one, so most of them take two or three bytes.
-            numbers.append((0 if at is None else at - base_ms + 1) << 1 | idle)
-        return _UPSTREAM, numbers
+            since = 0 if at is None else 1 if at == END_MS else at - base_ms + 1 + ending
+            numbers.append(since << 1 | idle)
+        return _UPSTREAM_ENDING if ending else _UPSTREAM, numbers
 
     def encode_short(self) -> tuple[str, list[int]]:
-        """All shards with the time of the slowest. This is too low for the others until they report again."""
-        return _UPSTREAM_SHORT, [len(self._idle), *_optional(self.watermark()), int(self.idle)]
+        """All shards with the time of the slowest. This is too low for the others until they report again.
+        Those that have ended don't report again, so it says which ones they are.
+        """
+        numbers = [len(self._idle), *_optional(self.watermark()), int(self.idle)]
+        if END_MS not in self._times_ms:
+            return _UPSTREAM_SHORT, numbers
+        for start in range(0, len(self._times_ms), _ENDS_PER_NUMBER):
+            some = self._times_ms[start : start + _ENDS_PER_NUMBER]
+            numbers.append(sum((at == END_MS) << number for number, at in enumerate(some)))
+        return _UPSTREAM_ENDING_SHORT, numbers
 
     def decode(self, kind: str, numbers: Iterator[int]) -> None:
-        if kind == _UPSTREAM:
+        if kind in (_UPSTREAM, _UPSTREAM_ENDING):
+            ending = kind == _UPSTREAM_ENDING
             count, base_ms = next(numbers), _unzigzag(next(numbers))
             for number in range(count):
                 packed = next(numbers)
-                at = None if packed < 2 else base_ms + (packed >> 1) - 1
+                since = packed >> 1
+                at = None if not since else base_ms + since - 1 - ending
+                if ending and since == 1:
+                    at = END_MS
                 self.hear(count, [Said(number, at, bool(packed & 1))])
-        elif kind == _UPSTREAM_SHORT:
+        elif kind in (_UPSTREAM_SHORT, _UPSTREAM_ENDING_SHORT):
             count, at = next(numbers), _read_optional(numbers)
             idle = bool(next(numbers))
             self.hear(count, [Said(number, at, idle) for number in range(count)])
+            if kind == _UPSTREAM_ENDING_SHORT:
+                for start in range(0, count, _ENDS_PER_NUMBER):
+                    ends = next(numbers)
+                    some = range(start, min(start + _ENDS_PER_NUMBER, count))
+                    self.hear(count, [Said(one, END_MS) for one in some if ends >> (one - start) & 1])
 
 
 class EventClock:
@@ -191,27 +241,30 @@ class EventClock:
 
     Attributes:
         now_ms: the shard's event time. None before the first record. Never decreases.
+        due_ms: what is set for this time or an earlier one is due: `now_ms`, or `END_MS` once event time has
+            ended.
     """
 
-    __slots__ = ("_counted", "_inputs", "_told_of", "now_ms")
+    __slots__ = ("_counted", "_inputs", "_told_of", "due_ms", "now_ms")
 
     def __init__(self, delays_ms: Sequence[int | None], timeless: Collection[int] = ()) -> None:
-        self._told_of: Callable[[int], int] | None = None
+        self._told_of: Callable[[int | None], int | None] | None = None
         self._inputs = [_Upstream() if delay is None else _Source(delay) for delay in delays_ms]
         self._counted = [one for number, one in enumerate(self._inputs) if number not in timeless]
         self.now_ms: int | None = None
+        self.due_ms: int | None = None
 
-    def tell_with(self, told_of: Callable[[int], int]) -> None:
-        """Let `told_of(now_ms)` say what the stages behind are told of this shard: less than `now_ms` while
+    def tell_with(self, told_of: Callable[[int | None], int | None]) -> None:
+        """Let `told_of(due_ms)` say what the stages behind are told of this shard: less than that while
         outputs with earlier timestamps are still to come."""
         self._told_of = told_of
 
     @property
     def told_ms(self) -> int | None:
         """What the stages behind are told. Don't read it within a record that may still be undone."""
-        if self.now_ms is None or self._told_of is None:
-            return self.now_ms
-        return self._told_of(self.now_ms)
+        if self.due_ms is None or self._told_of is None:
+            return self.due_ms
+        return self._told_of(self.due_ms)
 
     def source(self, number: int) -> _Source:
         """An input that is a user's topic. Checking its `passed_ms` first saves most calls of `observe`."""
@@ -257,6 +310,34 @@ class EventClock:
         return self._move()
 
     @property
+    def ended(self) -> bool:
+        """Whether event time has ended: all inputs have been read to their ends."""
+        return self.due_ms == END_MS
+
+    @property
+    def may_end(self) -> bool:
+        """Whether everything upstream has ended, so that only the user's topics have to be read to their
+        ends.
+        """
+        return all(one.watermark() == END_MS for one in self._inputs if isinstance(one, _Upstream))
+
+    def end(self) -> bool:
+        """All inputs that are users' topics have been read to their ends, and `may_end` is true.
+
+        Returns:
+            Whether event time has ended with this call.
+        """
+        for one in self._inputs:
+            if isinstance(one, _Source):
+                one.end()
+        return self._move()
+
+    def follow(self, fired_ms: int) -> None:
+        """Event time has ended, and what was set for this time fires."""
+        if self.now_ms is None or fired_ms > self.now_ms:
+            self.now_ms = fired_ms
+
+    @property
     def is_idle(self) -> bool:
         """Whether all inputs are idle. Then others need not wait for this shard."""
         return all(one.idle for one in self._counted)
@@ -274,12 +355,15 @@ class EventClock:
                     return False
                 if lowest_ms is None or mark < lowest_ms:
                     lowest_ms = mark
-        if lowest_ms is None:  # all are idle: none of them holds the others back
-            marks_ms = [mark for one in self._counted if (mark := one.watermark()) is not None]
-            lowest_ms = max(marks_ms, default=None)
-        if lowest_ms is None or (self.now_ms is not None and lowest_ms <= self.now_ms):
+        if lowest_ms is None or lowest_ms == END_MS:  # none of them holds the others back
+            lowest_ms = _farthest([one.watermark() for one in self._counted])
+        if lowest_ms is None or (self.due_ms is not None and lowest_ms <= self.due_ms):
             return False
-        self.now_ms = lowest_ms
+        if lowest_ms == END_MS and not self._all_ended():
+            return False  # what only fills a table comes first
+        self.due_ms = lowest_ms
+        if lowest_ms != END_MS:
+            self.now_ms = lowest_ms
         return True
 
     # --- what is committed ------------------------------------------------------------------------------
@@ -313,6 +397,10 @@ class EventClock:
             raise UnreadableClockError(f"event time was committed as {text[:100]!r}") from error
         if now_ms is not None and (self.now_ms is None or now_ms > self.now_ms):
             self.now_ms = now_ms
+        self.due_ms = END_MS if self._all_ended() else self.now_ms
+
+    def _all_ended(self) -> bool:
+        return all(one.watermark() == END_MS for one in self._inputs)
 
 
 # --- numbers as bytes -------------------------------------------------------------------------------------

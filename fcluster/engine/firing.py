@@ -9,6 +9,9 @@ Invariants:
 - Windows that are due may wait: records that follow can't change what is in them, since event time alone
   says what is late. So a million of them don't keep records waiting. Their results still have one order. In a
   stage whose handlers set timers they don't wait, because a handler behind them could see the difference.
+- When event time has ended (a bounded run), all event-time timers and windows are due. They fire in the usual
+  order, and event time follows them. A timer's function can't set another one in event time then: one that
+  sets itself again would never come to an end.
 - Due timers fire in the order of time, then of the key's bytes, then of the name, then of the handlers in the
   job. Timers that are set in the meantime are put into that order. One that a timer sets for no later than
   its own time waits until the clock moves on. So whatever timers do, those that are due come to an end, and
@@ -33,7 +36,7 @@ from typing import Any, Final, Protocol
 
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import Failure
-from fcluster.engine.clock import EventClock
+from fcluster.engine.clock import END_MS, EventClock
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
@@ -83,6 +86,20 @@ class EventTime(Protocol):
     @property
     def now_ms(self) -> int | None:
         """Milliseconds since 1970. None before the first record."""
+        ...
+
+    @property
+    def due_ms(self) -> int | None:
+        """What is set for this time or an earlier one is due."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether event time has ended, so that everything is due."""
+        ...
+
+    def follow(self, fired_ms: int, /) -> None:
+        """Event time has ended, and what was set for this time fires."""
         ...
 
 
@@ -179,6 +196,7 @@ class TimerRunner:
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
         self._results_late_ms = stage.results_late_ms
+        self._holds_back = bool(stage.windows or stage.joins)
         self._may_wait = not stage.timed_processes
         # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
@@ -225,15 +243,24 @@ class TimerRunner:
         """
         self._condemned.setdefault(condemnation.step, []).append(condemnation)
 
-    def told_ms(self, now_ms: int) -> int:
-        """What the stages behind may take for the event time of this shard, if it is `now_ms`.
+    def told_ms(self, due_ms: int | None) -> int | None:
+        """What the stages behind may take for the event time of this shard, if that is `due_ms`.
 
         A window's result has a timestamp in the window. It is late by the window's grace when it is written,
         and by more if the window is due, but hasn't closed yet. So is a record that found no partner in a
-        join. They aren't to be late for those behind.
+        join. They aren't to be late for those behind. If event time has ended, they aren't told so before
+        all that is due has fired.
         """
+        if due_ms is None or not (self._holds_back or due_ms == END_MS):
+            return due_ms
         found = self._first_event()
-        return (now_ms if found is None else min(now_ms, found[1].at_ms - 1)) - self._results_late_ms
+        if due_ms == END_MS:
+            if found is None:
+                return END_MS
+            due_ms = self._clock.now_ms
+            if due_ms is None:
+                return None
+        return (due_ms if found is None else min(due_ms, found[1].at_ms - 1)) - self._results_late_ms
 
     # --- firing ---------------------------------------------------------------------------------------
 
@@ -287,7 +314,9 @@ class TimerRunner:
 
     def _timers_of(self, step: TimedOperator) -> HandlerTimers | AnyOpen:
         if isinstance(step, Process):
-            return HandlerTimers(step, self._tables, self._noted, self._event_ms, self._wall_ms)
+            return HandlerTimers(
+                step, self._tables, self._noted, self._event_ms, self._wall_ms, lambda: self._clock.ended
+            )
         if isinstance(step, JoinStreams):
             return OpenPairs(step, self._tables, self._clock, self._noted, self._port)
         in_time = OpenWindowsAtIntervals if step.emit == "interval" else OpenWindows
@@ -301,8 +330,8 @@ class TimerRunner:
         self._next_ms[clock] = min(self._next_ms[clock], at_ms)
 
     def _first_event(self) -> tuple[_Compiled, Timer] | None:
-        now_ms = self._clock.now_ms
-        return None if now_ms is None else self._first_due("event", now_ms)
+        due_ms = self._clock.due_ms
+        return None if due_ms is None else self._first_due("event", due_ms)
 
     def _first_due(self, clock: TimerClock, now_ms: int) -> tuple[_Compiled, Timer] | None:
         if self._next_ms[clock] > now_ms:
@@ -334,6 +363,8 @@ class TimerRunner:
         held = chain.held
         assert held is not None
         condemnations = self._condemned.get(record.title, ()) if self._condemned else ()
+        if clock == "event" and self._clock.ended:
+            self._clock.follow(timer.at_ms)
         # This comes before what can be undone: a skipped timer is removed as well.
         handler.timers.take(clock, timer)
         for table in chain.tables:
@@ -463,8 +494,7 @@ def make_timers(
         return None
     assert clock is not None, "a stage with timers keeps time"
     runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
-    if stage.windows or stage.joins:
-        clock.tell_with(runner.told_ms)
+    clock.tell_with(runner.told_ms)
     return runner
 
 

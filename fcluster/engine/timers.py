@@ -134,6 +134,7 @@ class HandlerTimers:
         noted: called with the clock and time of each timer that is set.
         event_ms: returns the event time; None before the first record.
         wall_ms: returns the processing time.
+        event_ended: returns whether event time has ended.
 
     Attributes:
         firing: the clock and time of the timer whose function is being called.
@@ -146,6 +147,7 @@ class HandlerTimers:
         noted: Callable[[TimerClock, int], None],
         event_ms: Callable[[], int | None],
         wall_ms: Callable[[], int],
+        event_ended: Callable[[], bool] = lambda: False,
     ) -> None:
         store = process.timer_store
         assert store is not None
@@ -157,6 +159,7 @@ class HandlerTimers:
         self._timers = cast("EntryTable", tables[store.name])
         self._due = cast("EntryTable", tables[store.due_name])
         self._noted = noted
+        self._event_ended = event_ended
         self._ahead = {clock: _read_ahead(_BYTE_OF[clock]) for clock in TIMER_CLOCKS}
 
     def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
@@ -175,6 +178,9 @@ class HandlerTimers:
             raise ValueError(f"at={at_ms} of a timer is out of range; it takes milliseconds since 1970")
         at_ms = int(at_ms)
         if self.firing is not None:
+            if clock == "event" and self._event_ended():
+                _checked(key)
+                return  # there is no time to wait for any more
             at_ms = self._set_by_timer(at_ms, clock, *self.firing)
         self.put(clock, Timer(at_ms, _checked(key), name))
 

@@ -225,6 +225,39 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
         ) from error
 
 
+def offsets_at_time(
+    consumer: Consumer,
+    partitions: Iterable[TopicPartition],
+    time_ms: int,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+) -> dict[TopicPartition, Offset]:
+    """The first record of each partition with this timestamp or a later one. A partition without one isn't in
+    the answer.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+    wanted = [TopicPartition(at.topic, at.partition, time_ms) for at in partitions]
+    what = "looking for the offsets of a time"
+
+    def ask() -> list[TopicPartition]:
+        answer = consumer.offsets_for_times(wanted, timeout=min(timeout_s, REQUEST_TIMEOUT_S))
+        for at in answer:
+            if at.error is not None:
+                raise KafkaException(at.error)
+        return answer
+
+    try:
+        found = ask_until_known(ask, timeout_s) if wanted else []
+    except KafkaException as error:
+        raise unavailable(consumer, what, cause_of(error)) from error
+    return {
+        TopicPartition(at.topic, at.partition): known_offset(at.offset, what)
+        for at in found
+        if at.offset >= 0
+    }
+
+
 def delete_records_before(
     admin: AdminClient, offsets: Mapping[TopicPartition, int], timeout_s: float = REQUEST_TIMEOUT_S
 ) -> dict[TopicPartition, Offset]:

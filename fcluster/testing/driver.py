@@ -159,6 +159,7 @@ class Driver:
         self._causes: dict[tuple[str, int, int], BaseException] = {}
         self._stopped: JobStopped | None = None
         self._read: dict[str, int] = {}
+        self._finished = False
 
     def __enter__(self) -> Self:
         return self
@@ -325,6 +326,24 @@ class Driver:
             to_ms = max((at for at in known if at is not None), default=self.now_ms) + (by_ms or 0)
         for shard in shards:
             shard.pass_time(to_ms)
+
+    def finish(self) -> None:
+        """End the run as `fcluster up --end` does: what is in the topics is processed, stage by stage, then
+        all windows, joins and event-time timers are due. Everything is committed, and the job processes
+        nothing any more.
+
+        Raises:
+            JobStopped: something that comes of it has stopped the job.
+        """
+        __tracebackhide__ = True
+        self.settle()
+        for stage in self.topology.stages:  # upstream first
+            if stage.keeps_time:
+                for partition in range(self._stage_sizes[stage.name]):
+                    self._shard(stage, partition).end()
+                self._advance(one_by_one=self._auto_barrier)
+                self.settle()
+        self._finished = True
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -685,6 +704,8 @@ class Driver:
     def _check_running(self) -> None:
         __tracebackhide__ = True
         stopped = self._stopped
+        if stopped is None and self._finished:
+            stopped = JobStopped("The run is finished.", remedy="Create another driver.")
         if stopped is not None:
             again = JobStopped(stopped.message, remedy=stopped.remedy)
             again.topic, again.partition, again.offset = stopped.topic, stopped.partition, stopped.offset

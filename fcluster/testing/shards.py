@@ -240,6 +240,12 @@ class Shard:
             self.clock.set_idle(number, True)
             self.dirty = True
 
+    def end(self) -> None:
+        """All inputs that are users' topics have been read to their ends."""
+        if self.clock is not None and self.clock.may_end:
+            self.clock.end()
+            self.dirty = True
+
     def committed(self, frozen: FrozenShard, changelog_offset_next: int) -> None:
         """The epoch is committed, and the next one is open."""
         self.position = frozen.position

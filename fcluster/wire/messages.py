@@ -72,7 +72,8 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     `watermark_ms` is the input's watermark, None if it hasn't begun. `idle`: the shard doesn't wait for this
     input. For a repartition topic, `slowest` is the number of the upstream shard that holds it back (-1:
     none), and `idle_upstream` is how many are idle. `wall_ms`: the worker's own clock when it sent this; 0:
-    unknown. `timers`: how many are set in the shard; -1: its handlers have none, or it isn't known.
+    unknown. `timers`: how many are set in the shard; -1: its handlers have none, or it isn't known. `ended`:
+    event time has ended, everything that waited for it has fired, and all of that is committed.
     """
 
     now_ms: _Timestamp | None
@@ -82,6 +83,7 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     idle_upstream: _Number = 0
     wall_ms: _Number = 0
     timers: _Offset = -1
+    ended: bool = False
 
 
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -146,6 +148,14 @@ class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
 
 class CommittedOffset(msgspec.Struct, frozen=True, array_like=True):
     """An offset that a worker has reported as committed, for an input of `shard`."""
+
+    shard: ShardId
+    offset: _Offset
+    input: _InputNumber = 0
+
+
+class EndOffset(msgspec.Struct, frozen=True, array_like=True):
+    """The end of a bounded run in an input of `shard`: the first offset that it doesn't read."""
 
     shard: ShardId
     offset: _Offset
@@ -461,6 +471,7 @@ class Assign(Message, frozen=True):
     processes have ended again and again. `committed`: offsets that are known to be committed for these
     shards; later ones may be committed too. A broker that is cut off from the others may answer with earlier
     ones. `stages`: how many shards each stage of the job has; empty if the job doesn't use event time.
+    `ends`: in a bounded run, where these shards stop reading, as far as that is known.
     """
 
     term: _Number
@@ -471,6 +482,7 @@ class Assign(Message, frozen=True):
     suspects: list[SuspectRecord] = []
     committed: list[CommittedOffset] = []
     stages: dict[_TopicName, _Number] = {}
+    ends: list[EndOffset] = []
 
 
 class Revoke(Message, frozen=True):
@@ -546,10 +558,14 @@ class Shutdown(Message, frozen=True):
 
 
 class HeartbeatAck(Message, frozen=True):
-    """The coordinator is alive. A worker that misses this looks for a new leader."""
+    """The coordinator is alive. A worker that misses this looks for a new leader.
+
+    `ends`: in a bounded run, the ends of inputs that became known after these shards were assigned.
+    """
 
     term: _Number
     session: _Session
+    ends: list[EndOffset] = []
 
 
 class RecordNoted(Message, frozen=True):

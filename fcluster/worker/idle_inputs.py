@@ -65,8 +65,10 @@ class IdleInputs:
         return frozenset(changed)
 
 
-def times_of(runner: ShardRunner, wall_ms: int) -> list[TimeStatus | None]:
-    """What to report of the shard's event time, for each input, at this time of the wall clock."""
+def times_of(runner: ShardRunner, wall_ms: int, ended: bool = False) -> list[TimeStatus | None]:
+    """What to report of the shard's event time, for each input, at this time of the wall clock. `ended`: see
+    `TimeStatus`.
+    """
     clock = runner.clock
     if clock is None:
         return [None] * len(runner.inputs)
@@ -79,6 +81,7 @@ def times_of(runner: ShardRunner, wall_ms: int) -> list[TimeStatus | None]:
             one.idle_upstream,
             wall_ms,
             -1 if runner.timers is None else runner.timers.count,
+            ended,
         )
         for one in clock.look()
     ]

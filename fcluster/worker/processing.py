@@ -63,10 +63,21 @@ class InputRunner(StageRunner):
         topic_id: the id of the topic; see `CommittedPosition`.
         read_position: the position of reading, including control records.
         end: where the partition ends. -1 if unknown.
+        stop_at: in a bounded run, the first record that isn't processed. None: not known, or there is none.
         generation: records of earlier generations of the assignment aren't for this runner.
     """
 
-    __slots__ = ("begun_at", "end", "generation", "last", "read_position", "shard", "topic", "topic_id")
+    __slots__ = (
+        "begun_at",
+        "end",
+        "generation",
+        "last",
+        "read_position",
+        "shard",
+        "stop_at",
+        "topic",
+        "topic_id",
+    )
 
     def __init__(
         self,
@@ -85,6 +96,7 @@ class InputRunner(StageRunner):
         self.topic_id = at.topic_id
         self.begun_at = self.read_position = at.offset
         self.end = -1
+        self.stop_at: int | None = None
         self.generation = 0
         self.last: Any = None
 
@@ -92,6 +104,11 @@ class InputRunner(StageRunner):
     def next_offset(self) -> int:
         """The next record to process."""
         return self.begun_at if self.last is None else self.last.offset() + 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is read to the end of a bounded run."""
+        return self.stop_at is not None and max(self.read_position, self.next_offset) >= self.stop_at
 
     def passed(self, record: Any) -> None:
         """See `StageRunner.passed`: the record counts as processed, even if what follows fails."""

@@ -42,6 +42,7 @@ from fcluster.worker.consuming import Batch, ReadFailed, ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.core.state import CoreState
+from fcluster.worker.ending_inputs import end_times
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.idle_inputs import IdleInputs
 from fcluster.worker.inbox import Inbox
@@ -141,11 +142,13 @@ class RecordPump:
             batch.reader.done()
 
     def pass_time(self, now_ms: float) -> None:
-        """Leave inputs that have had no records for too long out of event time, and open an epoch if event
-        time has to be reported. `now_ms` never goes back.
+        """Leave inputs that have had no records for too long out of event time, end event time where a
+        bounded run is read to its end, and open an epoch if event time has to be reported. `now_ms` never
+        goes back.
         """
         if not self._paused and not self._core_state.waits_for_commit():
             shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
+            shards |= end_times(self._shards.runners.values())
             shards = self._core_state.running(shards | self._pipeline.untold(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
@@ -186,6 +189,8 @@ class RecordPump:
             port: takes its outputs.
         """
         runner = ShardRunner(stage, effect.shard.partition, state, effect.position, port)
+        for number, end in effect.ends.items():
+            runner.inputs[number].stop_at = end
         for record in effect.condemned:
             runner.condemn(record)
         stop = effect.stop_record
@@ -196,6 +201,10 @@ class RecordPump:
         self._shards.start(runner)
         suspicious = any(effect.announced)
         self._timers.start(runner, functools.partial(self._announce_timer, runner) if suspicious else None)
+
+    def end(self, end: messages.EndOffset) -> None:
+        """A bounded run ends there in an input of a running shard."""
+        self._shards.end(end)
 
     def pause(self, reason: str) -> None:
         """Process and read nothing until `resume`."""

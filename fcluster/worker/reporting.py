@@ -18,7 +18,9 @@ import msgspec
 from fcluster.common.clocks import wall_ms
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
+from fcluster.worker.core.state import CoreState
 from fcluster.worker.core.worker import WorkerCore
+from fcluster.worker.ending_inputs import has_ended
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.epoch_trace import quantile
 from fcluster.worker.health import WorkerHealth
@@ -91,22 +93,12 @@ class Reporting:
             restoring=self._host.restoring,
             resident_bytes=_resident_bytes(),
             snapshot_epoch_min=self._host.snapshot_epoch_min,
-            shards=[status for runner in self._shards.runners.values() for status in self._statuses(runner)],
+            shards=[
+                status
+                for runner in self._shards.runners.values()
+                for status in statuses_of_runner(self._core.state, runner, wall_ms())
+            ],
         )
-
-    def _statuses(self, runner: ShardRunner) -> Iterator[ShardStatus]:
-        """The status of a shard in each of its inputs."""
-        core_state, shard = self._core.state, runner.shard
-        owned = core_state.shards.get(shard)
-        committed = owned.position if owned is not None and owned.position is not None else runner.position
-        flight = core_state.in_flight
-        dirty = runner.is_touched or (flight is not None and shard in flight.shards)
-        times = times_of(runner, wall_ms())
-        for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
-            position = max(one.read_position, one.next_offset)
-            yield ShardStatus(
-                shard, position, at.offset, one.end, dirty, committed.epoch, one.number, event_time
-            )
 
     def send_heartbeat(self) -> None:
         """Send the newest figures, if there is a session. May be called from any thread."""
@@ -127,6 +119,24 @@ class Reporting:
         session = self._core.state.session
         if session and self._link.connected:
             self._link.send(messages.Heartbeat(session, stats, self._core.orders_heard))
+
+
+def statuses_of_runner(state: CoreState, runner: ShardRunner, wall_ms: int) -> Iterator[ShardStatus]:
+    """The status of a shard in each of its inputs.
+
+    Args:
+        state: the core's state.
+        wall_ms: the time of the wall clock.
+    """
+    shard = runner.shard
+    owned, flight = state.shards.get(shard), state.in_flight
+    committed = owned.position if owned is not None and owned.position is not None else runner.position
+    dirty = runner.is_touched or (flight is not None and shard in flight.shards)
+    ended = not dirty and not state.is_uncommitted(shard) and has_ended(runner)
+    times = times_of(runner, wall_ms, ended)
+    for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
+        position = max(one.read_position, one.next_offset)
+        yield ShardStatus(shard, position, at.offset, one.end, dirty, committed.epoch, one.number, event_time)
 
 
 def _long_record(running: Running | None) -> messages.RunningRecord | None:

@@ -10,12 +10,15 @@ Invariants:
 - A shard's records reach its runner only if they were fetched after its reading began: they carry the
   generation of the assignment.
 - Reports of readers (positions, ends) are used only for the generation in which they were read.
+- In a bounded run, no record at the end of an input or behind it leaves this module. A partition ends there,
+  whatever is written to it later.
 
 Must not: process records, or know epochs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +32,7 @@ from fcluster.engine.stamps import orders_of
 from fcluster.graph.stages import Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.clients import LASTING, make_consumer
+from fcluster.wire.messages import EndOffset
 from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourcePartition, SourceReader
 from fcluster.worker.merges import ShardMerge, sorted_out
 from fcluster.worker.processing import InputRunner, ShardRunner
@@ -63,6 +67,7 @@ class RunningShards:
         self._readers: dict[tuple[Isolation, bool], SourceReader] = {}  # merged topics have their own
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[SourcePartition, ShardMerge] = {}
+        self._ending: dict[SourcePartition, InputRunner] = {}  # those that are read and have an end
         self.runners: dict[ShardId, ShardRunner] = {}
         self.timed: dict[ShardId, ShardRunner] = {}
         self.inputs: list[InputRunner] = []
@@ -147,10 +152,20 @@ class RunningShards:
         for one, reader in zip(runner.inputs, readers, strict=True):
             one.generation = reader.start({(one.topic, one.partition): one.begun_at}, watched=merged)
             self.routes[one.topic][one.partition] = one
+            if one.stop_at is not None:
+                self._ending[one.topic, one.partition] = one
         self.runners[runner.shard] = runner
         if runner.timers is not None:
             self.timed[runner.shard] = runner
         self.inputs.extend(runner.inputs)
+
+    def end(self, end: EndOffset) -> None:
+        """A bounded run ends there in this input. Has no effect if the input isn't read."""
+        topic = self._topology.stage(end.shard.stage).topics[end.input]
+        one = self.routes[topic].get(end.shard.partition)
+        if one is not None:
+            one.stop_at = end.offset
+            self._ending[one.topic, one.partition] = one
 
     def stop(self, shards: Sequence[ShardId]) -> None:
         """Stop reading these shards. Their runners stay, because their records may not be committed yet."""
@@ -161,6 +176,7 @@ class RunningShards:
                 if self.routes[topic].pop(shard.partition, None) is not None:
                     self._reader_of(stage, number).stop({(topic, shard.partition)})
                     self._merge_at.pop((topic, shard.partition), None)
+                    self._ending.pop((topic, shard.partition), None)
             merge = self._merges.pop(shard, None)
             if merge is not None:
                 merge.close()
@@ -188,6 +204,8 @@ class RunningShards:
         """The records of the batch that are processed as they come. Records of a shard with several inputs
         wait in its merge until their turn comes.
         """
+        if self._ending:
+            batch = self._up_to_ends(batch)
         if not self._merge_at:
             return batch.messages
         rest, merged = sorted_out(batch, self._merge_at)
@@ -198,6 +216,21 @@ class RunningShards:
         for at, (position, end) in batch.standings.items():
             self._note_standing(at, batch.generation, position, end)
         return rest
+
+    def _up_to_ends(self, batch: Batch) -> Batch:
+        """The batch without records behind the ends of their partitions. Those aren't read any further."""
+        ending, kept = self._ending, list[Message]()
+        behind: dict[SourcePartition, InputRunner] = {}
+        for message in batch.messages:
+            one = ending.get((message.topic() or "", message.partition() or 0))
+            if one is not None and one.stop_at is not None and (message.offset() or 0) >= one.stop_at:
+                behind[one.topic, one.partition] = one
+            else:
+                kept.append(message)
+        for at, one in behind.items():
+            if one.generation <= batch.generation:
+                self._reader_of(one.stage, one.number).hold(at)
+        return batch if not behind else dataclasses.replace(batch, messages=kept)
 
     def current(self, chunk: Sequence[Message], batch: Batch) -> list[Message]:
         """The batch without records that were fetched before their partition was rewound or released."""
@@ -221,7 +254,7 @@ class RunningShards:
         for (topic, partition), end in told.ends.items():
             runner = self.routes[topic].get(partition)
             if runner is not None:
-                runner.end = end
+                runner.end = _up_to(runner, end)
 
     def note_read(self, told: ReadUpTo) -> None:
         """Everything that was read before this report has been processed."""
@@ -230,12 +263,17 @@ class RunningShards:
             if (topic, partition) in self._merge_at:
                 continue  # its records may wait in the merge
             if runner is not None and runner.generation <= told.generation:
-                runner.read_position = max(position, runner.next_offset)
+                runner.read_position = max(_up_to(runner, position), runner.next_offset)
 
     def _note_standing(self, at: SourcePartition, generation: int, position: int, end: int | None) -> None:
         topic, partition = at
         runner, merge = self.routes[topic].get(partition), self._merge_at.get(at)
         if runner is not None and merge is not None and runner.generation <= generation:
+            stop_at = runner.stop_at
+            if stop_at is not None and position >= stop_at:
+                position = end = stop_at  # the merge needn't wait for it any more
+            elif end is not None:
+                end = _up_to(runner, end)
             merge.note(runner.number, position, end)
 
     # --- merges -------------------------------------------------------------------------------------------
@@ -253,6 +291,11 @@ class RunningShards:
             return timeout_s
         due = [due_ms - now_ms for merge in self._merges.values() if (due_ms := merge.due_ms()) is not None]
         return max(MERGED_WAIT_S_MIN, min([timeout_s, *(wait_ms / 1000 for wait_ms in due)]))
+
+
+def _up_to(one: InputRunner, offset: int) -> int:
+    """The offset, or the end of a bounded run in that input if it comes before."""
+    return offset if one.stop_at is None else min(offset, one.stop_at)
 
 
 def _no_routes(topology: Topology) -> dict[str, dict[int, InputRunner]]:

@@ -287,6 +287,8 @@ class Worker:
             case events.StartReading(shard):
                 stage = self._topology.stage(shard.stage)
                 self._pump.start(effect, stage, self._host.state(shard), self._port)
+            case events.EndInput():
+                self._pump.end(effect.end)
             case events.StopReading():
                 self._shards.stop(effect.shards)
             case events.PauseReading():

@@ -15,8 +15,8 @@ from confluent_kafka.admin import NewPartitions, NewTopic
 
 from fcluster.api.loader import load_job
 from fcluster.cli.reset import carry_out, plan_reset
-from fcluster.cli.reset_target import Target
 from fcluster.common import failpoints
+from fcluster.common.offset_targets import Target
 from fcluster.common.positions import decode_position
 from fcluster.common.settings import resolve
 from fcluster.coordinator.checks import RESETTING_KEY

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from fcluster.common.ids import ShardId, transactional_ids
@@ -20,8 +21,9 @@ from fcluster.common.positions import CommittedPosition, InputOffset, decode_pos
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import HELD_PHASES, ShardPhase
 from fcluster.coordinator.core.outbox import assignment_key, deaths_key, slot_key
+from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.changelog import DeltaReader
-from fcluster.engine.clock import decode_watermark
+from fcluster.engine.clock import END_MS, decode_watermark
 from fcluster.engine.state import StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.partitioner import partition_of
@@ -50,11 +52,13 @@ class _InputTime:
         highest_ms: of a source: the highest timestamp so far.
         heard: of a repartition: the time of each shard upstream, and whether it is idle.
         idle: whether a source is idle. The wall clock decides that.
+        ended: whether a source is read to the end of the run.
     """
 
     highest_ms: int | None = None
     heard: dict[int, tuple[int | None, bool]] = field(default_factory=dict[int, tuple[int | None, bool]])
     idle: bool = False
+    ended: bool = False
 
     def hear(self, written: Written) -> None:
         """A watermark record was read."""
@@ -72,8 +76,10 @@ class _InputTime:
     @property
     def watermark_ms(self) -> int | None:
         """Its watermark. None if it isn't known yet."""
-        if self.highest_ms is not None:
+        if self.highest_ms is not None and not self.ended:
             return self.highest_ms - MAX_DELAY_MS
+        if self.ended:
+            return END_MS
         waited_for = [time_ms for time_ms, idle in self.heard.values() if not idle]
         known = [time_ms for time_ms, _ in self.heard.values() if time_ms is not None]
         if not waited_for:
@@ -86,6 +92,7 @@ class _Time:
 
     def __init__(self, inputs: int) -> None:
         self.now_ms: int | None = None
+        self.ended = False
         self.inputs = [_InputTime() for _ in range(inputs)]
 
     def note(self, read: Read) -> None:
@@ -103,6 +110,17 @@ class _Time:
         self.inputs[number].idle = True
         self._move()
 
+    def end(self) -> None:
+        """The sources are read to the end of the run. Those that write repartitions have all said so."""
+        for one in self.inputs:
+            one.ended = one.ended or not one.heard
+        self._move()
+
+    @property
+    def due_ms(self) -> int | None:
+        """What is set for this time or an earlier one is due."""
+        return END_MS if self.ended else self.now_ms
+
     @property
     def is_idle(self) -> bool:
         """Whether all inputs are idle."""
@@ -116,6 +134,9 @@ class _Time:
         known = [at_ms for at_ms in times_ms if at_ms is not None]
         if known:
             reached_ms = min(known) if waited_for else max(known)
+            self.ended = reached_ms == END_MS
+            if self.ended:
+                return
             self.now_ms = reached_ms if self.now_ms is None else max(self.now_ms, reached_ms)
 
 
@@ -143,6 +164,7 @@ class Checks:
         self.inputs = job.inputs
         self.harm_only = harm_only
         self.partitions = partitions
+        self.run_end: RunEnd | None = None
         self.kafka: KafkaModel
         self.commits = 0
         self.leader: Coordinator | None = None
@@ -188,6 +210,11 @@ class Checks:
             for shard in message.shards:
                 if journal.get(assignment_key(shard), {}).get("slot") != slot:
                     self.fail(f"{shard} is assigned to slot {slot} before the journal holds it")
+            ends = journal.get(RUN_END_KEY, {}).get("offsets", {})
+            for end in message.ends:
+                topic = self.inputs[end.shard.stage][end.input]
+                if ends.get(topic, {}).get(str(end.shard.partition), 0) != end.offset:
+                    self.fail(f"{end} is told, but the journal holds {ends.get(topic)}")
             for suspect in message.suspects:
                 if deaths_key(suspect.shard) not in journal:
                     self.fail(f"{suspect.shard} is said to end workers before the journal holds it")
@@ -285,6 +312,9 @@ class Checks:
         reads: list[Read] = []
         for number, topic in enumerate(self.inputs[shard.stage]):
             begin, end = before.inputs[number].offset, position.inputs[number].offset
+            limit = self._limit((topic, shard.partition))
+            if end > limit:
+                self.fail(f"{who}: reads to offset {end} of {topic}, but the run ends at {limit}")
             reads += self._reads(who, number, (topic, shard.partition), begin, end)
         steps: list[Read | Step] = [*reads]
         if len(self.inputs[shard.stage]) > 1 and self.job.models:
@@ -296,7 +326,11 @@ class Checks:
                 steps = [*self._in_order(who, reads, outputs)]
         if self.job.models:
             made = [written for _, written in outputs]
-            expected = self._replay(shard, standing, steps, made, at_end=False)
+            clock = make_clock(self.job.topology.stage(shard.stage), position)
+            ended = clock is not None and clock.ended
+            if ended and not standing.time.ended and not self._may_end(shard, position):
+                self.fail(f"{who}: event time ends before all inputs are read")
+            expected = self._replay(shard, standing, steps, made, at_end=False, ended=ended)
             if _plain(outputs) != expected:
                 self.fail(
                     f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
@@ -316,6 +350,7 @@ class Checks:
         made: list[Written],
         *,
         at_end: bool,
+        ended: bool = False,
     ) -> list[_Output]:
         """The outputs that these records must lead to, and the timers and windows between them.
 
@@ -328,6 +363,7 @@ class Checks:
             steps: the records, in order, and inputs that become idle.
             made: the outputs that there are.
             at_end: whether this is the end of the run.
+            ended: whether event time ends behind these records.
         """
         model, expected = self.job.models[shard.stage], list[_Output]()
         for step in steps:
@@ -343,6 +379,8 @@ class Checks:
                     expected.append(self._placed(output, step.written.timestamp_ms))
             if step.written.is_watermark or step.topic() in self.job.sources:
                 standing.time.note(step)
+        if ended and not standing.time.ended:
+            standing.time.end()
         behind = "the end" if at_end else None
         return expected + self._fired(shard, standing, made[len(expected) :], before=behind)
 
@@ -356,7 +394,7 @@ class Checks:
             before: the next record, or what else comes next. None: nothing else is in this epoch, so only as
                 many of those that are due in event time need to fire as have.
         """
-        model, time_ms = self.job.models[shard.stage], standing.time.now_ms
+        model, time_ms = self.job.models[shard.stage], standing.time.due_ms
         fired: list[_Output] = []
         if not model.has_timers:
             return fired
@@ -386,6 +424,8 @@ class Checks:
             if not due:
                 return fired
             self.world.landed["window closed"] += not due[0].name
+            if standing.time.ended:
+                standing.time.now_ms = max(standing.time.now_ms or 0, due[0].at_ms)
             fired.append(self._placed(model.fire(standing.state, due[0], time_ms), due[0].at_ms))
 
     def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
@@ -402,7 +442,11 @@ class Checks:
         if clock is None:
             return
         time = standing.time
-        if clock.now_ms != time.now_ms:
+        if clock.ended != time.ended:
+            self.fail(f"{who}: event time has ended: {clock.ended}, but by the records it is {time.ended}")
+        if time.ended and not self.job.models[shard.stage].shows_closing:
+            time.now_ms = max(time.now_ms or -1, clock.now_ms or -1)
+        if clock.now_ms != time.now_ms and (clock.now_ms, time.now_ms) != (None, -1):
             self.fail(f"{who}: event time is {clock.now_ms}, but the records tell {time.now_ms}")
         for number, (one, its) in enumerate(zip(clock.look(), time.inputs, strict=True)):
             if one.idle and not its.heard:
@@ -435,7 +479,10 @@ class Checks:
                 time = standing.time
                 reported_ms = time.now_ms
                 if self.job.models:
-                    reported_ms = self.job.models[SOURCE].reported_ms(standing.state, time.now_ms)
+                    model = self.job.models[SOURCE]
+                    reported_ms = model.reported_ms(standing.state, time.now_ms)
+                    if time.ended and model.first_ms(standing.state) is None:
+                        reported_ms = END_MS
                 if reported_ms != one.time_ms:
                     self.fail(f"{shard} is said to be at {one.time_ms}, but is at {reported_ms}")
                 if time.is_idle != one.idle:
@@ -506,7 +553,7 @@ class Checks:
             )
         if self.job.models:
             stored = self.job.stored(shard.stage, encoded)
-            wanted, found = self.job.models[shard.stage].content(standing.state, stored, standing.time.now_ms)
+            wanted, found = self.job.models[shard.stage].content(standing.state, stored, standing.time.due_ms)
             if wanted != found and not self.harm_only:
                 self.fail(f"{who}: the deltas make {found}, a recount makes {wanted}")
         return encoded
@@ -565,7 +612,7 @@ class Checks:
                 continue
             clock = make_clock(stage, standing.position)
             assert clock is not None
-            now_ms = -1 if clock.now_ms is None else clock.now_ms
+            now_ms = -1 if clock.due_ms is None else clock.due_ms
             idle = clock.is_idle if self.harm_only else standing.time.is_idle
             for of, at_ms, key, name in self.job.timers_set(shard.stage, standing.encoded):
                 # In a job that is given, some may be due much later.
@@ -584,6 +631,35 @@ class Checks:
             for topic, at in zip(topics, self._standing(shard).position.inputs, strict=True):
                 if self._unprocessed((topic, shard.partition), at.offset):
                     yield shard, (topic, shard.partition), at.offset
+
+    def _limit(self, partition: Partition) -> float:
+        """Where the run ends in this partition."""
+        offsets = None if self.run_end is None else self.run_end.offsets.get(partition[0])
+        return inf if offsets is None else offsets.get(partition[1], 0)
+
+    def _may_end(self, shard: ShardId, position: CommittedPosition) -> bool:
+        """Whether the shard has nothing left to read in its sources."""
+        return not any(
+            offset < self._limit((topic, shard.partition))
+            for topic, at in zip(self.inputs[shard.stage], position.inputs, strict=True)
+            if topic in self.job.sources
+            for offset, _ in self.kafka.read_committed((topic, shard.partition), at.offset, 1)[0]
+        )
+
+    def run_is_over(self) -> list[str]:
+        """What is missing although the run has come to its end."""
+        missing = [
+            f"{shard} is committed up to {at} of {topic}"
+            for shard, (topic, number), at in self._left()
+            for offset, _ in self._all_of((topic, number))
+            if offset >= at
+        ]
+        missing += [
+            f"event time of {shard} has not ended"
+            for shard in self._shards()
+            if self._is_timed(shard.stage) and not self._standing(shard).time.ended
+        ]
+        return missing + list(self._awaited())
 
     def behind(self) -> list[str]:
         """What isn't committed, for the report."""
@@ -662,11 +738,14 @@ class Checks:
                 Read(which, (source, number), offset, record)
                 for which, source in enumerate(self.inputs[stage])
                 for offset, record in self.kafka.read_committed((source, number), 0, 1_000_000)[0]
+                if offset < self._limit((source, number))
             ]
             steps: list[Read | Step] = [*reads]
             if len(self.inputs[stage]) > 1:
                 steps = self._as_reported(f"the recount of {shard}", reads, self._steps[shard])
-            expected = self._replay(shard, begun, steps, [written for _, written in outputs], at_end=True)
+            made = [written for _, written in outputs]
+            bounded = self.run_end is not None and self._is_timed(stage)
+            expected = self._replay(shard, begun, steps, made, at_end=True, ended=bounded)
             if _plain(outputs) != expected:
                 self.fail(
                     f"outputs of {shard}: {_shown(_plain(outputs))}, a recount gives {_shown(expected)}"
@@ -698,7 +777,8 @@ class Checks:
 
     def _all_of(self, partition: Partition) -> list[tuple[int, Written]]:
         records = self.kafka.read_committed(partition, 0, 1_000_000)[0]
-        return [(offset, record) for offset, record in records if not record.is_watermark]
+        limit = self._limit(partition)
+        return [(offset, record) for offset, record in records if not record.is_watermark and offset < limit]
 
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)

@@ -13,17 +13,20 @@ from typing import Any
 
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings
+from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.engine.state import FlushLimits
 from fcluster.graph.partitioner import partition_of
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.jobs import SimJob, job_of
+from tests.simulation.jobs import BOUNDED_SEEDS_FROM, KEYS, SimJob, job_of, source_record
 from tests.simulation.kafka_model import KafkaModel, Partition
 from tests.simulation.storage import Disk, SimSnapshotStore
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import World
 
 TRANSACTION_TIMEOUT_MS = 4000
+FILLED_UP_FROM = 200
+"""The number of the first record that fills a source up to the end of the run. Others have smaller ones."""
 
 
 @dataclass
@@ -92,11 +95,13 @@ class Cluster:
         # more happens.
         self.fired_at_once_max = Random(f"timers {world.seed}").choice((0, 1, 1000))
         self.checks = Checks(world, self.partitions, self.job, harm_only=self.harm_only)
+        self.run_end = self._drawn_end()
+        self.checks.run_end = self.run_end
         self.snapshots = SimSnapshotStore()
         self.coordinators: list[SimCoordinator] = []
         self.workers: list[SimWorker] = []
         self.finished = False
-        self.stop_wanted = False
+        self.stop_wanted = self.run_end is not None  # it stops by itself
         self.restart_workers = True
         self._pids = 0
         self._outputs = 0
@@ -116,6 +121,41 @@ class Cluster:
         self.start_coordinator()
         for number in range(self.expected_workers):
             self.world.at(self.world.up_to(30), None, self.start_worker, number)
+
+    def _drawn_end(self) -> RunEnd | None:
+        """Where the run ends, if the seed plays a bounded one. Records may be put in behind the end."""
+        if self.world.seed < BOUNDED_SEEDS_FROM or self.played is not None:
+            return None
+        own = Random(f"end {self.world.seed}")
+        return RunEnd(
+            "the end",
+            {
+                topic: {
+                    number: own.choice((0, own.randint(1, 8), own.randint(1, 25)))
+                    for number in range(self.partitions)
+                    if self._keys_of(number)
+                }
+                for topic in self.job.sources
+            },
+        )
+
+    def _keys_of(self, partition: int) -> list[str]:
+        return [key for key in KEYS if partition_of(key.encode(), self.partitions) == partition]
+
+    def fill_up(self) -> None:
+        """Put in enough records for the run to end, and some behind its end."""
+        if self.run_end is None:
+            return
+        ident = FILLED_UP_FROM
+        for topic, ends in self.run_end.offsets.items():
+            for number, end in ends.items():
+                keys = self._keys_of(number)
+                missing = end - self.kafka.end_offset((topic, number)) + self.world.up_to(5)
+                for _ in range(missing):
+                    record = source_record(keys[ident % len(keys)], ident)
+                    record.put_at_ms = self.world.now_ms
+                    self.kafka.append_plain((topic, number), record)
+                    ident += 1
 
     def next_pid(self) -> int:
         """A process id that wasn't used before."""
@@ -295,5 +335,6 @@ class Cluster:
             worker.kafka_cut_until_ms = 0
             worker.dealer.heal()
             worker.resume()
-        if not any(not worker.leaving for worker in self.living_workers):
+        self.fill_up()
+        if not self.finished and not any(not worker.leaving for worker in self.living_workers):
             self.start_worker(0)

@@ -9,6 +9,7 @@ reads what happened.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common.exit_codes import ExitCode
@@ -17,6 +18,7 @@ from fcluster.common.positions import decode_position
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import Terms
+from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.wire import messages
 from tests.simulation.brokers import GROUP
 from tests.simulation.worker_shell import shown
@@ -78,8 +80,9 @@ class SimCoordinator(Process):
             self._writer = yield Call("journal: begin", journal.begin, place=JOURNAL)
             self.step("journal begun")
             found = yield Call("journal: read", lambda: dict(journal.entries), place=JOURNAL)
+            run_end = self.run_end(found)
             self.term = found.get("term", {"number": 0})["number"] + 1
-            yield Call("journal: term", self._write_term, place=JOURNAL)
+            yield Call("journal: term", lambda: self._write_term(run_end), place=JOURNAL)
             self.step("term written")
             epoch = yield Call("committed epoch", self._highest_committed_epoch, place=GROUP)
         except KafkaFailure as failure:
@@ -93,6 +96,7 @@ class SimCoordinator(Process):
             settings=cluster.settings,
             expected_workers=cluster.expected_workers,
             version="1",
+            run_end=run_end,
             highest_committed_epoch=epoch,
         )
         self.note("## leads in term %d", self.term)
@@ -101,8 +105,16 @@ class SimCoordinator(Process):
         self.router.listening = True
         self.feed(events.Started())
 
-    def _write_term(self) -> None:
-        self.kafka.journal.write(self._writer, {"term": {"number": self.term}})
+    def run_end(self, found: Mapping[str, Any]) -> RunEnd | None:
+        """Where the run ends: as the journal says, which the first leader writes."""
+        document = found.get(RUN_END_KEY)
+        return self.cluster.run_end if document is None else RunEnd.of_document(document)
+
+    def _write_term(self, run_end: RunEnd | None) -> None:
+        entries: dict[str, Any] = {"term": {"number": self.term}}
+        if run_end is not None:
+            entries[RUN_END_KEY] = run_end.document()
+        self.kafka.journal.write(self._writer, entries)
         self.kafka.journal.leader = self
 
     def _highest_committed_epoch(self) -> int:
@@ -165,8 +177,24 @@ class SimCoordinator(Process):
                     self.note("log: %s", text)
             case events.MakeTopic():
                 raise AssertionError("the simulated topics stay as they are")
-            case events.ReadEndOffsets():
-                raise AssertionError("the simulated job doesn't end by itself")
+            case events.ReadEndOffsets(stage, number):
+                self.start(self._read_end_offsets(stage, number))
+
+    def _read_end_offsets(self, stage: str, number: int) -> Thread:
+        """Read the end of what the job has written. It is repeated until it is known."""
+        topic = self.cluster.job.inputs[stage][number]
+        ends: dict[int, int] = {}
+        for partition in range(self.cluster.partitions):
+            while partition not in ends:
+                try:
+                    ends[partition] = yield Call(
+                        "end offset",
+                        lambda place=(topic, partition): self.kafka.end_offset(place),
+                        place=(topic, partition),
+                    )
+                except KafkaFailure:
+                    yield Sleep(1 + self.world.up_to(50))
+        self.feed(events.EndOffsetsRead(stage, ends, number))
 
     # --- handing over -----------------------------------------------------------------------------------
 

@@ -69,6 +69,9 @@ class _FaultPlanner:
         everything = theme == "everything"
         self._set_timing(requests_fail=theme == "kafka" or (everything and self.random.random() < 0.7))
         inputs = self._schedule_inputs()
+        if self.cluster.run_end is not None:
+            own = Random(f"filled up {self.world.seed}")
+            self.world.at(own.randrange(self.duration_ms), None, self.cluster.fill_up)
         if theme in ("steps", "coordinators") or everything:
             self._schedule_faults_at_steps(theme)
         if theme == "zombies":
@@ -118,7 +121,11 @@ class _FaultPlanner:
 
     def _schedule(self, count: int, fault: Callable[[], None]) -> None:
         for _ in range(count):
-            self.world.at(self.random.randrange(self.duration_ms), None, fault)
+            self.world.at(self.random.randrange(self.duration_ms), None, self._unless_over, fault)
+
+    def _unless_over(self, fault: Callable[[], None]) -> None:
+        if not self.cluster.finished:
+            fault()
 
     # --- inputs ---------------------------------------------------------------------------------------
 

@@ -66,8 +66,10 @@ KINDS_SEEDS_FROM = 2 * SEEDS_OF_A_JOB
 TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
 TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
 WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
+BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
 """Which job a seed plays. Seeds from these numbers on play: the merged job, the one with declared states, the
-first job with event time, the one with timers, and those with windows.
+first job with event time, the one with timers, and those with windows. The last are bounded runs of some of
+them.
 """
 WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
 WINDOWS_JOBS: tuple[WindowsJob, ...] = ("tumbling", "sessions", "updates", "merged")
@@ -278,12 +280,14 @@ class Model(ABC):
         has_timers: whether it has timers, or windows that close.
         may_wait: whether what is due in event time may fire later than the next record.
         may_be_late: whether records may be too late for its windows.
+        shows_closing: whether an output shows when a window closes.
         grace_ms: the longest grace of its windows. None: it has no windows.
     """
 
     has_timers = False
     may_wait = True
     may_be_late = True
+    shows_closing = True
     grace_ms: int | None = None
 
     @abstractmethod
@@ -332,6 +336,7 @@ class StageModel(Model):
         self.has_timers = any(part.has_timers for part in parts)
         self.may_wait = all(part.may_wait for part in parts)
         self.may_be_late = may_be_late
+        self.shows_closing = all(part.shows_closing for part in parts)
         graces = [part.grace_ms for part in parts if part.grace_ms is not None]
         self.grace_ms = max(graces, default=None)
 
@@ -557,6 +562,7 @@ class WindowsModel(Model):
         self._size = size
         self._every = every
         self._updates = updates
+        self.shows_closing = not updates
         self.grace_ms: int = grace
         self.has_timers = True
 
@@ -1073,7 +1079,7 @@ _SEEDS_FROM = (
 
 def seeds(first: int, count: int) -> Iterator[int]:
     """Seeds from this number on: two of eight are of the first job, two of those with windows, and the others
-    of the other four.
+    of the other four. Bounded runs have seeds of their own.
     """
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
@@ -1082,6 +1088,8 @@ def seeds(first: int, count: int) -> Iterator[int]:
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= BOUNDED_SEEDS_FROM:
+        return _BOUNDED_JOBS[seed % len(_BOUNDED_JOBS)]()
     if seed >= WINDOWS_SEEDS_FROM:
         return _WINDOWS_JOBS[windows_job_of(seed)]()
     if seed >= TIMERS_SEEDS_FROM:
@@ -1260,3 +1268,12 @@ _WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
     "updates": cache(_updates_job),
     "merged": cache(_merged_windows_job),
 }
+
+_BOUNDED_JOBS: tuple[Callable[[], SimJob], ...] = (
+    _WINDOWS_JOBS["tumbling"],
+    _WINDOWS_JOBS["sessions"],
+    lambda: _counting_job(merged=True),
+    _WINDOWS_JOBS["updates"],
+    lambda: _counting_job(merged=False, timed=True),
+)
+"""The jobs that bounded runs play. Their models know what is left to come at the end."""

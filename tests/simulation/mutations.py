@@ -11,7 +11,7 @@ shows the harm. `covered_by` names the second rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -23,7 +23,9 @@ from fcluster.coordinator.core.membership import Membership
 from fcluster.coordinator.core.model import Session, Shard, Terms
 from fcluster.coordinator.core.outbox import HeldKind, Outbox
 from fcluster.coordinator.core.ownership import Ownership
-from fcluster.engine.clock import EventClock
+from fcluster.coordinator.core.progress import Progress
+from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
+from fcluster.engine.clock import END_MS, EventClock, _Source
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.state import ShardState
 from fcluster.engine.watermarks import make_clock
@@ -45,6 +47,7 @@ from fcluster.worker.timers import DueTimers
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.jobs import (
+    BOUNDED_SEEDS_FROM,
     IDLE_MS,
     JOB,
     KINDS_SEEDS_FROM,
@@ -729,6 +732,90 @@ class ReportsTooMuch(SimWorker):
         return runner
 
 
+# --- bounded runs --------------------------------------------------------------------------------------
+
+
+class ReadsOn(SimWorker):
+    """Processes all that was fetched together with the last record of a bounded run."""
+
+    def _up_to_end(self, runner: Runner, fetched: Fetched) -> Fetched:
+        cut = super()._up_to_end(runner, fetched)
+        return fetched if cut.records and len(cut.records) < len(fetched.records) else cut
+
+
+class TellsEndAtOnce(SimWorker):
+    """Tells the stages behind that event time has ended before the last windows have closed."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.clock is not None and runner.timers is not None:
+            told_of = runner.timers.told_ms
+            runner.clock.tell_with(lambda due_ms: due_ms if due_ms == END_MS else told_of(due_ms))
+        return runner
+
+
+class EndsEarly(SimWorker):
+    """Ends event time when a shard runs again, and not at the end of the run."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.clock is not None and not stage.inputs[0].internal and position.offset:
+            runner.clock.end()
+        return runner
+
+
+class _KeepsNoEnd(_Source):
+    __slots__ = ()
+
+    def encode(self) -> tuple[str, list[int]]:
+        kind, numbers = super().encode()
+        return kind, [*numbers[:-1], numbers[-1] & 1]
+
+
+class ForgetsEnd(SimWorker):
+    """Doesn't commit that event time has ended."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.clock is not None and not stage.inputs[0].internal:
+            plant(runner.clock.source(0), _KeepsNoEnd)
+        return runner
+
+
+class FixesEndAnew(SimCoordinator):
+    """Each leader finds the ends for itself."""
+
+    def run_end(self, found: Mapping[str, Any]) -> RunEnd | None:
+        former = super().run_end(found)
+        if former is None or not found.get(RUN_END_KEY):
+            return former
+        return RunEnd(
+            former.text,
+            {topic: {at: end + 2 for at, end in ends.items()} for topic, ends in former.offsets.items()},
+        )
+
+
+class _JudgesByOffsets(Progress):
+    def judges_by_offsets(self) -> _JudgesByOffsets:
+        self._ends_time_of = set()
+        return self
+
+
+class JudgesByOffsets(SimCoordinator):
+    """Takes a stage for done when its last record is committed, though windows are still open."""
+
+    class core_class(Coordinator):  # noqa: N801  what the shell calls it
+        def __init__(self, terms: Terms, now_ms: float) -> None:
+            super().__init__(terms, now_ms)
+            plant(self.progress, _JudgesByOffsets).judges_by_offsets()  # type: ignore[attr-defined]
+
+
 class _FollowsFirst(EventClock):
     __slots__ = ()
 
@@ -1033,6 +1120,26 @@ MUTATIONS = [
     ),
     Mutation(
         "a merged input left out of event time", WINDOWS_SEEDS_FROM + 25, "but the records tell", FollowsFirst
+    ),
+    Mutation("records behind the end", BOUNDED_SEEDS_FROM, "but the run ends at", ReadsOn),
+    Mutation(
+        "the end told before the last windows", BOUNDED_SEEDS_FROM + 3, "is said to be at", TellsEndAtOnce
+    ),
+    Mutation(
+        "event time ended too early", BOUNDED_SEEDS_FROM + 3, "ends before all inputs are read", EndsEarly
+    ),
+    Mutation("the end not committed", BOUNDED_SEEDS_FROM, "is said to be at", ForgetsEnd),
+    Mutation(
+        "ends fixed anew by each leader",
+        BOUNDED_SEEDS_FROM,
+        "but the run ends at",
+        coordinator_class=FixesEndAnew,
+    ),
+    Mutation(
+        "a run over before its windows have closed",
+        BOUNDED_SEEDS_FROM,
+        "the run is said to be over",
+        coordinator_class=JudgesByOffsets,
     ),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,

@@ -120,6 +120,9 @@ def _play(cluster: Cluster, plan: FaultPlan) -> None:
     world, checks = cluster.world, cluster.checks
     world.run(plan.duration_ms)
     cluster.heal()
+    if cluster.run_end is not None:
+        _play_to_the_end(cluster)
+        return
     if not world.run(world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, checks.everything_committed)):
         raise Violation(f"not everything is committed in time: {'; '.join(checks.behind())}")
     checks.final()
@@ -128,6 +131,19 @@ def _play(cluster: Cluster, plan: FaultPlan) -> None:
     _check_live_state(cluster)
     if world.seed % 3 == 0:
         _stop(cluster)
+
+
+def _play_to_the_end(cluster: Cluster) -> None:
+    """A bounded run ends by itself, and then everything that belongs to it is there."""
+    world, checks = cluster.world, cluster.checks
+    if not world.run(world.now_ms + LIVENESS_BOUND_MS, lambda: cluster.finished):
+        raise Violation(f"the run doesn't come to its end: {'; '.join(checks.run_is_over())}")
+    world.run(world.now_ms + LIVENESS_BOUND_MS, lambda: not cluster.kafka.unfinished())
+    missing = checks.run_is_over()
+    if missing:
+        raise Violation(f"the run is said to be over, but {'; '.join(missing)}")
+    checks.final()
+    world.landed["run came to its end"] += 1
 
 
 def _leaving(cluster: Cluster) -> list[SimWorker]:

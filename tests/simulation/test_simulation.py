@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.__main__ import main, play, replay_command
+from tests.simulation.jobs import BOUNDED_SEEDS_FROM
 from tests.simulation.run import run
 
 SEEDS = 2000
+BOUNDED_SEEDS = 100
 ROOT = Path(__file__).parents[2]
 
 MUST_LAND = (
@@ -112,6 +114,16 @@ import sys
 from tests.simulation.test_simulation import fingerprint
 print(fingerprint(int(sys.argv[1])))
 """
+
+
+def test_bounded_runs_are_safe_and_end() -> None:
+    landed: Counter[str] = Counter()
+    for seed in range(BOUNDED_SEEDS_FROM, BOUNDED_SEEDS_FROM + BOUNDED_SEEDS):
+        result = run(seed)
+        assert not result.failure, f"seed {seed}: {result.failure}"
+        landed += result.landed
+    assert landed["run came to its end"] == BOUNDED_SEEDS
+    assert landed["crash of a worker"]
 
 
 @pytest.mark.parametrize("seed", [3, 16])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
@@ -43,10 +43,12 @@ from fcluster.wire.messages import WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.reported_offsets import ReportedOffsets
+from fcluster.worker.ending_inputs import end_times
 from fcluster.worker.idle_inputs import IdleInputs
 from fcluster.worker.inbox import Inbox
 from fcluster.worker.processing import ShardRunner
 from fcluster.worker.record_watch import RecordWatch
+from fcluster.worker.reporting import statuses_of_runner
 from fcluster.worker.timers import DueTimers
 from tests.simulation.brokers import GROUP, GroupReader
 from tests.simulation.copies import PATIENCE_MS, SimTail
@@ -475,6 +477,8 @@ class SimWorker(Process):
                 self._commit_epoch(effect)
             case events.StartReading():
                 self._start_reading(effect)
+            case events.EndInput(end):
+                self.runners[end.shard].inputs[end.input].stop_at = end.offset
             case events.StopReading():
                 for shard in effect.shards:
                     self._timed.pop(shard, None)
@@ -650,6 +654,8 @@ class SimWorker(Process):
         shard, stage = effect.shard, self.cluster.topology.stage(effect.shard.stage)
         state = self.states[shard]
         runner = self.new_runner(stage, shard.partition, state, self.position_of(effect), idle_ms)
+        for number, end in self.ends_of(effect).items():
+            runner.inputs[number].stop_at = end
         offsets = "+".join(str(at.offset) for at in effect.position.inputs)
         self.note("runs %s from offset %s", effect.shard, offsets)
         self.runners[effect.shard] = runner
@@ -658,6 +664,10 @@ class SimWorker(Process):
         self._timers.start(runner, None)
         for number in range(len(runner.sources)):
             self._fetch(runner, number)
+
+    def ends_of(self, effect: events.StartReading) -> Mapping[int, int]:
+        """Where a bounded run ends in the shard's inputs."""
+        return effect.ends
 
     def position_of(self, effect: events.StartReading) -> CommittedPosition:
         """The position at which the shard starts."""
@@ -677,9 +687,13 @@ class SimWorker(Process):
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
         source, position = runner.sources[number], runner.fetched_up_to[number]
+        stop_at = runner.inputs[number].stop_at
+        if stop_at is not None and position >= stop_at:
+            self.later(0, self.post, (runner, Fetched(number, [], position, position)))
+            return
         if self.kafka.last_stable_offset(source) <= position:
             self.cluster.when_stable(source, lambda: self.later(0, self._fetch, runner, number))
-            if runner.merge is not None or runner.may_be_idle:
+            if runner.merge is not None or runner.may_be_idle or self.cluster.run_end is not None:
                 fetched = Fetched(number, [], position, self.kafka.end_offset(source))
                 self.later(0, self.post, (runner, fetched))
             return
@@ -732,6 +746,7 @@ class SimWorker(Process):
         if writer.failure is not None:
             self._feed(self.lost(self.core.state.session, "producing", writer.failure))
             return
+        fetched = self._up_to_end(runner, fetched)
         reads = self._next(runner, fetched)
         if reads:
             rest = self._process_records(writer, runner, reads, fetched)
@@ -750,6 +765,16 @@ class SimWorker(Process):
                     one.read_position = runner.read_up_to[one.number]
         if fetched.records:
             self._fetch(runner, fetched.number)
+
+    def _up_to_end(self, runner: Runner, fetched: Fetched) -> Fetched:
+        """What was fetched, without what is behind the end of a bounded run."""
+        stop_at = None if fetched.number < 0 else runner.inputs[fetched.number].stop_at
+        if stop_at is None:
+            return fetched
+        records = [one for one in fetched.records if one[0] < stop_at]
+        if fetched.position >= stop_at:
+            return replace(fetched, records=records, position=stop_at, end=stop_at)
+        return replace(fetched, end=None if fetched.end is None else min(fetched.end, stop_at))
 
     def _process_records(
         self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched
@@ -864,10 +889,11 @@ class SimWorker(Process):
                 if not runner.clock.look()[one.number].idle
             ]
             idle = self._idle_inputs.look(self.runners.values(), now_ms)
+            ended = end_times(self.runners.values())
             for runner, number in active:
                 if runner.clock is not None and runner.clock.look()[number].idle:
                     self._note_step(runner, number, None)
-            shards = self.core.state.running(idle | self._telling.overdue(now_ms))
+            shards = self.core.state.running(idle | ended | self._telling.overdue(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, False))
 
@@ -1336,11 +1362,20 @@ class SimWorker(Process):
         self._misled = message.term < self.core.state.term
         self.post(events.MessageReceived(message))
 
+    def _statuses(self) -> list[messages.ShardStatus]:
+        state = self.core.state
+        return [
+            status
+            for runner in self.runners.values()
+            for status in statuses_of_runner(state, runner, self.wall_ms())
+        ]
+
     def _pulse(self) -> None:
         """Send heartbeats and search for the leader, as the product does in a separate thread."""
         settings = self.cluster.settings
         if self.core.state.session and self.dealer.connected:
-            stats = WorkerStats(standbys=self.tail.statuses())
+            shards = [] if self.cluster.run_end is None else self._statuses()
+            stats = WorkerStats(standbys=self.tail.statuses(), shards=shards)
             self.dealer.send(
                 messages.encode(messages.Heartbeat(self.core.state.session, stats, self.core.orders_heard))
             )

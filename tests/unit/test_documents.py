@@ -60,6 +60,7 @@ def test_readmes_job_builds() -> None:
     "document",
     [
         "README.md",
+        "docs/bounded-runs.md",
         "docs/event-time.md",
         "docs/formats.md",
         "docs/joins.md",

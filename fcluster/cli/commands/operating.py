@@ -188,8 +188,8 @@ def reset(
       fcluster reset flights.py --to flights/0=4711 --to flights/1=0
     """
     from fcluster.cli.reset import carry_out, plan_reset
-    from fcluster.cli.reset_target import parse_target
     from fcluster.cli.startup import load, start_logging
+    from fcluster.common.offset_targets import parse_target
 
     options = options_of(**common, snapshots=snapshots)
     where = parse_target(to)

@@ -113,6 +113,22 @@ caught_up_option = click.option(
 )
 
 
+start_option = click.option(
+    "--start",
+    metavar="WHERE",
+    multiple=True,
+    help="Where a job begins that hasn't run yet: earliest, latest, time:2026-01-31T12:00:00Z, offsets:FILE, "
+    "or TOPIC/PARTITION=OFFSET for each.  [default: earliest]",
+)
+end_option = click.option(
+    "--end",
+    metavar="WHERE",
+    multiple=True,
+    help="Read up to there, close all windows, commit, and finish: end (where the topics end now), "
+    "time:2026-01-31T12:00:00Z, offsets:FILE, or TOPIC/PARTITION=OFFSET for each.",
+)
+
+
 def options_of(
     brokers: str | None,
     data_dir: str | None,

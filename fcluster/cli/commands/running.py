@@ -12,9 +12,11 @@ import click
 from fcluster.cli.commands.options import (
     caught_up_option,
     common_options,
+    end_option,
     job_argument,
     options_of,
     snapshots_option,
+    start_option,
 )
 from fcluster.cli.ending import Session, report, tell_keeper
 from fcluster.common.exit_codes import ExitCode
@@ -27,6 +29,8 @@ HANDLERS_END_S = 3.0
 @job_argument
 @click.option("--workers", metavar="N", type=click.IntRange(1), help="Worker processes.  [default: 4]")
 @snapshots_option
+@start_option
+@end_option
 @caught_up_option
 @click.option("--plain", is_flag=True, help="Print plain log lines instead of the live view.")
 @common_options
@@ -36,6 +40,8 @@ def up(
     target: str,
     workers: int | None,
     snapshots: str | None,
+    start: tuple[str, ...],
+    end: tuple[str, ...],
     until_caught_up: bool,
     plain: bool,
     **common: Any,
@@ -47,14 +53,26 @@ def up(
     JOB is a file (flights.py), or a job in a file (flights.py:job) or module (package.module:job). Ctrl-C
     commits the last epoch and exits; a second Ctrl-C kills all processes. Nothing is lost either way.
 
+    With --end, the job reads each partition up to there and no further, closes its windows and joins, fires
+    its event-time timers, commits everything, and exits with code 0. The ends are fixed once: start an
+    interrupted run again, with the same --end or without it, and it goes on to the same ends.
+
     \b
     Examples:
       fcluster up flights.py
+      fcluster up flights.py --start earliest --end end
+      fcluster up flights.py --start time:2026-01-01T00:00:00Z --end time:2026-02-01T00:00:00Z
       fcluster up flights.py --brokers host:9092 --workers 4 --data-dir ./state --snapshots ./snapshots
       fcluster up flights.py --until-caught-up --set commit.interval.ms=100
     """
     from fcluster.cli.up import UpOptions, run_up
+    from fcluster.common.offset_targets import parse_target
 
+    if end and until_caught_up:
+        raise click.UsageError("--end and --until-caught-up exclude each other")
+    begin = parse_target(start, "--start") if start else None
+    if end:
+        parse_target(end, "--end")  # mistakes are found here
     options = options_of(**common, workers=workers, snapshots=snapshots)
     session = context.ensure_object(Session)
 
@@ -66,6 +84,8 @@ def up(
         flags=options.flags,
         config=options.config,
         log_level=options.log_level,
+        start=begin,
+        end=end,
         until_caught_up=until_caught_up,
         live=not plain and sys.stdout.isatty(),
         on_data_dir=on_data_dir,
@@ -77,6 +97,7 @@ def up(
 @job_argument
 @click.option("--workers", metavar="N", type=click.IntRange(1), help="Expected workers.  [default: 4]")
 @snapshots_option
+@end_option
 @caught_up_option
 @click.option("--bind", metavar="tcp://HOST:PORT", help="Where to listen (setting coordinator.bind).")
 @click.option("--no-standby", is_flag=True, help="Exit with an error if another coordinator leads JOB.")
@@ -88,6 +109,7 @@ def coordinator(
     target: str,
     workers: int | None,
     snapshots: str | None,
+    end: tuple[str, ...],
     until_caught_up: bool,
     bind: str | None,
     no_standby: bool,
@@ -112,6 +134,7 @@ def coordinator(
 
     start_logging(options.log_level)
     job, settings = load(target, options.flags, options.config, os.environ)
+    from fcluster.common.offset_targets import parse_target
     from fcluster.coordinator.server import run_coordinator
 
     ended = run_coordinator(
@@ -119,6 +142,7 @@ def coordinator(
         settings,
         expected_workers=settings.workers,
         until_caught_up=until_caught_up,
+        end=parse_target(end, "--end") if end else None,
         stand_by=not no_standby,
         ready_file=ready_file,
     )

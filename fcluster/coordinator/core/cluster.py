@@ -40,6 +40,7 @@ class Cluster:
             which of its records. The journal holds them, too.
         committed: the highest offsets that workers have reported as committed, by shard and by input number.
             In memory only: a new leader starts without them.
+        run_end: where a bounded run ends, as far as the journal holds it. None: the run isn't bounded.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
@@ -68,6 +69,7 @@ class Cluster:
         self.deaths: dict[ShardId, Deaths] = {}
         self.committed: dict[ShardId, dict[int, int]] = {}
         self.counters = Counters()
+        self.run_end = terms.run_end
         self.kafka_troubles: tuple[str, ...] = ()
 
     def shards_of(self, slot: int) -> list[Shard]:

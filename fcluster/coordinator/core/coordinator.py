@@ -63,6 +63,7 @@ from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.reports import Reports
 from fcluster.coordinator.core.returning import Returning
 from fcluster.coordinator.core.rounds import EpochNumbers, Rounds
+from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.coordinator.core.scaling import Scaling
 from fcluster.coordinator.core.status import describe
 from fcluster.coordinator.core.takeovers import Takeovers
@@ -91,7 +92,7 @@ class Coordinator:
 
         self.epochs = EpochNumbers(terms.highest_committed_epoch)
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, outbox.send)
-        self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
+        self.progress = Progress(terms.topology, self.shards, terms.until_caught_up, terms.run_end)
         self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, outbox.send)
         self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.takeovers = Takeovers()
@@ -132,6 +133,14 @@ class Coordinator:
     def failure(self) -> Failure | None:
         """Why the job can't continue. None if it can."""
         return self._cluster.failure
+
+    @property
+    def run_end(self) -> RunEnd | None:
+        """Where a bounded run ends, and whether it has come to its end. None: it isn't bounded."""
+        run_end = self._cluster.run_end
+        if run_end is not None and self.progress.caught_up and self._cluster.failure is None:
+            return run_end.over()
+        return run_end
 
     @property
     def resignation(self) -> Resignation | None:
@@ -215,7 +224,7 @@ class Coordinator:
             case events.SlotFenceFailed(slot, reason):
                 self._membership.fence_failed(slot, reason)
             case events.EndOffsetsRead(stage, offsets, number):
-                self.progress.set_target(stage, offsets, number)
+                self._ending.end_offsets_read(stage, offsets, number)
             case events.Started():
                 self._on_started()
             case events.TopicsLooked(look):
@@ -277,6 +286,8 @@ class Coordinator:
             f"leading job {self.terms.topology.job!r} in term {self.terms.term}: {len(self.shards)} shards, "
             f"{len(self.slots)} known slots, {len(awaited)} sessions to adopt",
         )
+        if self._cluster.run_end is not None:
+            self._outbox.log("info", f"the run ends at {self._cluster.run_end.text}")
         for slot in self.slots.values():
             if not slot.fenced and slot.session is None:
                 self._membership.fence(slot)
@@ -295,6 +306,8 @@ class Coordinator:
                     self.takeovers.journalled(held.number, self._cluster.now_ms)
                 case "drain":
                     self._ending.tell()
+                case "end":
+                    self._ending.end_written()
                 case "epochs":
                     self.epochs.reserved(held.number)
         self._ownership.assignments_written(sequence)

@@ -26,6 +26,7 @@ from fcluster.coordinator.core.model import Phase, Session, SessionPhase, ShardP
 from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
 from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.rounds import Rounds
+from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.wire import messages
 
 FAILED_GRACE_MS = 2_000
@@ -33,6 +34,7 @@ FAILED_GRACE_MS = 2_000
 STOP_GRACE_MS = 10_000
 """How long to wait for the last fences and journal writes. After that the coordinator exits without them."""
 STOP_ASKERS_MAX = 100
+ENDS_NAMED_MAX = 8
 
 
 class Ending:
@@ -59,6 +61,8 @@ class Ending:
         self._drain_deadline_ms = cluster.now_ms
         self._decided_sequence = 0
         self._stop_askers: list[bytes] = []
+        self._next_end: RunEnd | None = None
+        self._waiting_targets: list[tuple[str, Mapping[int, int], int]] = []
 
     def deadlines_ms(self) -> list[float | None]:
         """When something is due if nothing happens before that."""
@@ -76,15 +80,15 @@ class Ending:
         self.begin_drain(str(decided["reason"]))
 
     def follow_progress(self) -> None:
-        """With `until_caught_up`, drain once all records that were in the sources at the start are
-        committed.
+        """Drain once everything that belongs to the run is committed: with `until_caught_up`, the records
+        that were in the sources at the start; in a bounded run, all that comes of its records.
         """
         if self._cluster.phase is not Phase.RUNNING:
             return
         for stage, number in self._progress.inputs_to_read():
             self._outbox.add(events.ReadEndOffsets(stage, number))
         if self._progress.caught_up:
-            self.begin_drain("all records that were in the sources at the start are committed")
+            self.begin_drain(self._complete())
             return
         stopped = {
             shard.identity: shard.stopped_by
@@ -97,6 +101,44 @@ class Ending:
             message = f"all records are committed except those of stopped shards: {first}: {cause.message}"
             self._cluster.failure = Failure(cause.kind, message, cause.remedy, cause.where).fitted()
             self.begin_drain(str(self._cluster.failure))
+
+    def _complete(self) -> str:
+        """Everything that belongs to the run is committed: the reason to end it."""
+        run_end = self._cluster.run_end
+        if run_end is None:
+            return "all records that were in the sources at the start are committed"
+        for topic, offsets in sorted(run_end.offsets.items()):
+            self._outbox.log("info", f"{topic}: read to the end of the run, {_ranges(offsets)}")
+        time_ends = self._cluster.terms.topology.keeps_time
+        closed = "; event time has ended, and what waited for it is done" if time_ends else ""
+        return f"the run has come to its end ({run_end.text}): all its records are committed{closed}"
+
+    # --- the end of a bounded run ---------------------------------------------------------------------
+
+    def end_offsets_read(self, stage: str, offsets: Mapping[int, int], number: int) -> None:
+        """The present end of an input, all of whose writers in the job are done, becomes its target.
+
+        In a bounded run, that of a user's topic is the end for its readers, too: others may still write to
+        it. They are told once the journal holds it.
+        """
+        source = self._cluster.terms.topology.stage(stage).inputs[number]
+        if self._cluster.run_end is None or source.internal:
+            self._progress.set_target(stage, offsets, number)
+            return
+        known = self._cluster.run_end if self._next_end is None else self._next_end
+        self._next_end = known.with_topic(source.topic.name, offsets)
+        self._waiting_targets.append((stage, self._next_end.offsets[source.topic.name], number))
+        sequence = self._outbox.journal(RUN_END_KEY, self._next_end.document())
+        self._outbox.hold("end", sequence, 0)
+
+    def end_written(self) -> None:
+        """The journal holds the ends that were added."""
+        self._cluster.run_end = self._next_end
+        targets, self._waiting_targets = self._waiting_targets, []
+        for stage, offsets, number in targets:
+            self._progress.set_target(stage, offsets, number)
+
+    # --- failures -------------------------------------------------------------------------------------
 
     def worker_failed(self, session: Session, failure: Failure) -> None:
         """A worker says that the job can't continue."""
@@ -238,3 +280,10 @@ class Ending:
         self._cluster.phase = Phase.STOPPED
         failure = self._cluster.failure if exit_code == ExitCode.JOB_FAILED else None
         self._outbox.add(events.StopCoordinator(exit_code, reason, failure))
+
+
+def _ranges(offsets: Mapping[int, int]) -> str:
+    """The ends of a topic's partitions, in words."""
+    named = [f"{partition} before {offset}" for partition, offset in sorted(offsets.items())[:ENDS_NAMED_MAX]]
+    more = len(offsets) - len(named)
+    return f"partition {', '.join(named)}" + (f" and {more} more" if more else "")

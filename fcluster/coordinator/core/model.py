@@ -14,6 +14,7 @@ from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.common.transitions import Transitions
+from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.graph.topology import Topology
 from fcluster.wire import messages
 from fcluster.wire.messages import WorkerStats
@@ -325,6 +326,7 @@ class Terms:
         expected_workers: the first assignment waits for this many, for a while.
         version: the version of fcluster. Workers must have the same.
         until_caught_up: stop once all records that were in the sources at the start are committed.
+        run_end: where the run ends. The journal holds it. None: the run isn't bounded.
         snapshot_store: identity of the snapshot store that all workers must see. Empty: that of the first.
         highest_committed_epoch: the highest epoch in the group's committed offsets.
         cluster_id: the id of this leadership, as in the journal's leader record.
@@ -339,6 +341,7 @@ class Terms:
     expected_workers: int
     version: str
     until_caught_up: bool = False
+    run_end: RunEnd | None = None
     snapshot_store: str = ""
     highest_committed_epoch: int = 0
     cluster_id: str = ""

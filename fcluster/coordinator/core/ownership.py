@@ -25,6 +25,7 @@ from fcluster.coordinator.core.copies import Copies
 from fcluster.coordinator.core.losses import suspects_of
 from fcluster.coordinator.core.model import HELD_PHASES, Phase, Session, SessionPhase, Shard, ShardPhase, Slot
 from fcluster.coordinator.core.outbox import Outbox, assignment_key
+from fcluster.coordinator.core.run_end import ends_of
 from fcluster.coordinator.core.takeovers import Takeovers
 from fcluster.wire import messages
 
@@ -318,6 +319,7 @@ class Ownership:
                 suspects_of(self._cluster, shards),
                 committed,
                 self._stage_sizes(),
+                ends_of(self._cluster, shards),
             ),
         )
 

@@ -1,11 +1,12 @@
-"""How far each shard has come, and whether all records that were in the sources at the start are
-committed.
+"""How far each shard has come, and whether everything that belongs to the run is committed: the records that
+were in the sources at the start, or those of a bounded run.
 
 Responsible for: the last known `ShardStatus` of each shard and input and, with `until_caught_up`, the
 targets. The goal is to process what the job's sources contain at the start. How much that is after a
-repartition is known only once the upstream stages have caught up, so the target is read then. Invariant: a
-shard that has reached an input's target stays caught up there, whoever owns it later, because a committed
-offset never goes back.
+repartition is known only once the upstream stages have caught up, so the target is read then. A bounded run
+(`RunEnd`) has its targets from the beginning, and a stage with event time is done once event time has ended
+in it. Invariant: a shard that has reached an input's target stays caught up there, whoever owns it later,
+because a committed offset never goes back.
 
 Must not: know sessions or time. Pure.
 """
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from fcluster.common.ids import ShardId
+from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.graph.stages import Input
 from fcluster.graph.topology import Topology
 from fcluster.wire.messages import ShardStatus
@@ -32,13 +34,21 @@ class Progress:
         topology: the job.
         shards: all shards.
         until_caught_up: whether there are targets at all.
+        run_end: where the run ends; then there are targets, too.
     """
 
-    def __init__(self, topology: Topology, shards: Iterable[ShardId], until_caught_up: bool) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        shards: Iterable[ShardId],
+        until_caught_up: bool,
+        run_end: RunEnd | None = None,
+    ) -> None:
         self.standings: dict[ShardId, dict[int, ShardStatus]] = {}
         """By shard and by input number."""
         self.targets: dict[StageInput, Mapping[int, int]] = {}
-        self._until_caught_up = until_caught_up
+        self._until_caught_up = until_caught_up or run_end is not None
+        self._ends_time_of = {stage.name for stage in topology.stages if run_end and stage.keeps_time}
         self._inputs_of = {stage.name: range(len(stage.inputs)) for stage in topology.stages}
         self._upstream = {
             (stage.name, number): _upstream(source, topology)
@@ -50,6 +60,14 @@ class Progress:
             for number in self._inputs_of[shard.stage]:
                 self._behind[shard.stage, number].add(shard.partition)
         self._requested: set[StageInput] = set()
+        for stage in topology.stages if run_end is not None else ():
+            for number, source in enumerate(stage.inputs):
+                offsets = run_end.offsets.get(source.topic.name) if run_end is not None else None
+                if offsets is not None and not source.internal:
+                    # A partition that was added later has no record that belongs to the run.
+                    partitions = self._behind[stage.name, number]
+                    self._requested.add((stage.name, number))
+                    self.targets[stage.name, number] = {at: offsets.get(at, 0) for at in partitions}
 
     @property
     def caught_up(self) -> bool:
@@ -127,8 +145,28 @@ class Progress:
         target = self.targets.get(one, {}).get(status.shard.partition)
         if behind is None or target is None:
             return
-        if status.committed >= target or (not status.dirty and status.position >= target):
+        if status.shard.stage in self._ends_time_of:
+            is_done = status.time is not None and status.time.ended
+        else:
+            is_done = status.committed >= target or (not status.dirty and status.position >= target)
+        if is_done:
             behind.discard(status.shard.partition)
+
+    @property
+    def inputs_behind(self) -> int:
+        """How many inputs of shards haven't reached their targets."""
+        return sum(map(len, self._behind.values()))
+
+    @property
+    def records_left(self) -> int:
+        """How many offsets are left to be read, as far as the targets are known."""
+        return sum(
+            max(0, target - (0 if standing is None else standing.position))
+            for (stage, number), targets in self.targets.items()
+            for partition, target in targets.items()
+            if partition in self._behind[stage, number]
+            for standing in [self.standing(ShardId(stage, partition), number)]
+        )
 
 
 def _upstream(source: Input, topology: Topology) -> list[StageInput]:

@@ -17,6 +17,7 @@ from fcluster.coordinator.core.model import Session, SessionPhase
 from fcluster.coordinator.core.outbox import Outbox
 from fcluster.coordinator.core.ownership import Ownership
 from fcluster.coordinator.core.progress import Progress
+from fcluster.coordinator.core.run_end import ends_of
 from fcluster.wire import messages
 from fcluster.wire.messages import WorkerStats
 
@@ -39,6 +40,12 @@ class Reports:
         self._copies = copies
         self._progress = progress
         self._losses = losses
+        topology = cluster.terms.topology
+        self._written_by_the_job = frozenset(
+            source.topic.name
+            for source in topology.inputs
+            if not source.internal and topology.feeders(source.topic.name)
+        )
 
     def heartbeat(self, session: Session, heartbeat: messages.Heartbeat) -> None:
         """A heartbeat, with metrics and the state of shards and copies."""
@@ -54,7 +61,16 @@ class Reports:
         for status in stats.shards:
             self.running(session, status)
         if session.phase is not SessionPhase.OPENING:
-            self._outbox.send(session.peer, messages.HeartbeatAck(self._cluster.term, session.number))
+            ends = self._late_ends(session)
+            self._outbox.send(session.peer, messages.HeartbeatAck(self._cluster.term, session.number, ends))
+
+    def _late_ends(self, session: Session) -> list[messages.EndOffset]:
+        """Ends that may have become known after the session's shards were assigned."""
+        cluster = self._cluster
+        if cluster.run_end is None or not self._written_by_the_job.intersection(cluster.run_end.offsets):
+            return []
+        shards = [shard.identity for shard in cluster.shards_of(session.slot)]
+        return ends_of(cluster, shards, self._written_by_the_job)
 
     def _learn_rates(self, session: Session, stats: WorkerStats) -> None:
         former, seconds = session.stats, (self._cluster.now_ms - session.stats_ms) / 1000

@@ -83,6 +83,14 @@ def describe(
             topics[stage][number]: {str(partition): offset for partition, offset in targets.items()}
             for (stage, number), targets in progress.targets.items()
         },
+        "run_end": None
+        if cluster.run_end is None
+        else {
+            "end": cluster.run_end.text,
+            "inputs": len([source for shard in cluster.shards for source in topics[shard.stage]]),
+            "inputs_left": progress.inputs_behind,
+            "records_left": progress.records_left,
+        },
         "counters": _counters(cluster, rounds),
         "takeovers": [
             {"slot": one.slot, "shards": one.shards, "reason": one.reason, "steps_ms": one.steps()}

@@ -280,6 +280,7 @@ class StartReading:
 
     `condemned`: records that fail, by the rule of the responsible step. `announced`: the records that are
     announced before they are processed, because one of them may end the process: a range for each input.
+    `ends`: in a bounded run, the end of each input that has one, by the input's number.
     """
 
     shard: ShardId
@@ -287,6 +288,14 @@ class StartReading:
     stop_record: StopRecord | None
     condemned: tuple[Condemned, ...] = ()
     announced: tuple[range, ...] = ()
+    ends: Mapping[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass(frozen=True, slots=True)
+class EndInput:
+    """A shard that is being read ends there in one of its inputs."""
+
+    end: messages.EndOffset
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +391,7 @@ Effect = (
     | RestoreShards
     | KeepStandbys
     | StartReading
+    | EndInput
     | StopReading
     | DropLayers
     | AbortEpochs

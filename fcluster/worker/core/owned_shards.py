@@ -69,6 +69,8 @@ class OwnedShards:
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
         self._now.stage_sizes |= message.stages
+        for end in message.ends:
+            self._now.ends.setdefault(end.shard, {})[end.input] = end.offset
         for overdue in message.overdue:
             self._heed_overdue(overdue)
         for suspect in message.suspects:
@@ -79,6 +81,20 @@ class OwnedShards:
         if new:
             committed = tuple(at for at in message.committed if at.shard in new)
             self._now.add(events.RestoreShards(self._now.session, new, committed))
+
+    def learn_ends(self, ends: Iterable[messages.EndOffset]) -> None:
+        """Ends of inputs that weren't known when their shards were assigned. Repetitions have no effect."""
+        for end in ends:
+            known = self._now.ends.setdefault(end.shard, {})
+            if end.input not in known:
+                known[end.input] = end.offset
+                owned = self._now.shards.get(end.shard)
+                if (
+                    owned is not None
+                    and owned.phase is ShardPhase.RUNNING
+                    and self._now.phase is Phase.ACTIVE
+                ):
+                    self._now.add(events.EndInput(end))
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process was ended because of this record. If it happened only once, that may be chance."""
@@ -228,7 +244,12 @@ class OwnedShards:
                 announced = self._announced(shard, owned.position)
                 self._now.add(
                     events.StartReading(
-                        shard, owned.position, self.stop_records.get(shard), condemned, announced
+                        shard,
+                        owned.position,
+                        self.stop_records.get(shard),
+                        condemned,
+                        announced,
+                        dict(self._now.ends.get(shard, {})),
                     )
                 )
         if started:

@@ -75,6 +75,7 @@ class CoreState:
         self.suspects: dict[ShardId, messages.SuspectRecord] = {}
         self.pieces = Pieces()
         self.stage_sizes: dict[str, int] = {}
+        self.ends: dict[ShardId, dict[int, int]] = {}
         self.leaving = False
         self.drained = False
 

@@ -248,8 +248,10 @@ class WorkerCore:
                     "warning", f"session {self._now.session} was ended by the coordinator; joining again"
                 )
                 self._reset()
+            case messages.HeartbeatAck():
+                self._owned_shards.learn_ends(message.ends)
             case _:
-                pass  # HeartbeatAck: its arrival is all that matters; RecordNoted: the shell waits for it
+                pass  # RecordNoted: the shell waits for it
 
     def _on_welcome(self, message: messages.Welcome) -> None:
         if message.adopted:

@@ -20,6 +20,7 @@ from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.losses import document_of_deaths, document_of_overdue
 from fcluster.coordinator.core.model import Terms
 from fcluster.coordinator.core.outbox import LOSS_PREFIXES, deaths_key, overdue_key
+from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.graph.operators import Process, TopicSpec
 from fcluster.graph.stages import Chain, Input, Stage
 from fcluster.graph.topology import Topology
@@ -249,6 +250,7 @@ class Harness:
     workers: int = 2
     settings: Settings = field(default_factory=Settings)
     until_caught_up: bool = False
+    run_end: RunEnd | None = None
     highest_committed_epoch: int = 0
     auto_journal: bool = True
     auto_fence: bool = True
@@ -288,6 +290,7 @@ class Harness:
             expected_workers=self.workers,
             version=VERSION,
             until_caught_up=self.until_caught_up,
+            run_end=self.run_end,
             highest_committed_epoch=self.highest_committed_epoch,
             topic_ids=self.topic_ids,
         )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fcluster.engine.clock import (
     ENCODED_CHARACTERS_MAX,
+    END_MS,
     EventClock,
     Said,
     UnreadableClockError,
@@ -255,3 +256,77 @@ def test_watermark_records_say_what_was_said(shards: int, said: list[Said]) -> N
 def test_other_values_are_no_watermarks(value: bytes) -> None:
     with pytest.raises(UnreadableClockError):
         decode_watermark(value)
+
+
+def test_end_of_all_inputs_makes_everything_due_and_leaves_the_time_as_it_is() -> None:
+    clock = EventClock([100, 100])
+    clock.observe(0, 1_000)
+    clock.observe(1, 2_000)
+    assert (clock.now_ms, clock.due_ms, clock.ended) == (900, 900, False)
+    assert clock.may_end
+    assert clock.end()
+    assert (clock.now_ms, clock.due_ms, clock.ended) == (900, END_MS, True)
+    assert not clock.end()
+    clock.follow(5_000)
+    clock.follow(4_000)
+    assert clock.now_ms == 5_000
+
+
+def test_end_is_committed_with_the_offsets() -> None:
+    clock = EventClock([100, None])
+    clock.observe(0, 1_000)
+    clock.heard(1, 2, [Said(0, 500), Said(1, END_MS)])
+    again = restored(clock, [100, None])
+    assert (again.now_ms, again.due_ms, again.may_end) == (500, 500, False)
+    again.heard(1, 2, [Said(0, END_MS)])
+    assert again.may_end
+    again.end()
+    last = restored(again, [100, None])
+    assert (last.now_ms, last.ended) == (again.now_ms, True)
+
+
+def test_shard_upstream_that_has_ended_holds_nobody_back() -> None:
+    clock = EventClock([None])
+    clock.heard(0, 3, [Said(0, 500), Said(1, 700), Said(2, 900)])
+    clock.heard(0, 3, [Said(0, END_MS)])
+    assert clock.now_ms == 700
+    clock.heard(0, 3, [Said(1, END_MS), Said(2, 950, idle=True)])
+    assert (clock.now_ms, clock.ended) == (950, False)  # an idle one may go on
+    clock.heard(0, 3, [Said(2, END_MS)])
+    assert (clock.now_ms, clock.ended) == (950, True)
+
+
+def test_idle_input_does_not_end_event_time() -> None:
+    clock = EventClock([0, None])
+    clock.observe(0, 300)
+    clock.set_idle(0, True)
+    clock.heard(1, 1, [Said(0, END_MS)])
+    assert (clock.now_ms, clock.ended) == (300, False)
+
+
+def test_ends_of_many_shards_upstream_survive_a_restart_though_their_times_do_not_fit() -> None:
+    clock = EventClock([None])
+    count = 3_000
+    ended = set(range(0, count, 3))
+    clock.heard(
+        0, count, [Said(one, END_MS if one in ended else 10**12 + one * 10**7) for one in range(count)]
+    )
+    text = clock.encode(0)
+    assert len(text) <= ENCODED_CHARACTERS_MAX
+    again = restored(clock, [None])
+    assert again.now_ms == clock.now_ms
+    again.heard(0, count, [Said(one, END_MS) for one in range(count) if one not in ended])
+    assert again.ended
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.none(), st.just(END_MS), st.integers(0, 2**41)), st.booleans()), min_size=1
+    )
+)
+def test_reports_from_upstream_are_restored_as_they_were(reports: list[tuple[int | None, bool]]) -> None:
+    clock = EventClock([None])
+    clock.heard(0, len(reports), [Said(one, at, idle) for one, (at, idle) in enumerate(reports)])
+    again = restored(clock, [None])
+    assert again.look() == clock.look()
+    assert (again.now_ms, again.due_ms) == (clock.now_ms, clock.due_ms)

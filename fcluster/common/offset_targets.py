@@ -1,7 +1,8 @@
-"""Where `fcluster reset` sets a job's offsets: the meaning of `--to`, and the resulting offsets.
+"""Where a job begins or ends to read: the meaning of `fcluster reset --to` and of `fcluster up --start` and
+`--end`, and the resulting offsets.
 
-Responsible for: parsing `--to`, and choosing an offset for each partition within its present range. Pure,
-except for reading the file of ``offsets:FILE``.
+Responsible for: parsing these options, and choosing an offset for each partition within its present range.
+Pure, except for reading the file of ``offsets:FILE``.
 """
 
 from __future__ import annotations
@@ -16,21 +17,27 @@ from typing import Final, Literal
 from fcluster.common.errors import FclusterError
 
 SourcePartition = tuple[str, int]
+OFFSETS_NAMED_MAX: Final = 4
 
 _FORMS: Final = (
-    "Use earliest, latest, time:2026-01-31T12:00:00+01:00, offsets:FILE with a line "
+    "Use {words}, time:2026-01-31T12:00:00+01:00, offsets:FILE with a line "
     "TOPIC/PARTITION=OFFSET for each partition, or TOPIC/PARTITION=OFFSET for each partition."
 )
+_KINDS: Final[Mapping[str, Mapping[str, Literal["earliest", "latest"]]]] = {
+    "--to": {"earliest": "earliest", "latest": "latest"},
+    "--start": {"earliest": "earliest", "latest": "latest"},
+    "--end": {"end": "latest"},
+}
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,9})=([0-9]{1,18})")
 
 
 class TargetError(FclusterError):
-    """`--to` isn't valid, or names an offset that doesn't exist."""
+    """The option isn't valid, or names an offset that doesn't exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The target of a reset.
+    """The target of a reset, or the start or end of a run.
 
     Attributes:
         kind: the kind of target.
@@ -47,17 +54,34 @@ class Target:
             return (
                 f"the first record at or after {datetime.fromtimestamp(self.time_ms / 1000, UTC).isoformat()}"
             )
-        return {"earliest": "the earliest record", "latest": "the end", "offsets": "the given offsets"}[
-            self.kind
-        ]
+        if self.kind == "offsets":
+            given = [
+                f"{topic}/{partition}={offset}" for (topic, partition), offset in sorted(self.offsets.items())
+            ]
+            more = ", ..." if len(given) > OFFSETS_NAMED_MAX else ""
+            return f"the given offsets, {', '.join(given[:OFFSETS_NAMED_MAX])}{more}"
+        return {"earliest": "the earliest record", "latest": "the end"}[self.kind]
 
 
-def parse_target(given: Sequence[str]) -> Target:
-    """The target that the values of `--to` describe.
+def parse_target(given: Sequence[str], option: str = "--to") -> Target:
+    """The target that the values of an option describe.
+
+    Args:
+        given: its values.
+        option: "--to", "--start" or "--end".
 
     Raises:
         TargetError: they aren't valid.
     """
+    kinds = _KINDS.get(option, _KINDS["--to"])
+    forms = _FORMS.format(words=", ".join(kinds))
+    try:
+        return _parsed(given, option, kinds)
+    except TargetError as error:
+        raise TargetError(error.message, remedy=forms) from error
+
+
+def _parsed(given: Sequence[str], option: str, kinds: Mapping[str, Literal["earliest", "latest"]]) -> Target:
     offsets: dict[SourcePartition, int] = {}
     for text in given:
         if _LINE.fullmatch(text.strip()):
@@ -65,15 +89,15 @@ def parse_target(given: Sequence[str]) -> Target:
         elif text.startswith("offsets:"):
             _add_file(offsets, Path(text.removeprefix("offsets:")))
         elif len(given) > 1:
-            raise TargetError(f"--to {text} can't be combined with another --to", remedy=_FORMS)
-        elif text in ("earliest", "latest"):
-            return Target("earliest" if text == "earliest" else "latest")
+            raise TargetError(f"{option} {text} can't be combined with another {option}")
+        elif text in kinds:
+            return Target(kinds[text])
         elif text.startswith("time:"):
             return Target("time", _time_ms(text.removeprefix("time:")))
         else:
-            raise TargetError(f"--to {text} isn't valid", remedy=_FORMS)
+            raise TargetError(f"{option} {text} isn't valid")
     if not offsets:
-        raise TargetError("the target is missing", remedy=_FORMS)
+        raise TargetError("the target is missing")
     return Target("offsets", offsets=offsets)
 
 
@@ -81,7 +105,7 @@ def _time_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise TargetError(f"{text!r} is not a time in ISO 8601 format", remedy=_FORMS) from error
+        raise TargetError(f"{text!r} is not a time in ISO 8601 format") from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
@@ -91,7 +115,7 @@ def _add_file(offsets: dict[SourcePartition, int], path: Path) -> None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"can't read {path}: {error}", remedy=_FORMS) from error
+        raise TargetError(f"can't read {path}: {error}") from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             _add_line(offsets, line, f"{path} line {number}: {line.strip()}")
@@ -100,10 +124,10 @@ def _add_file(offsets: dict[SourcePartition, int], path: Path) -> None:
 def _add_line(offsets: dict[SourcePartition, int], line: str, where: str) -> None:
     match = _LINE.fullmatch(line.strip())
     if match is None:
-        raise TargetError(f"{where} isn't of the form TOPIC/PARTITION=OFFSET", remedy=_FORMS)
+        raise TargetError(f"{where} isn't of the form TOPIC/PARTITION=OFFSET")
     at = (match[1], int(match[2]))
     if at in offsets:
-        raise TargetError(f"{where}: the partition is given twice", remedy=_FORMS)
+        raise TargetError(f"{where}: the partition is given twice")
     offsets[at] = int(match[3])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.cli.reset_target import Target, TargetError, chosen_offsets, parse_target
+from fcluster.common.offset_targets import Target, TargetError, chosen_offsets, parse_target
 
 BEGINS = {("a", 0): 3, ("a", 1): 0}
 ENDS = {("a", 0): 9, ("a", 1): 5}
@@ -72,3 +72,17 @@ def test_offsets_follow_from_the_target() -> None:
 def test_offsets_outside_of_the_sources_are_refused(offsets: dict[tuple[str, int], int], named: str) -> None:
     with pytest.raises(TargetError, match=named):
         chosen_offsets(Target("offsets", offsets=offsets), BEGINS, ENDS, {})
+
+
+def test_end_of_a_run_is_called_end_and_its_start_as_that_of_a_reset() -> None:
+    assert parse_target(["end"], "--end") == Target("latest")
+    assert parse_target(["latest"], "--start") == Target("latest")
+    for given, option in (
+        (["latest"], "--end"),
+        (["earliest"], "--end"),
+        (["end"], "--start"),
+        (["end"], "--to"),
+    ):
+        with pytest.raises(TargetError, match=f"{option} {given[0]} isn't valid") as caught:
+            parse_target(given, option)
+        assert ("Use end," if option == "--end" else "Use earliest, latest,") in caught.value.remedy
