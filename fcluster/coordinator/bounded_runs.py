@@ -12,11 +12,10 @@ from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
-from fcluster.common.errors import ClusterConflict, IncompatibleState, JobError
+from fcluster.common.errors import ClusterConflict, IncompatibleState
 from fcluster.common.isolation import Isolation
 from fcluster.common.offset_targets import Target, chosen_offsets
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
-from fcluster.graph.stages import Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.offsets import begin_offsets, end_offsets, offsets_at_time
 from fcluster.kafka.topic_ids import reset_remedy
@@ -34,7 +33,6 @@ def recorded_end(
     Raises:
         IncompatibleState: event time has ended in the last run.
         ClusterConflict: a run to another end isn't complete.
-        JobError: a job that reads what it writes has no end.
     """
     document = past.get(RUN_END_KEY)
     recorded = None if document is None else RunEnd.of_document(document)
@@ -52,8 +50,6 @@ def recorded_end(
             remedy="Complete it: start it again with the same --end, or without it. Or give it up: "
             f"{reset_remedy(topology.job)}",
         )
-    if wanted is not None:
-        _check_can_end(topology)
     return recorded
 
 
@@ -108,24 +104,3 @@ def _is_same(recorded: RunEnd, wanted: Target) -> bool:
     for (topic, partition), offset in wanted.offsets.items():
         given[topic][partition] = offset
     return all(recorded.offsets.get(topic) == offsets for topic, offsets in given.items())
-
-
-def _check_can_end(topology: Topology) -> None:
-    """Raises JobError if a stage waits for its own end."""
-    for stage in topology.stages:
-        upstream, found = _feeders(stage, topology), set[str]()
-        while upstream:
-            feeder = upstream.pop()
-            if feeder.name == stage.name:
-                raise JobError(
-                    f"The job {topology.job!r} reads what it writes: what comes behind {stage.name!r} is "
-                    f"written to a topic that {stage.name!r} reads. So it has no end.",
-                    remedy="Run it without --end.",
-                )
-            if feeder.name not in found:
-                found.add(feeder.name)
-                upstream += _feeders(feeder, topology)
-
-
-def _feeders(stage: Stage, topology: Topology) -> list[Stage]:
-    return [feeder for source in stage.inputs for feeder in topology.feeders(source.topic.name)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fcluster import Job, Tumbling, count
-from fcluster.common.errors import ClusterConflict, IncompatibleState, JobError
+from fcluster.common.errors import ClusterConflict, IncompatibleState
 from fcluster.common.offset_targets import Target
 from fcluster.common.settings import Settings
 from fcluster.coordinator.bounded_runs import recorded_end
@@ -58,16 +58,6 @@ def test_job_whose_event_time_has_ended_does_not_start_again(wanted: Target | No
     with pytest.raises(IncompatibleState, match="has come to its end") as caught:
         recorded_end(past(END.over()), windowed(), wanted, takes_over=False)
     assert "fcluster reset" in caught.value.remedy
-
-
-def test_job_that_reads_what_it_writes_has_no_end() -> None:
-    job = Job("circle")
-    again = job.topic("again")
-    job.stream(again).filter(bool).to(again)
-    topology = job.build(Settings())
-    assert recorded_end({}, topology, None, takes_over=False) is None
-    with pytest.raises(JobError, match="has no end"):
-        recorded_end({}, topology, LATEST, takes_over=False)
 
 
 def test_end_is_read_back_from_the_journal_as_it_was_written() -> None:
