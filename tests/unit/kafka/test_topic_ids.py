@@ -85,7 +85,7 @@ def test_missing_topics_are_distinguished_from_unknown_ones() -> None:
             "old-broker": described("AAAAAAAAAAAAAAAAAAAAAA", 1),
         }
     )
-    assert look_at_topics(admin, admin.answers) == {
+    assert look_at_topics(admin, admin.answers, timeout_s=0.2) == {
         "there": TopicSeen(ID, 3),
         "gone": None,
         "old-broker": TopicSeen("", 1),
