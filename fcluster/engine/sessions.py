@@ -18,37 +18,19 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.timers import Timer, time_text
-from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import OpenByKey, OpenWindows
 
 
-class OpenSessions(OpenInTime):
+class OpenSessions(OpenByKey):
     """The open sessions of a step. `table` has the sessions by key. See `OpenInTime` for the arguments."""
-
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, window.store.due_name, clock, noted, port)
-
-    def note(self, key: bytes, end_ms: int) -> None:
-        """A session of the key may be due at this end plus the grace."""
-        self._due.put(self._entry_of(self._note(key, end_ms)), b"")
 
     def take_out(self, key: bytes, end_ms: int) -> list[Any]:
         """Remove the session of the key with that end, and return it."""
@@ -74,10 +56,6 @@ class OpenSessions(OpenInTime):
         if first_end_ms is not None:
             self.note(timer.key, first_end_ms)
         return False
-
-    def skipped(self, timer: Timer) -> None:
-        """See `firing.TimedStep`."""
-        self.take_out(timer.key, self._end_ms_of(timer))
 
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""

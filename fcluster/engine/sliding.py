@@ -25,13 +25,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT
-from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort
-from fcluster.engine.timers import Timer, time_text
-from fcluster.engine.windows import ClockInEventTime, OpenInTime
+from fcluster.engine.timers import Timer
+from fcluster.engine.windows import ClockInEventTime, OpenByKey, window_title
 from fcluster.graph.operators import Window
 from fcluster.graph.sliding import Sliding
 from fcluster.graph.timers import TimerClock
@@ -44,7 +42,7 @@ _NEVER: Final = -1
 Kept = list[Any]
 
 
-class OpenSliding(OpenInTime):
+class OpenSliding(OpenByKey):
     """The records of sliding windows. `table` has them by key. See `OpenInTime` for the arguments."""
 
     def __init__(
@@ -55,7 +53,7 @@ class OpenSliding(OpenInTime):
         noted: Callable[[TimerClock, int], None],
         port: OutputPort,
     ) -> None:
-        super().__init__(window, tables, window.store.due_name, clock, noted, port)
+        super().__init__(window, tables, clock, noted, port)
         assert isinstance(window.windows, Sliding)
         self._within_ms = window.windows.within_ms
 
@@ -144,7 +142,7 @@ class OpenSliding(OpenInTime):
 
     def _note_next(self, key: bytes, entry: list[Any], end_ms: int) -> None:
         entry[_NOTED] = end_ms
-        self._due.put(self._entry_of(self._note(key, end_ms)), b"")
+        self.note(key, end_ms)
 
     # --- for `firing` ---------------------------------------------------------------------------------
 
@@ -156,14 +154,7 @@ class OpenSliding(OpenInTime):
         self._due.delete(self._entry_of(timer))
         return False
 
-    def skipped(self, timer: Timer) -> None:
-        """See `firing.TimedStep`."""
-        self.take_out(timer.key, self._end_ms_of(timer))
-
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""
         end_ms = self._end_ms_of(timer)
-        return (
-            f"{TIMER_STEP}that closes the window {self.step!r} from {time_text(self.start_of(end_ms))} to "
-            f"{time_text(end_ms)} for the key {bounded_repr(timer.key)}"
-        )
+        return window_title(self.step, self.start_of(end_ms), end_ms, timer.key)

@@ -18,6 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, cast
 
@@ -151,7 +152,40 @@ class OpenWindows(OpenInTime):
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""
         end_ms = self._end_ms_of(timer)
-        return (
-            f"{TIMER_STEP}that closes the window {self.step!r} from {time_text(self._start_of(end_ms))} to "
-            f"{time_text(end_ms)} for the key {bounded_repr(timer.key)}"
-        )
+        return window_title(self.step, self._start_of(end_ms), end_ms, timer.key)
+
+
+class OpenByKey(OpenInTime):
+    """What is open of a key is kept together, and a note says when the first of it is due, or earlier.
+    `table` has it by key. See `OpenInTime` for the arguments.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        tables: Mapping[str, Any],
+        clock: ClockInEventTime,
+        noted: Callable[[TimerClock, int], None],
+        port: OutputPort,
+    ) -> None:
+        super().__init__(window, tables, window.store.due_name, clock, noted, port)
+
+    def note(self, key: bytes, end_ms: int) -> None:
+        """Something of the key may be due at this end plus the grace."""
+        self._due.put(self._entry_of(self._note(key, end_ms)), b"")
+
+    @abstractmethod
+    def take_out(self, key: bytes, end_ms: int) -> list[Any]:
+        """Close what has that end, and return what was kept of it."""
+
+    def skipped(self, timer: Timer) -> None:
+        """See `firing.TimedStep`."""
+        self.take_out(timer.key, self._end_ms_of(timer))
+
+
+def window_title(step: str, start_ms: int, end_ms: int, key: bytes) -> str:
+    """The timer that closes a window, in messages."""
+    return (
+        f"{TIMER_STEP}that closes the window {step!r} from {time_text(start_ms)} to {time_text(end_ms)} "
+        f"for the key {bounded_repr(key)}"
+    )

@@ -7,19 +7,18 @@ from typing import Any, cast
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.operators.window import (
+    OfWindow,
     apart,
     compile_fields,
     compile_result,
     in_no_window,
-    place_of_window,
 )
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.counted import Counted
-from fcluster.graph.operators import Window
 
 
-class CountedOperator:
+class CountedOperator(OfWindow):
     """Adds each value to the open windows of its key, and passes on the result of one that is full.
 
         counted   key of the stream  ->  [records since a window began, [window, ...]], oldest window first
@@ -27,13 +26,6 @@ class CountedOperator:
 
     Nothing is stored for a key whose windows have all closed, unless windows overlap.
     """
-
-    keeps_value = False
-
-    def __init__(self, node: Window) -> None:
-        self._node = node
-        self.stores = (node.name, *node.store.store_names)
-        self.place = place_of_window(node)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""

@@ -8,12 +8,12 @@ from typing import Any, cast
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.operators.window import (
+    OfWindow,
     apart,
     compile_fields,
     compile_late,
     compile_result,
     in_no_window,
-    place_of_window,
 )
 from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.sessions import OpenSessions
@@ -24,15 +24,8 @@ from fcluster.graph.operators import Window
 from fcluster.graph.windows import Session
 
 
-class SessionOperator:
+class SessionOperator(OfWindow):
     """Adds each value to the nearby session of its key. `firing` calls the function that closes sessions."""
-
-    keeps_value = False
-
-    def __init__(self, node: Window) -> None:
-        self._node = node
-        self.stores = (node.name, *node.store.store_names)
-        self.place = place_of_window(node)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""

@@ -7,32 +7,24 @@ from typing import Any, cast
 
 from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.operators.window import (
+    OfWindow,
     compile_fields,
     compile_late,
     compile_result,
     in_no_window,
-    place_of_window,
 )
 from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.sliding import RAW, TIMESTAMP, Kept, OpenSliding
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE
 from fcluster.graph.codecs import value_codec
-from fcluster.graph.operators import Window
 from fcluster.graph.sliding import Sliding
 
 
-class SlidingOperator:
+class SlidingOperator(OfWindow):
     """Keeps each record until the windows around it have closed. `firing` calls the function that closes
     them.
     """
-
-    keeps_value = False
-
-    def __init__(self, node: Window) -> None:
-        self._node = node
-        self.stores = (node.name, *node.store.store_names)
-        self.place = place_of_window(node)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""

@@ -30,17 +30,21 @@ _After = Callable[[SourceRecord, "bytes | None", bytes, int, list[Any]], None]
 """Called with a record, its key, and the key, end and aggregates of a window."""
 
 
-class WindowOperator:
-    """Adds each value to the windows that its timestamp is in; `firing` calls the function that closes
-    them.
-    """
+class OfWindow:
+    """What the operators of all kinds of windows have in common."""
 
     keeps_value = False
 
     def __init__(self, node: Window) -> None:
         self._node = node
         self.stores = (node.name, *node.store.store_names)
-        self.place = place_of_window(node)
+        self.place = Place(node.name, f"in the window {node.name!r}", node.on_error)
+
+
+class WindowOperator(OfWindow):
+    """Adds each value to the windows that its timestamp is in; `firing` calls the function that closes
+    them.
+    """
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
@@ -153,11 +157,6 @@ class WindowOperator:
 
 
 # --- what windows of all kinds share ----------------------------------------------------------------------
-
-
-def place_of_window(node: Window) -> Place:
-    """The place of the step's own failures."""
-    return Place(node.name, f"in the window {node.name!r}", node.on_error)
 
 
 def compile_fields(
