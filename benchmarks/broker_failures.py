@@ -404,6 +404,12 @@ class Run:
             self.ended_peers += 1
             self._streams = self._begin_streams()
 
+    @property
+    def replaced_threads(self) -> int:
+        """How many threads of Kafka Streams have failed and were replaced by it."""
+        log = self._directory / "streams" / "streams.log"
+        return sum(line.startswith("REPLACED ") for line in log.read_text(errors="replace").splitlines())
+
     def await_flow(self, timeout_s: float = FLOW_S) -> bool:
         """Wait until every lane's output contains, in every partition, what is produced from now on. Returns
         whether it does.
@@ -545,8 +551,8 @@ def report(run: Run, exactly: Mapping[str, Exactly]) -> dict[str, Any]:
         for line in errors[:5]:
             print(f"      {line[:200]}")
     if STREAMS in lanes:
-        counted[STREAMS] = {"ended processes": run.ended_peers}
-        print(f"  {STREAMS:<20} {run.ended_peers} ended processes")
+        counted[STREAMS] = {"ended processes": run.ended_peers, "replaced threads": run.replaced_threads}
+        print(f"  {STREAMS:<20} {run.ended_peers} ended processes, {run.replaced_threads} replaced threads")
     for lane, found in exactly.items():
         verdict = "each input exactly once" if found.ok else "NOT each input exactly once"
         print(f"  {lane:<20} {verdict}: {found}")
