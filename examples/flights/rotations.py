@@ -1,17 +1,17 @@
 """Sessions of aircraft: its flights from New York with at most twelve hours between them.
 
-Flights of the same minute come in any order. So the watermark has a delay of 1 ms: event time reaches a
-minute when a later one has come, and a flight exactly twelve hours after the last one is never too late.
+Flights of the same minute come in any order. That changes nothing: a session takes flights of its last minute
+until one of a later minute has come.
 
     fcluster up examples/flights/rotations.py
 """
 
 from datetime import timedelta
 
-from fcluster import Job, Session, Watermark, count, first, last, sum_
+from fcluster import Job, Session, count, first, last, sum_
 
 job = Job("aircraft-rotations")
-schedule = job.topic("schedule", timestamp="scheduled", watermark=Watermark(max_delay_ms=1))
+schedule = job.topic("schedule", timestamp="scheduled")
 rotations = job.topic("aircraft-rotations")
 
 (

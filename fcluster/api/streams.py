@@ -266,8 +266,9 @@ class Stream(Generic[K_co, V_co]):
         """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
 
         A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
-        plus its grace: then its result goes on, once. The job uses event time; declare a `Watermark` where
-        records come out of order. (A `Counted` window closes with its last record, and needs no event time.)
+        plus its grace: then its result goes on, once. (A session closes once event time has passed that.) The
+        job uses event time; declare a `Watermark` where records come out of order. (A `Counted` window closes
+        with its last record, and needs no event time.)
 
         Args:
             windows: `Tumbling`, `Hopping`, `Cumulative`, `Sliding`, `Session` or `Counted`.

@@ -2,8 +2,8 @@
 
 Responsible for: `OpenInTime`, which windows and sessions share, and `OpenWindows`, over the table that
 `kinds.make_window_tables` makes. For `firing`, a window is an event-time timer: it is due when event time
-reaches the window's end plus its grace. The operator (`operators.window`) fills windows and closes the due
-ones. Pure.
+reaches the window's end plus its grace, and for a session a millisecond later, because a record exactly at
+its end belongs to it. The operator (`operators.window`) fills windows and closes the due ones. Pure.
 
     end (8 bytes) | key of the stream  ->  what each aggregate keeps, in the order of the fields
 
@@ -48,7 +48,7 @@ class ClockInEventTime(Protocol):
 
 
 class OpenInTime:
-    """What is open in a step until event time reaches its end plus the grace: windows or sessions.
+    """What is open in a step until event time is `closes_after_ms` behind its end: windows, sessions.
 
     For `firing` it is a `TimedStep`.
 
@@ -80,13 +80,13 @@ class OpenInTime:
         self.port = port
         self.table = cast("EntryTable", tables[window.store.name])
         self._due = cast("EntryTable", tables[due_name])
-        self._grace_ms = window.windows.grace_ms
+        self._closes_after_ms = window.closes_after_ms
         self._noted = noted
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of, self._timer_of)
 
     def _note(self, key: bytes, end_ms: int) -> Timer:
-        """Something of the key may be due at this end plus the grace."""
-        timer = Timer(end_ms + self._grace_ms, key, CLOSE)
+        """Something of the key with this end may be due."""
+        timer = Timer(end_ms + self._closes_after_ms, key, CLOSE)
         self._ahead.add(timer)
         self._noted("event", timer.at_ms)
         return timer
@@ -113,13 +113,13 @@ class OpenInTime:
         return self._end_ms_of(timer) - 1
 
     def _end_ms_of(self, timer: Timer) -> int:
-        return timer.at_ms - self._grace_ms
+        return timer.at_ms - self._closes_after_ms
 
     def _entry_of(self, timer: Timer) -> bytes:
         return encode_time(self._end_ms_of(timer)) + timer.key
 
     def _timer_of(self, entry: bytes) -> Timer:
-        return Timer(decode_time(entry) + self._grace_ms, entry[TIME_BYTES:], CLOSE)
+        return Timer(decode_time(entry) + self._closes_after_ms, entry[TIME_BYTES:], CLOSE)
 
 
 class OpenWindows(OpenInTime):
@@ -171,7 +171,7 @@ class OpenByKey(OpenInTime):
         super().__init__(window, tables, window.store.due_name, clock, noted, port)
 
     def note(self, key: bytes, end_ms: int) -> None:
-        """Something of the key may be due at this end plus the grace."""
+        """Something of the key with this end may be due."""
         self._due.put(self._entry_of(self._note(key, end_ms)), b"")
 
     @abstractmethod

@@ -175,6 +175,14 @@ class Window:
         return WindowStore(self.name, kinds.get(type(self.windows), "windows"), self.emit == "interval")
 
     @property
+    def closes_after_ms(self) -> int:
+        """How long after its end a window closes, in milliseconds.
+
+        A record exactly at a session's end belongs to it. So a session closes when that millisecond is over.
+        """
+        return self.windows.grace_ms + isinstance(self.windows, Session)
+
+    @property
     def is_timed(self) -> bool:
         """Whether its windows close because time has passed."""
         return not isinstance(self.windows, Counted)

@@ -231,7 +231,7 @@ class Stage:
     @property
     def results_late_ms(self) -> int:
         """How much earlier than event time the results of its windows and joins may be."""
-        late = [window.windows.grace_ms for window in self.windows] + [join.late_ms for join in self.joins]
+        late = [window.closes_after_ms for window in self.windows] + [join.late_ms for join in self.joins]
         return max(late, default=0)
 
     @property

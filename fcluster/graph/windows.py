@@ -278,8 +278,9 @@ class Gathered:
 class Session:
     """Windows of records that follow each other closely.
 
-    A session begins with its first record, and ends `gap` after its last one. A record that is `gap` or less
-    away from two sessions joins them into one. So the aggregates must be mergeable.
+    A session begins with its first record, and ends `gap` after its last one. A record exactly then belongs
+    to it. A record that is `gap` or less away from two sessions joins them into one. So the aggregates must
+    be mergeable.
 
     Args:
         gap: how long after its last record a session ends.

@@ -150,7 +150,7 @@ def a_window_closes_without_its_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def init(self: OpenInTime, *rest: Any) -> None:
         plain(self, *rest)
-        self._grace_ms = 0  # pyright: ignore[reportPrivateUsage]
+        self._closes_after_ms = 0  # pyright: ignore[reportPrivateUsage]
 
     monkeypatch.setattr(OpenInTime, "__init__", init)
 

@@ -406,7 +406,7 @@ class Partition:
         if plan.kind == "session":
             rows = [*self._open.get((0, row.key), []), (row.at, row.value)]
             within = next(one for one in sessions_of(plan, rows) if one[-1][0] >= row.at >= one[0][0])
-            if within[-1][0] + plan.size + plan.grace <= self.now:
+            if within[-1][0] + plan.size + plan.grace < self.now:
                 self.late.append((row.key, row.at, row.value))
                 return
             before = sessions_of(plan, rows[:-1])
@@ -504,7 +504,8 @@ class Partition:
             self._pass_on(due)
             return
         for end, raw_key, rows in sorted(due, key=lambda one: one[:2]):
-            if end + self.plan.grace > now:
+            is_session = self.plan.kind == "session"  # a record exactly at its end is in it
+            if end + self.plan.grace + is_session > now:
                 continue
             key, start = raw_key.decode(), rows[0][0]
             if self.plan.kind == "session":

@@ -281,14 +281,14 @@ class Model(ABC):
         may_wait: whether what is due in event time may fire later than the next record.
         may_be_late: whether records may be too late for its windows.
         shows_closing: whether an output shows when a window closes.
-        grace_ms: the longest grace of its windows. None: it has no windows.
+        closes_after_ms: how long after their ends its windows close, at most. None: it has no windows.
     """
 
     has_timers = False
     may_wait = True
     may_be_late = True
     shows_closing = True
-    grace_ms: int | None = None
+    closes_after_ms: int | None = None
 
     @abstractmethod
     def begin(self) -> Any:
@@ -322,10 +322,10 @@ class Model(ABC):
 
     def reported_ms(self, state: Any, now_ms: int | None) -> int | None:
         """The event time that the stages behind are told."""
-        if now_ms is None or self.grace_ms is None:
+        if now_ms is None or self.closes_after_ms is None:
             return now_ms
         first_ms = self.first_ms(state)
-        return (now_ms if first_ms is None or first_ms > now_ms else first_ms - 1) - self.grace_ms
+        return (now_ms if first_ms is None or first_ms > now_ms else first_ms - 1) - self.closes_after_ms
 
 
 class StageModel(Model):
@@ -337,8 +337,8 @@ class StageModel(Model):
         self.may_wait = all(part.may_wait for part in parts)
         self.may_be_late = may_be_late
         self.shows_closing = all(part.shows_closing for part in parts)
-        graces = [part.grace_ms for part in parts if part.grace_ms is not None]
-        self.grace_ms = max(graces, default=None)
+        late = [part.closes_after_ms for part in parts if part.closes_after_ms is not None]
+        self.closes_after_ms = max(late, default=None)
 
     def begin(self) -> list[Any]:
         return [part.begin() for part in self._parts]
@@ -563,7 +563,7 @@ class WindowsModel(Model):
         self._every = every
         self._updates = updates
         self.shows_closing = not updates
-        self.grace_ms: int = grace
+        self.closes_after_ms: int = grace
         self.has_timers = True
 
     def begin(self) -> dict[tuple[int, str], list[tuple[int, Any]]]:
@@ -573,7 +573,7 @@ class WindowsModel(Model):
         key, value, at_ms = read.written.name, read.written.data, read.written.timestamp_ms
         starts = [start for start in range(at_ms - self._size + 1, at_ms + 1) if start % self._every == 0]
         ends = [start + self._size for start in starts]
-        taking = [end for end in ends if now_ms is None or now_ms < end + self.grace_ms]
+        taking = [end for end in ends if now_ms is None or now_ms < end + self.closes_after_ms]
         if not taking:
             return [Expected(LATE, key, value)]
         outputs: list[Expected] = []
@@ -586,13 +586,13 @@ class WindowsModel(Model):
     def timers(self, state: Any, clock: str) -> list[SetTimer]:
         if clock != "event" or self._updates:
             return []
-        return sorted(SetTimer(end + self.grace_ms, key, "") for end, key in state)
+        return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key in state)
 
     def first_ms(self, state: Any) -> int | None:
-        return min((end + self.grace_ms for end, _ in state), default=None)
+        return min((end + self.closes_after_ms for end, _ in state), default=None)
 
     def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
-        end = timer.at_ms - self.grace_ms
+        end = timer.at_ms - self.closes_after_ms
         result = self._result(state, end, timer.key)
         del state[end, timer.key]
         return result
@@ -604,7 +604,7 @@ class WindowsModel(Model):
         found = stored[f"{self._step}//windows"]
         if self._updates and now_ms is not None:
             # They close in the order of their ends. Nothing else is known of when.
-            due = sorted(window for window in state if window[0] + self.grace_ms <= now_ms)
+            due = sorted(window for window in state if window[0] + self.closes_after_ms <= now_ms)
             while due and due[0] not in found:
                 del state[due.pop(0)]
         return {window: _kept(rows) for window, rows in state.items()}, found
@@ -647,7 +647,7 @@ class SessionsModel(Model):
         self._step = step
         self._gap = gap
         self._forward = forward
-        self.grace_ms: int = grace
+        self.closes_after_ms: int = grace + 1  # a record exactly at its end belongs to a session
         self.has_timers = True
 
     def begin(self) -> _Sessions:
@@ -658,7 +658,7 @@ class SessionsModel(Model):
         self._part(state, now_ms)
         row, rows = (at_ms, value), state.open.get(key, [])
         session = next(one for one in self._cut([*rows, row]) if row in one)
-        if now_ms is not None and session[-1][0] + self._gap + self.grace_ms <= now_ms:
+        if now_ms is not None and session[-1][0] + self._gap + self.closes_after_ms <= now_ms:
             return [Expected(LATE, key, value)]
         state.open[key] = [*rows, row]
         return []
@@ -666,11 +666,11 @@ class SessionsModel(Model):
     def timers(self, state: _Sessions, clock: str) -> list[SetTimer]:
         if clock != "event":
             return []
-        return sorted(SetTimer(end + self.grace_ms, key, "") for end, key in self._all(state))
+        return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key in self._all(state))
 
     def fire(self, state: _Sessions, timer: SetTimer, event_ms: int | None) -> Expected:
         self._part(state, event_ms)
-        end, key = timer.at_ms - self.grace_ms, timer.key
+        end, key = timer.at_ms - self.closes_after_ms, timer.key
         rows = state.due.pop((end, key))
         result = _result(self._stage, self._step, key, rows[0][0], end, rows)
         if self._forward is None:
@@ -707,7 +707,7 @@ class SessionsModel(Model):
         for key, rows in list(state.open.items()):
             for session in self._cut(rows):
                 end = session[-1][0] + self._gap
-                if now_ms is not None and end + self.grace_ms <= now_ms:
+                if now_ms is not None and end + self.closes_after_ms <= now_ms:
                     state.due[end, key] = session
                     state.open[key] = [row for row in state.open[key] if row not in session]
 
@@ -959,7 +959,7 @@ class SimJob:
                 ends = [(session[1], key) for key, sessions in entries.items() for session in sessions]
             else:
                 ends = list(entries)
-            yield from (("event", end + window.windows.grace_ms, key, window.name) for end, key in ends)
+            yield from (("event", end + window.closes_after_ms, key, window.name) for end, key in ends)
 
     def changelog(self, shard: ShardId) -> tuple[str, int]:
         """The partition with the shard's deltas."""

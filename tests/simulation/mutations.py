@@ -1096,13 +1096,13 @@ MUTATIONS = [
     ),
     Mutation(
         "late by the worker's order, not by the shard's clock",
-        WINDOWS_SEEDS_FROM + 29,
+        WINDOWS_SEEDS_FROM + 9,
         "the outputs should be",
         LateByWorker,
     ),
     Mutation(
         "a session that isn't found after a restore",
-        WINDOWS_SEEDS_FROM + 28,
+        WINDOWS_SEEDS_FROM + 6,
         "is due in event time, but hasn't fired",
         LosesNotes,
         harm_only=True,

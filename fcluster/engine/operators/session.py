@@ -36,7 +36,7 @@ class SessionOperator(OfWindow):
         surroundings.fire[node.name, CLOSE] = (place, close)
         clock, table, note = open_sessions.clock, open_sessions.table, open_sessions.note
         late = compile_late(node, place, surroundings, open_sessions.port)
-        gap_ms, grace_ms = node.windows.gap_ms, node.windows.grace_ms
+        gap_ms, closes_after_ms = node.windows.gap_ms, node.closes_after_ms
         inits, add_all = compile_fields(node)
         merge, updates = _compile_merge(node), node.emit == "update"
         result_of = compile_result(node, surroundings)
@@ -50,7 +50,7 @@ class SessionOperator(OfWindow):
                 found = table.get(key)
                 sessions: list[list[Any]] = [] if found is ABSENT else found
                 now_ms = clock.now_ms
-                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                closed_ms = -1 if now_ms is None else now_ms - closes_after_ms
                 # Of the sessions that take records, it is at most two, because they are more than the gap
                 # apart.
                 near = [

@@ -41,10 +41,12 @@ def test_session_lasts_until_there_is_no_record_for_the_gap() -> None:
     bench.run(1, 31, key=b"other")
     assert bench.values() == []
     bench.run(1, 32, key=b"other")
+    assert bench.values() == []  # a record of the same millisecond would still be in it
+    bench.run(1, 33, key=b"other")
     assert closed(bench) == [("k", 3, 32, 3)]
     assert [(key, at) for _topic, _value, key, at, _headers in bench.open] == [(b"k", 31)]
-    bench.run(1, 42, key=b"x")
-    assert closed(bench)[1:] == [("other", 31, 42, 2)]
+    bench.run(1, 44, key=b"x")
+    assert closed(bench)[1:] == [("other", 31, 43, 3)]
 
 
 def updating(**fields: Any) -> Job:
@@ -96,6 +98,13 @@ def test_records_exactly_the_gap_apart_are_in_one_session() -> None:
         bench.run(1, at)
     bench.run(1, 1_000)
     assert closed(bench) == [("k", 10, 30, 2), ("k", 31, 41, 1)]
+
+
+def test_another_record_of_the_same_millisecond_does_not_close_a_session() -> None:
+    bench = TimersBench(job_with(late=True))
+    for key, at in [(b"k", 10), (b"x", 20), (b"k", 20), (b"x", 31)]:
+        bench.run(1, at, key=key)
+    assert (closed(bench), bench.port.late) == ([("k", 10, 30, 2), ("x", 20, 30, 1)], 0)
 
 
 def test_record_between_two_sessions_merges_them() -> None:

@@ -97,7 +97,7 @@ def model_of_sessions(windows: Session, plan: Plan) -> list[Result]:
     for key, at, value in plan:
         rows = opened.setdefault(key, [])
         within = next(one for one in sessions([*rows, (at, value)]) if (at, value) in one)
-        if within[-1][0] + gap + grace <= now:
+        if within[-1][0] + gap + grace < now:
             found.append(("late", key, [value]))
         elif value != BAD:
             rows.append((at, value))
@@ -106,7 +106,7 @@ def model_of_sessions(windows: Session, plan: Plan) -> list[Result]:
             (session[-1][0] + gap, one, session)
             for one, rows in opened.items()
             for session in sessions(rows)
-            if session[-1][0] + gap + grace <= now
+            if session[-1][0] + gap + grace < now
         ]
         for end, one, session in sorted(due):
             opened[one] = [row for row in opened[one] if row not in session]
