@@ -15,6 +15,7 @@ from fcluster.engine.operators import operator_for
 from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord
 from fcluster.engine.operators.write import (
     Target,
+    compile_passing_on,
     compile_record_writer,
     compile_rekeyed_write,
     compile_write,
@@ -87,9 +88,12 @@ def compile_chain(
     sink_place = Place(writing, writing, chain.sink_on_error)
     last = operators[-1] if operators else None
 
-    def record_writer(place: Place) -> WriteRecord:
+    def record_writer(place: Place, following: Step | None) -> WriteRecord:
         is_last = last is not None and place is last.place and chain.rekey is None
-        return compile_record_writer(chain.sink if is_last else None, place, sink_place, port_at)
+        if is_last or following is None:
+            return compile_record_writer(chain.sink, place, sink_place, port_at)
+        pass_on = compile_passing_on(following, source, place)
+        return compile_record_writer(None, place, sink_place, port_at, pass_on)
 
     surroundings = Surroundings(
         source,

@@ -185,6 +185,44 @@ class RowRecord:
         return self._record.timestamp()[0], self._at_ms
 
 
+class PassedRecord:
+    """A `Record` of a handler on its way to the steps behind, in place of the record that the handler got.
+
+    Args:
+        record: the record that the handler got, or the timer.
+        at_ms: the timestamp. None: that of the record.
+        headers: replace those of the record, if there is one tuple of them.
+        is_tombstone: the handler passes on a null value, which is written as null.
+    """
+
+    __slots__ = ("_at_ms", "_headers", "_record", "is_tombstone", "key", "offset", "partition", "topic")
+
+    def __init__(
+        self, record: SourceRecord, at_ms: int | None, headers: tuple[Headers | None, ...], is_tombstone: bool
+    ) -> None:
+        self._record = record
+        self._at_ms = at_ms
+        self.is_tombstone = is_tombstone
+        self.key = record.key
+        self._headers = headers
+        self.topic = record.topic
+        self.partition = record.partition
+        self.offset = record.offset
+
+    def headers(self) -> Any:
+        """The headers, None if there are none."""
+        return self._headers[0] if self._headers else self._record.headers()
+
+    def value(self) -> bytes | None:
+        """None for a tombstone, otherwise not None."""
+        return None if self.is_tombstone else self._record.value() or b""
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of the record's own timestamp, and the time."""
+        kind, own_ms = self._record.timestamp()
+        return kind, own_ms if self._at_ms is None else self._at_ms
+
+
 def describe_record(record: SourceRecord) -> str:
     """Which record it is, for messages: topic, partition and offset. Or which timer."""
     if isinstance(record, TimerRecord):

@@ -9,6 +9,7 @@ Invariants:
 - If a record stops the job (`UnreadableRecordError`), none of its chains has left anything in the open epoch,
   so the epoch may be committed.
 - If one chain changes its value, other chains don't see that (invariant 4).
+- A record that fails in a step that several chains share is one failure (`engine.shared_steps`).
 - A record advances event time after it has gone through all its chains. Watermark records go through no
   chain; apart from that they are treated like records.
 
@@ -40,6 +41,7 @@ from fcluster.engine.records import (
     describe_record,
     where_of,
 )
+from fcluster.engine.shared_steps import SharedSteps
 from fcluster.engine.stamps import Stamper, TimestampError
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
@@ -233,6 +235,7 @@ class StageRunner:
 
     def _compile(self) -> Callable[[SourceRecord], None]:
         port, chains = self._port, self._chains
+        shared = SharedSteps(chains)
         on_unreadable = _compile_unreadable(self._source, _source_place(self.stage, self.number), port)
         runs: list[RunChain] = []
         for chain in chains:
@@ -250,7 +253,7 @@ class StageRunner:
             runs.append(
                 _stopping(compiled, self._passing)
                 if held is None
-                else _tolerant(compiled, held, port, self._passing)
+                else _tolerant(compiled, held, port, self._passing, shared)
             )
         if self._stamper is not None:
             return _compile_stamped(self._decode, self._stamper, runs, on_unreadable)
@@ -434,7 +437,11 @@ def _stopping(chain: CompiledChain, passing: tuple[type[BaseException], ...]) ->
 
 
 def _tolerant(
-    chain: CompiledChain, held: HeldOutputs, port: OutputPort, passing: tuple[type[BaseException], ...]
+    chain: CompiledChain,
+    held: HeldOutputs,
+    port: OutputPort,
+    passing: tuple[type[BaseException], ...],
+    shared: SharedSteps,
 ) -> RunChain:
     """A chain in which some failures are tolerated."""
     step, tables, name = chain.step, chain.tables, chain.name
@@ -456,7 +463,8 @@ def _tolerant(
             for table in tables:
                 table.rollback()
             entries.clear()
-            _tolerate(failure.place.on_error, failure.place.name, record, failure, port)
+            if not shared.is_handled(failure.place, record):
+                _tolerate(failure.place.on_error, failure.place.name, record, failure, port)
 
     return run
 
@@ -574,6 +582,7 @@ class _CarefulRun:
         self._tables = tables
         self._passing = (UnkeptStateError, *passing)
         self._refusals = Refusals()
+        self._shared = SharedSteps(stage.chains_of(number))
         self._source_place = _source_place(stage, number)
         self._decode = value_codec(self._source.topic.value)[0]
         self._chains = [
@@ -583,7 +592,12 @@ class _CarefulRun:
 
     def run(self, record: SourceRecord, condemnations: Sequence[Condemnation]) -> None:
         """Process `record`, which fails as `condemnations` say."""
-        steps = {one.step: one.failure for one in condemnations if one.step and not one.topic}
+        steps = {
+            name: one.failure
+            for one in condemnations
+            if one.step and not one.topic
+            for name in self._shared.names(one.step)
+        }
         for one in condemnations:
             known = any(one.step in chain.places for chain in self._chains)
             if not one.topic and not known:
@@ -638,8 +652,9 @@ class _CarefulRun:
                     raise UnreadableRecordError(failure.of(record)) from failure.error
                 for table in chain.tables:
                     table.rollback()
-                self._dead_letter(stamped, failure, outputs)
-                skipped += 1
+                if not self._shared.is_handled(failure.place, stamped):
+                    self._dead_letter(stamped, failure, outputs)
+                    skipped += 1
             chain.held.entries.clear()
         return outputs, skipped
 

@@ -28,7 +28,8 @@ UNSET: Final = Unset.UNSET
 class Record:
     """An output of a handler that sets more than the value.
 
-    Fields that are left out carry over from the record being processed.
+    Fields that are left out carry over from the record being processed. If steps follow the handler, they get
+    the value of a record without a topic, with its timestamp and headers. It can't set a key then.
 
     Example::
 

@@ -34,7 +34,8 @@ class Surroundings:
         context_type: the type of the handlers' contexts.
         passing: exceptions that aren't a failure in the chain and go through it unchanged: the shell's, and
             `StepFailure`, which already has its place.
-        record_writer: returns the function that writes a `Record` of the handler at a place.
+        record_writer: returns the function that takes a `Record` of the step at a place: it writes it, or
+            passes it to the following step if the record has no topic. None: all have one.
         timers: the timers of the handlers that set some, and what is open in windows and joins, by the step's
             name.
         fire: collects what to call when a timer is due, by the names of step and timer.
@@ -45,7 +46,7 @@ class Surroundings:
     tables: Mapping[str, AnyTable]
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
-    record_writer: Callable[[Place], WriteRecord]
+    record_writer: Callable[[Place, Step | None], WriteRecord]
     timers: Mapping[str, KeyTimers | AnyOpen] = field(default_factory=dict[str, KeyTimers | AnyOpen])
     fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])
 

@@ -48,7 +48,7 @@ class ProcessOperator:
         clocks = {store.clock_name for store in node.stores if store.state.ttl is not None}
         for name in clocks:  # at most one
             function = _advancing(function, Clock(cast("EntryTable", tables[name])))
-        write_record = surroundings.record_writer(place)
+        write_record = surroundings.record_writer(place, following)
         for timer in node.timers:
             name = getattr(timer.function, "__name__", timer.name)
             timer_place = Place(node.name, f"in {name!r}", node.on_error)

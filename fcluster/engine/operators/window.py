@@ -204,7 +204,7 @@ def compile_late(
 ) -> Callable[[SourceRecord, bytes | None, Any], None]:
     """What to do with a record that comes too late."""
     topic, source = node.late, surroundings.source
-    write_record = surroundings.record_writer(place)
+    write_record = surroundings.record_writer(place, None)
     decode_key = key_codec(source.key)[0]
 
     def drop(_record: SourceRecord, _key: bytes | None, _value: Any) -> None:

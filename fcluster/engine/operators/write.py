@@ -1,7 +1,7 @@
 """Write: the last step of a chain, which encodes its results and passes them to the port.
 
 What no step has changed is written with its original bytes. A null value that was read as null is written as
-null, whatever the codec. A handler's output isn't null unless a `Record` says so.
+null, whatever the codec. A handler's output isn't null unless a `Record` says so, also if steps follow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.common.ids import is_internal_topic
 from fcluster.engine.operators.base import WriteRecord, field_of
-from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, SourceRecord
+from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, PassedRecord, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import (
     Encode,
@@ -72,7 +72,7 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
 
     def write_json(record: SourceRecord, key: bytes | None, value: Any) -> None:
         try:
-            if value is None and nulls_stay and record.value() is None:
+            if value is None and (nulls_stay or type(record) is PassedRecord) and record.value() is None:
                 encoded = None
             else:
                 encoded = _dumps(value)
@@ -141,6 +141,7 @@ def compile_record_writer(
     own_topic_place: Place,
     sink_place: Place,
     port_at: Callable[[Place], OutputPort],
+    pass_on: WriteRecord | None = None,
 ) -> WriteRecord:
     """Write a `Record` to its own topic, or to `target` if it may go there.
 
@@ -148,6 +149,7 @@ def compile_record_writer(
         own_topic_place: the handler's place. Its rule applies to mistakes in the record's fields, and to
             topics that the record names.
         sink_place: the place whose rule applies to `target`.
+        pass_on: takes the records that name no topic, if steps follow.
     """
     own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
 
@@ -157,8 +159,8 @@ def compile_record_writer(
         try:
             if topic is None:
                 raise RecordError(
-                    "a Record without a topic can only be yielded by the last handler of a chain that has a "
-                    "target (to=...); yield a plain value, or give the Record a topic"
+                    "a Record without a topic was yielded by a handler that has no target; give the Record a "
+                    "topic, or the handler to=..."
                 )
             if record.key is not UNSET:
                 key = None if record.key is None else key_codec(topic.key)[1](record.key)
@@ -176,7 +178,39 @@ def compile_record_writer(
             raise StepFailure(place, error) from error
         port.records += 1
 
-    return write
+    def write_or_pass_on(source: SourceRecord, key: bytes | None, record: Record) -> None:
+        if record.topic is None and pass_on is not None:
+            pass_on(source, key, record)
+        else:
+            write(source, key, record)
+
+    return write if pass_on is None else write_or_pass_on
+
+
+def compile_passing_on(following: Step, source: TopicSpec, place: Place) -> WriteRecord:
+    """Pass a `Record` without a topic to the steps that follow its handler, which is at `place`."""
+    decode = value_codec(source.value)[0]
+
+    def pass_on(record: SourceRecord, key: bytes | None, output: Record) -> None:
+        try:
+            if output.key is not UNSET:
+                raise RecordError(
+                    "a Record that sets a key was yielded, and steps follow the handler, whose state belongs "
+                    "to the key of the shard; put key_by() behind the handler, or give the Record a topic"
+                )
+            if output.value is UNSET:
+                raw = record.value()
+                value = None if raw is None else decode(raw)
+            else:
+                value = output.value
+            at_ms = None if output.timestamp is UNSET else _timestamp(output.timestamp)
+            headers = () if output.headers is UNSET else (_headers(output.headers),)
+            passed = PassedRecord(record, at_ms, headers, value is None)
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+        following(passed, key, value)
+
+    return pass_on
 
 
 def unchanged(record: SourceRecord, _value: Any) -> bytes | None:
@@ -192,7 +226,9 @@ def _value_bytes(target: Target, source: TopicSpec) -> ValueBytes:
     if sink.value == "json" and is_internal_topic(sink.name):
         encode = encode_json_without_models
 
-    def behind_handler(_record: SourceRecord, value: Any) -> bytes | None:
+    def behind_handler(record: SourceRecord, value: Any) -> bytes | None:
+        if value is None and type(record) is PassedRecord and record.is_tombstone:
+            return None
         return encode(value)
 
     def null_stays(record: SourceRecord, value: Any) -> bytes | None:

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from fcluster import Job
 from fcluster.common.errors import JobError
+from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
+from fcluster.engine.failure import Condemnation
 from fcluster.testing import Driver, JobStopped
+from tests.unit.worker.processing_bench import Bench
 
 WAYS = ("first", "second", "rest")
 
@@ -182,3 +185,81 @@ def test_every_record_goes_exactly_one_way_or_fails_once(
             driver.send("in", value, key="k")
         assert [driver.read_values(f"out-{number}") for number in range(len(tables) + 1)] == expected
         assert driver.skipped == failed
+
+
+def fails_below_10(value: int) -> int:
+    if value < 10:
+        raise ValueError("small")
+    return value
+
+
+@pytest.mark.parametrize("rule", ["dead", "skip"])
+def test_record_that_fails_in_front_of_a_branch_is_one_failure(rule: str) -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    ways = job.stream(job.topic("in")).map(fails_below_10, on_error=dead if rule == "dead" else "skip")
+    for name, way in zip(WAYS, ways.branch(is_even, is_large), strict=True):
+        way.to(job.topic(name))
+    with Driver(job) as driver:
+        for value in (1, 2, 12, 13):
+            driver.send("in", value, key="k")
+        assert [driver.read_values(way) for way in WAYS] == [[12], [13], []]
+        assert [letter.offset for letter in driver.dead_letters()] == ([0, 1] if rule == "dead" else [])
+        assert driver.skipped == 2
+
+
+def test_record_that_fails_in_a_stream_that_is_used_twice_is_one_failure() -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    stream = job.stream(job.topic("in")).map(fails_below_10, on_error=dead)
+    stream.to(job.topic("first"))
+    stream.filter(is_large).to(job.topic("second"))
+    job.stream(job.topic("in")).map(fails_below_10, on_error=dead).to(job.topic("rest"))
+    with Driver(job) as driver:
+        for value in (1, 12):
+            driver.send("in", value, key="k")
+        assert [driver.read_values(way) for way in WAYS] == [[12], [12], [12]]
+        # The step of the other stream isn't the same step, and has its own failure.
+        handlers = [letter.handler for letter in driver.dead_letters()]
+        assert [name.endswith(("first')", "rest')")) for name in handlers] == [True, True], handlers
+
+
+def test_later_failure_of_a_shared_step_counts_if_the_first_chain_has_failed_before_it() -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+
+    def two_values(value: int) -> Any:
+        yield value
+        if value == 5:
+            raise ValueError("second value")
+        yield value + 1
+
+    def fails_on_odd(value: int) -> int:
+        if value % 2:
+            raise ValueError("odd")
+        return value
+
+    stream = job.stream(job.topic("in")).flat_map(two_values, on_error=dead)
+    stream.map(fails_on_odd, on_error=dead).to(job.topic("first"))
+    stream.to(job.topic("second"))
+    with Driver(job) as driver:
+        driver.send("in", 5, key="k")
+        assert [letter.error for letter in driver.dead_letters()] == [
+            "ValueError: odd",
+            "ValueError: second value",
+        ]
+
+
+def test_record_that_hangs_in_front_of_a_branch_is_condemned_once_and_not_called_again() -> None:
+    job = Job("j")
+    called: list[int] = []
+    ways = job.stream(job.topic("in")).map(called.append, on_error=job.topic("dead", value="bytes"))
+    for name, way in zip(WAYS, ways.branch(is_even, is_large), strict=True):
+        way.to(job.topic(name))
+    bench = Bench(job)
+    step = "map 'append' (step 1 of 'in-to-first')"
+    bench.runner.condemn(4, Condemnation(Failure.of_record("it took too long"), step=step))
+    bench.run(1, offset=4)
+    assert called == []
+    assert [output[0] for output in bench.outputs] == ["dead"]
+    assert bench.port.skipped == 1

@@ -203,3 +203,70 @@ def test_timer_that_always_sets_itself_again_lets_records_through() -> None:
         values = driver.read_values("out")
         assert values == [1, "polled", 2, "polled", "polled", "polled", "polled"]
         assert driver.timers("start", "ann") == {"poll": START_MS + 7}
+
+
+def later(timed: Record, first: Record | None = None) -> tuple[Job, Any]:
+    """A handler whose timer returns `timed`, and steps behind it, up to the last one."""
+    job = Job("later")
+    dead = job.topic("dead", value="bytes")
+
+    def start(ctx: Any, _value: Any) -> Any:
+        ctx.timer("due", at=ctx.timestamp + 10)
+        return first
+
+    def due(_key: str, _ctx: Any) -> Any:
+        return timed
+
+    stream = job.stream(job.topic("in")).process(start, timers={"due": due}, on_error=dead)
+    return job, stream.filter(lambda value: value != {"n": 3}).map(lambda value: value)
+
+
+def fired(driver: Driver) -> list[Any]:
+    """What is written when a record has come and the timer has fired."""
+    driver.send("in", {"sent": True}, key="a", timestamp=START_MS)
+    driver.advance(by_ms=10, clock="event")
+    return driver.read("out")
+
+
+def test_record_of_a_handler_or_timer_goes_on_to_the_steps_behind() -> None:
+    fields: Any = {"timestamp": START_MS + 99, "headers": [("h", b"1")]}
+    job, stream = later(Record(value={"n": 2}, **fields), Record(**fields))
+    stream.to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        written = fired(driver)
+        assert [record.value for record in written] == [{"sent": True}, {"n": 2}]
+        assert [record.timestamp for record in written] == [START_MS + 99] * 2
+        assert [list(record.headers) for record in written] == [[("h", b"1")]] * 2
+
+
+def test_step_behind_a_timer_sees_the_value_of_its_record() -> None:
+    job, stream = later(Record(value={"n": 3}))
+    stream.to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        assert fired(driver) == []
+
+
+def test_record_of_a_timer_goes_through_a_key_by() -> None:
+    job, stream = later(Record(value={"n": 2}, timestamp=START_MS + 99))
+    stream.key_by(lambda value: str(value["n"])).to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        (written,) = fired(driver)
+        assert (written.raw_key, written.value, written.timestamp) == (b"2", {"n": 2}, START_MS + 99)
+
+
+def test_tombstone_of_a_timer_stays_one_behind_steps_but_other_nulls_do_not_become_one() -> None:
+    for value, raw in ((None, None), ({"n": 2}, b"null")):
+        job, stream = later(Record(value=value))
+        stream.map(lambda value: None).to(job.topic("out"))
+        with Driver(job, partitions=1) as driver:
+            (written,) = fired(driver)
+            assert written.raw_value == raw
+
+
+def test_record_with_a_key_fails_where_steps_follow_and_says_what_to_do() -> None:
+    job, stream = later(Record(value={"n": 2}, key="other"))
+    stream.to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        assert fired(driver) == []
+        (letter,) = driver.dead_letters()
+        assert "put key_by() behind the handler, or give the Record a topic" in letter.error
