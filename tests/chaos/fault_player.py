@@ -40,11 +40,12 @@ from tests.chaos.network import KAFKA, BrokerFor, Island
 from tests.chaos.plan import ISLANDER, SLOTS, Planned, Round
 from tests.chaos.runner import Chaos
 from tests.chaos.trio import STANDBY, NotWholeError, Trio, TwoCoordinators
-from tests.harness import COORDINATOR, wait_until, worker_name
+from tests.harness import COORDINATOR, Slowness, wait_until, worker_name
 
 TICK_S = 0.02
 FRAMES_AT_ONCE = 500
 HEALED_S = 60.0
+"""On a quiet machine; on a slower one it is longer in proportion."""
 
 Heal = Callable[[], None]
 
@@ -167,7 +168,12 @@ class FaultPlayer:
                 newest_ns > since_ns for newest_ns in self._run.newest_ns().values()
             ) and self._cluster.shards_running(self._size)
 
-        wait_until(goes_on, f"{self._size} workers run all shards, and output flows", HEALED_S, 0.1)
+        what = f"{self._size} workers run all shards, and output flows"
+        began_s = time.monotonic()
+        with Slowness() as machine:
+            wait_until(goes_on, what, HEALED_S * Slowness.MOST, 0.1)
+        took_s, most_s = time.monotonic() - began_s, HEALED_S * machine.leeway
+        assert took_s <= most_s, f"{what}: took {took_s:.0f} s, and the limit is {most_s:.0f} s"
 
     # --- turns -----------------------------------------------------------------------------------------
 
