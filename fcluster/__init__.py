@@ -27,6 +27,7 @@ from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.counted import Counted
 from fcluster.graph.operators import TopicSpec as Topic
+from fcluster.graph.sketches import approx_distinct
 from fcluster.graph.sliding import Sliding
 from fcluster.graph.states import ListState, MapState, ValueState
 from fcluster.graph.watermark import Watermark
@@ -60,6 +61,7 @@ __all__ = [
     "Watermark",
     "WindowedStream",
     "__version__",
+    "approx_distinct",
     "collect",
     "count",
     "count_distinct",

@@ -66,11 +66,11 @@ class Aggregate(Generic[_R_co, V_contra]):
                 remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
         for part in ("init", "add", "result"):
-            _check(f"{part}= of the aggregate {self.name!r}", getattr(self, part))
+            check_of(f"{part}= of the aggregate {self.name!r}", getattr(self, part))
         if self.merge is not None:
-            _check(f"merge= of the aggregate {self.name!r}", self.merge)
+            check_of(f"merge= of the aggregate {self.name!r}", self.merge)
         if self.subtract is not None:
-            _check(f"subtract= of the aggregate {self.name!r}", self.subtract)
+            check_of(f"subtract= of the aggregate {self.name!r}", self.subtract)
 
 
 def count() -> Aggregate[int]:
@@ -87,7 +87,7 @@ def count() -> Aggregate[int]:
 
 def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The sum of `of(value)`; of the values themselves by default."""
-    _check("sum_()", of)
+    check_of("sum_()", of)
 
     def add(kept: Any, value: Any) -> Any:
         return kept + of(value)
@@ -100,19 +100,19 @@ def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The smallest `of(value)`."""
-    _check("min_()", of)
+    check_of("min_()", of)
     return _chosen("min", of, min)
 
 
 def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     """The greatest `of(value)`."""
-    _check("max_()", of)
+    check_of("max_()", of)
     return _chosen("max", of, max)
 
 
 def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
     """The arithmetic mean of `of(value)`. None for a group of a table without rows."""
-    _check("mean()", of)
+    check_of("mean()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
         kept[0] += of(value)
@@ -130,7 +130,7 @@ def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
 
 def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     """`of(value)` of the record with the smallest timestamp; among equal ones, of the first one."""
-    _check("first()", of)
+    check_of("first()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
         return [timestamp_ms, of(value)] if not kept or timestamp_ms < kept[0] else kept
@@ -147,7 +147,7 @@ def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
 
 def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     """`of(value)` of the record with the greatest timestamp; among equal ones, of the last one."""
-    _check("last()", of)
+    check_of("last()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
         return [timestamp_ms, of(value)] if not kept or timestamp_ms >= kept[0] else kept
@@ -164,7 +164,7 @@ def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
 
 def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     """A list of all `of(value)`, in the order in which the records were read."""
-    _check("collect()", of)
+    check_of("collect()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
         kept.append(of(value))
@@ -191,10 +191,10 @@ def reduce(
         subtract: called as `subtract(reduced, of(value))` to take a value away, for groups of a table's rows.
             None: it can't be used for these.
     """
-    _check("reduce()", function)
-    _check("reduce(of=)", of)
+    check_of("reduce()", function)
+    check_of("reduce(of=)", of)
     if subtract is not None:
-        _check("reduce(subtract=)", subtract)
+        check_of("reduce(subtract=)", subtract)
 
     def take_away(kept: list[Any], value: Any) -> list[Any]:
         assert subtract is not None
@@ -221,7 +221,7 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         sample: whether the records are a sample: then the sum is divided by n - 1, and the result is None if
             there is only one record.
     """
-    _check("variance()", of)
+    check_of("variance()", of)
 
     # Welford's algorithm: the difference of two large sums would lose all digits.
     def add(kept: list[Any], value: Any) -> list[Any]:
@@ -253,8 +253,8 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise JobError(f"n={bounded_repr(n)} of top_n is not a number of values.", remedy="Use 1 or more.")
-    _check("top_n(by=)", by)
-    _check("top_n(of=)", of)
+    check_of("top_n(by=)", by)
+    check_of("top_n(of=)", of)
 
     def put(kept: list[Any], pair: list[Any]) -> None:
         # Sorted smallest first, and among equal ones the last one first: so the first one is removed.
@@ -287,7 +287,7 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     Two values are the same if their JSON is the same: 1 and 1.0 are different, and the order of a dict's keys
     doesn't matter.
     """
-    _check("count_distinct()", of)
+    check_of("count_distinct()", of)
 
     def add(kept: dict[str, int], value: Any) -> dict[str, int]:
         text = _text_of(of(value)).decode()
@@ -406,22 +406,23 @@ WITHDRAWN = "withdrawn"
 Fields = tuple[tuple[str, Aggregate[Any, Any]], ...]
 """The aggregates of a window, by name."""
 _OURS = frozenset(
-    one.__name__
-    for one in (
-        collect,
-        count,
-        count_distinct,
-        first,
-        last,
-        max_,
-        mean,
-        min_,
-        reduce,
-        sum_,
-        top_n,
-        variance,
-    )
+    {
+        "approx_distinct",
+        "collect",
+        "count",
+        "count_distinct",
+        "first",
+        "last",
+        "max_",
+        "mean",
+        "min_",
+        "reduce",
+        "sum_",
+        "top_n",
+        "variance",
+    }
 )
+"""The names of fcluster's own, to tell somebody who has left out the brackets."""
 
 
 def _chosen(name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any]) -> Aggregate[Any]:
@@ -442,7 +443,12 @@ def _added(kept: list[Any], later: list[Any]) -> list[Any]:
     return [one + other for one, other in zip(kept, later, strict=True)]
 
 
-def _check(what: str, function: Any) -> None:
+def check_of(what: str, function: Any) -> None:
+    """Check that what an aggregate got is a function.
+
+    Raises:
+        JobError: it isn't.
+    """
     if not callable(function):
         raise JobError(
             f"{what} got {bounded_repr(function)}, not a function.",

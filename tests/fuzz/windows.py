@@ -29,6 +29,7 @@ from fcluster import (
     Sliding,
     Tumbling,
     Watermark,
+    approx_distinct,
     collect,
     count,
     count_distinct,
@@ -196,6 +197,7 @@ AGGREGATES: dict[str, Callable[[], Any]] = {
     "values": collect,
     "top": lambda: top_n(2, by=lambda value: value),
     "different": count_distinct,
+    "about": approx_distinct,
 }
 KEYLESS_AGGREGATES: dict[str, Callable[[Any], Any]] = {
     "n": lambda _of: count(),
@@ -206,6 +208,7 @@ KEYLESS_AGGREGATES: dict[str, Callable[[Any], Any]] = {
     "values": collect,
     "top": lambda of: top_n(2, by=of, of=of),
     "different": count_distinct,
+    "about": approx_distinct,
 }
 _CHANGES: dict[Before, Callable[[Any], list[Any]]] = {
     "": lambda value: [value],
@@ -339,6 +342,7 @@ def result_of(key: str, start: int, end: int, rows: Timed) -> dict[str, Any]:
         "values": values,
         "top": sorted(values, reverse=True)[:2],
         "different": len(set(values)),
+        "about": len(set(values)),
     }
 
 

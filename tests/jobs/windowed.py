@@ -3,7 +3,7 @@
 import os
 from datetime import timedelta
 
-from fcluster import Hopping, Job, Tumbling, collect, count, sum_
+from fcluster import Hopping, Job, Tumbling, approx_distinct, collect, count, sum_
 
 MS = timedelta(milliseconds=1)
 SIZE_MS = 1_000
@@ -23,7 +23,7 @@ output = job.topic(os.environ["FCLUSTER_TEST_OUTPUT"])
     job.stream(source)
     .key_by(lambda value: str(value % 10), name="digit")
     .window(Hopping(2 * SIZE_MS * MS, every=SIZE_MS * MS), name="by-digit")
-    .aggregate(n=count(), total=sum_())
+    .aggregate(n=count(), total=sum_(), about=approx_distinct())
     .map(lambda result: {**result, "by": "digit"})
     .to(output)
 )

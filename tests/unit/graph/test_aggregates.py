@@ -15,6 +15,7 @@ from fcluster import (
     Aggregate,
     Job,
     Tumbling,
+    approx_distinct,
     collect,
     count,
     count_distinct,
@@ -47,6 +48,7 @@ AGGREGATES: dict[str, Aggregate[Any]] = {
     "sample": variance(sample=True),
     "top": top_n(3, by=lambda value: value % 7),
     "distinct": count_distinct(lambda value: {"last digit": value % 10}),
+    "about": approx_distinct(lambda value: {"last digit": value % 10}),
 }
 
 
@@ -84,7 +86,7 @@ def expected(name: str, rows: Sequence[Row]) -> Any:
             return pytest.approx(statistics.variance(values), rel=1e-6, abs=1e-6) if len(values) > 1 else None
         case "top":
             return sorted(values, key=lambda value: -(value % 7))[:3]
-        case "distinct":
+        case "distinct" | "about":
             return len({value % 10 for value in values})
         case _:
             total = values[0]
