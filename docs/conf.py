@@ -37,7 +37,7 @@ python_use_unqualified_type_names = True
 # few types that only appear in signatures aren't described.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|datetime|typing)\..*"),
+    ("py:.*", r"(collections|datetime|pathlib|typing)\..*"),
     ("py:class", r"(fcluster\.[a-z_.]+\.)?_?[A-Z](_co|_contra)?"),
     ("py:class", r"fcluster\.api\.context\.AnyFunction"),
     ("py:class", r"fcluster\.graph\.(record\.Unset|states\.State|windows\.Gathered)"),

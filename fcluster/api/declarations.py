@@ -12,10 +12,10 @@ from fcluster.api.checks import check_function, check_name
 from fcluster.api.nodes import Merge, Node, Source
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.common.ids import colliding_topic, is_internal_topic, journal_topic
+from fcluster.common.ids import colliding_topic, is_internal_topic, journal_topic, repartition_topic
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
-from fcluster.graph.codecs import Codec, CodecUse, Kind, ModelCodec, bound_codec
+from fcluster.graph.codecs import UNNAMED_KEY_BY, Codec, CodecUse, Kind, ModelCodec, bound_codec
 from fcluster.graph.models import check_key_model, declared_kind
 from fcluster.graph.operators import KeyKind, OnError, TopicSpec, ValueKind
 from fcluster.graph.stages import with_event_time, with_timestamps
@@ -140,6 +140,10 @@ class Declarations:
         if not isinstance(state.key, Codec):
             return state
         return replace(state, key=cast("Codec[Any]", self.bound(state.key, name, "key")))
+
+    def repartition_topic(self, name: str | None) -> str:
+        """The topic of a `key_by` with that name. Without a name its topic isn't known yet."""
+        return UNNAMED_KEY_BY if name is None else repartition_topic(self.job, name)
 
     def bound(self, kind: Kind | type[Any], name: str, part: Literal["key", "value", "state"]) -> Kind:
         """A kind as it is declared, with codecs for one use. They are the same objects each time, because

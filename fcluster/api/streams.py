@@ -202,9 +202,10 @@ class Stream(Generic[K_co, V_co]):
             raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
         if name is not None:
             check_name(name, "The stage name")
-        key = self._declared.bound(key, name or "key_by", "key")
+        topic = self._declared.repartition_topic(name)
+        key = self._declared.bound(key, topic, "key")
         if value is not None:
-            value = self._declared.bound(value, name or "key_by", "value")
+            value = self._declared.bound(value, topic, "value")
         said = checked_version(version, "key_by")
         return self._then(KeyBy(by, name, key, value, self._declared.rule(on_error, "key_by"), said))
 

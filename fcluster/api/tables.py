@@ -246,7 +246,7 @@ class Table(Generic[K_co, V_co]):
             check_function(value, "group_by(value=)", ("value",))
         check_name(name, "The name of the groups", " with name=")
         rule = self._declared.rule(on_error, f"the groups {name!r}")
-        key = self._declared.bound(key, name, "key")
+        key = self._declared.bound(key, self._declared.repartition_topic(name), "key")
         kind: ValueKind = "json"
         told = self._told_node("changes")
         base = rows_below(self._table)

@@ -84,6 +84,13 @@ class JobError(FclusterError):
     kind = FailureKind.JOB
 
 
+class FormatUnusable(FclusterError):
+    """Records can't be read or written in a format at present, whatever they hold: its schema registry can't
+    be reached, isn't set, or refuses the schema. No record is to blame, so no `on_error` applies: the job
+    stops.
+    """
+
+
 class KafkaUnavailable(FclusterError):
     """The brokers can't be reached, or reject this client."""
 

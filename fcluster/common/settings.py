@@ -7,7 +7,7 @@ network, or read anything but the TOML file that it is given.
 
 Names follow the Kafka ecosystem. Dots, dashes, underscores and case don't matter. Names that begin with
 `kafka.` are passed through to librdkafka. Those that begin with `kafka.consumer.` or `kafka.producer.` apply
-to one kind of client.
+to one kind of client. Names that begin with `schema.registry.` go to the schema registry's client.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ process's arguments, but not its environment.
 REDACTED: Final = "********"
 
 _INT_MAX: Final = 2**31 - 1
-_SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem", re.IGNORECASE)
+_SECRET = re.compile(
+    r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem|user\.info", re.IGNORECASE
+)
 _NO_SECRETS: Final = {"security.keys.dir"}  # only a path
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
@@ -252,6 +254,8 @@ class Settings:
         worker_leave_timeout_ms: how long a worker that was asked to leave (SIGTERM) waits for its shards to
             move to warm copies. After that it commits what it has processed and exits. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
+        schema_registry: settings of the schema registry's client, by confluent-kafka's own names, without the
+            prefix `schema.registry.`: `url`, `basic.auth.user.info`, `ssl.ca.location` and so on.
         reading_group: the consumer group of consumers that neither join nor commit, because a broker checks
             whether they may read as that group. Not a user's setting: the program sets it. Empty: no
             particular group.
@@ -293,6 +297,7 @@ class Settings:
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
     worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    schema_registry: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     reading_group: str = ""
 
     def __post_init__(self) -> None:
@@ -319,7 +324,8 @@ class Settings:
         This includes secrets. Use it to pass settings to another process, never for logs.
         """
         values = {_dotted(name): _as_text(getattr(self, name)) for name in _ATTRIBUTES}
-        return values | {f"kafka.{key}": value for key, value in self.kafka.items()}
+        values |= {f"kafka.{key}": value for key, value in self.kafka.items()}
+        return values | {f"{_REGISTRY}{key}": value for key, value in self.schema_registry.items()}
 
     def redacted(self) -> dict[str, str]:
         """`as_mapping` for logs and status: secrets, and credentials in URLs, are replaced."""
@@ -342,6 +348,30 @@ _ALIASES: Final = {
 }
 _ATTRIBUTE_BY_NAME: Final = {name.replace("_", "."): name for name in _ATTRIBUTES} | _ALIASES
 
+_REGISTRY: Final = "schema.registry."
+_REGISTRY_KEYS: Final = (
+    "url",
+    "basic.auth.user.info",
+    "bearer.auth.credentials.source",
+    "bearer.auth.token",
+    "bearer.auth.logical.cluster",
+    "bearer.auth.identity.pool.id",
+    "bearer.auth.client.id",
+    "bearer.auth.client.secret",
+    "bearer.auth.scope",
+    "bearer.auth.issuer.endpoint.url",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.key.password",
+    "proxy",
+    "timeout",
+    "max.retries",
+    "retries.wait.ms",
+    "retries.max.wait.ms",
+    "cache.capacity",
+)
+"""What confluent-kafka's client of a schema registry takes as text or a number."""
 _KAFKA_KEYS_WITH_UNDERSCORE: Final = ("log_level", "ssl_key", "ssl_certificate", "ssl_ca")
 _KAFKA_KEYS_OWNED: Final = {
     "group.id": "it is the job's name",
@@ -427,6 +457,7 @@ class _Resolution:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._kafka: dict[str, str] = {}
+        self._registry: dict[str, str] = {}
         self._origins: dict[str, str] = {}
 
     def take(self, name: str, value: Any, origin: str) -> None:
@@ -443,6 +474,8 @@ class _Resolution:
             self._origins[attribute] = origin
         elif plain.startswith("kafka."):
             self._take_kafka(name.strip()[len("kafka.") :], value, origin)
+        elif plain.startswith(_REGISTRY):
+            self._take_registry(plain.removeprefix(_REGISTRY), value, origin)
         else:
             raise _unknown(name, plain, origin)
 
@@ -466,13 +499,28 @@ class _Resolution:
             )
         self._kafka[key] = _as_text(value)
 
+    def _take_registry(self, key: str, value: Any, origin: str) -> None:
+        if key not in _REGISTRY_KEYS:
+            near = near_names(key, _REGISTRY_KEYS)
+            raise SettingsError(
+                f"There is no setting {_REGISTRY + key!r} ({origin}).",
+                remedy=f"Did you mean {_REGISTRY}{near[0]}?"
+                if near
+                else f"Known are {_REGISTRY}url, basic.auth.user.info, ssl.ca.location, timeout and others.",
+            )
+        if not isinstance(value, str | int | float):
+            raise SettingsError(
+                f"{_REGISTRY}{key} {origin} is neither text nor a number.", remedy="Write it as text."
+            )
+        self._registry[key] = _as_text(value).strip()
+
     def settings(self) -> Settings:
         defaults = Settings()
         values: dict[str, Any] = {name: getattr(defaults, name) for name in _ATTRIBUTES}
         values |= {"snapshots": "", **self._values}
         self._follow(values)
         self._check(values)
-        return Settings(**values, kafka=self._kafka)
+        return Settings(**values, kafka=self._kafka, schema_registry=self._registry)
 
     def _follow(self, values: dict[str, Any]) -> None:
         """Adjust defaults to the values that were set, so that one setting can be changed alone."""

@@ -428,7 +428,7 @@ class TimerRunner:
         record: TimerRecord,
         clock: TimerClock,
     ) -> None:
-        rule = failure.place.on_error
+        rule = failure.rule
         stops_with = failure.of(record)
         if rule != "stop":
             self._port.skipped += 1

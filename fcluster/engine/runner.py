@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fcluster.common.errors import ProcessingError, failure_of
+from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import Failure
 from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
@@ -46,7 +46,7 @@ from fcluster.engine.stamps import Stamper, TimestampError
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import ModelError, decoding_trouble, value_codec
-from fcluster.graph.operators import OnError, TopicSpec
+from fcluster.graph.operators import TopicSpec
 from fcluster.graph.stages import Input, Stage
 
 if TYPE_CHECKING:
@@ -464,7 +464,7 @@ def _tolerant(
                 table.rollback()
             entries.clear()
             if not shared.is_handled(failure.place, record):
-                _tolerate(failure.place.on_error, failure.place.name, record, failure, port)
+                _tolerate(failure, record, port)
 
     return run
 
@@ -494,16 +494,15 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
     entries.clear()
 
 
-def _tolerate(
-    rule: OnError, handler: str, record: SourceRecord, failure: StepFailure, port: OutputPort
-) -> None:
-    """Do what `rule` says, without holding outputs back: the chain has left no trace."""
+def _tolerate(failure: StepFailure, record: SourceRecord, port: OutputPort) -> None:
+    """Do what its rule says, without holding outputs back: the chain has left no trace."""
+    rule = failure.rule
     if rule == "stop":
         raise HandlerError(failure.of(record)) from failure.error
     port.skipped += 1
     if isinstance(rule, TopicSpec):
         try:
-            write_dead_letter(port.produce, rule, record, handler, failure.describe())
+            write_dead_letter(port.produce, rule, record, failure.place.name, failure.describe())
         except RecordError as error:
             raise HandlerError(dead_letter_trouble(record, error)) from error
         port.records += 1
@@ -522,9 +521,9 @@ def _compile_unreadable(
 ) -> Callable[[SourceRecord, BaseException], None]:
     def on_unreadable(record: SourceRecord, error: BaseException) -> None:
         failure = _unreadable(source.topic, place, record, error)
-        if place.on_error == "stop":
+        if failure.rule == "stop":
             raise UnreadableRecordError(_unreadable_failure(source, record, failure)) from error
-        _tolerate(place.on_error, place.name, record, failure, port)
+        _tolerate(failure, record, port)
 
     return on_unreadable
 
@@ -552,6 +551,8 @@ def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailur
         )
         message = f"{describe_record(record)} has no usable timestamp: {failure.describe()}"
         return Failure.of_record(message, remedy, where_of(record))
+    if isinstance(failure.error, FormatUnusable):
+        return failure.of(record)
     message = f"{describe_record(record)} can't be decoded: {failure.describe()}"
     remedy = (
         f"declare {name!r} with the kind of data that it holds, or let such records be skipped "
@@ -631,7 +632,7 @@ class _CarefulRun:
             stamped = record if self._stamper is None else self._stamper.stamp(record, value)
         except BaseException as error:
             failure = _unreadable(self._source.topic, self._source_place, record, error)
-            if failure.place.on_error == "stop":
+            if failure.rule == "stop":
                 raise UnreadableRecordError(_unreadable_failure(self._source, record, failure)) from error
             self._dead_letter(record, failure, outputs)
             return outputs, 1
@@ -648,7 +649,7 @@ class _CarefulRun:
                 raise
             except BaseException as error:  # noqa: BLE001
                 failure = step_failure_of(error, chain.name)
-                if failure.place.on_error == "stop":
+                if failure.rule == "stop":
                     raise UnreadableRecordError(failure.of(record)) from failure.error
                 for table in chain.tables:
                     table.rollback()
@@ -659,7 +660,7 @@ class _CarefulRun:
         return outputs, skipped
 
     def _dead_letter(self, record: SourceRecord, failure: StepFailure, outputs: list[HeldOutput]) -> None:
-        rule = failure.place.on_error
+        rule = failure.rule
         if not isinstance(rule, TopicSpec):
             return
 

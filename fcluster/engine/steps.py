@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fcluster.common.errors import FormatUnusable, failure_of
 from fcluster.common.failures import Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, describe_record, where_of
@@ -60,10 +61,17 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
         self.error = error
 
     @property
+    def rule(self) -> OnError:
+        """What to do with the record. No rule for bad records applies if no record is to blame."""
+        return "stop" if isinstance(self.error, FormatUnusable) else self.place.on_error
+
+    @property
     def cause(self) -> Failure:
         """What went wrong, without the record and the place."""
         if isinstance(self.error, RecordError | OutputRefusedError):
             return self.error.failure
+        if isinstance(self.error, FormatUnusable):
+            return failure_of(self.error)
         return Failure.of_record(describe_exception(self.error))
 
     def describe(self) -> str:
@@ -74,7 +82,7 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
         """A failure that names the record, the place and the cause, with a remedy where there is one."""
         cause = self.cause
         message = f"{describe_record(record)} failed {self.place.doing}: {cause.message}"
-        if not isinstance(self.error, RecordError | OutputRefusedError):
+        if not isinstance(self.error, RecordError | OutputRefusedError | FormatUnusable):
             where = place_of(self.error)
             message += f" ({where})" if where else ""
         return Failure.of_record(message, cause.remedy, where_of(record))

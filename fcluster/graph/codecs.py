@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -201,12 +201,17 @@ INT_BYTES_MIN = 8
 """The size that Kafka's `LongSerializer` writes. Longer ints take as many bytes as they need."""
 
 
+UNNAMED_KEY_BY = "key_by"
+"""The name in a `CodecUse` for a `key_by` without a name."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodecUse:
     """What a codec is opened for.
 
     Attributes:
-        name: the name of the topic, or of the state (``handler/state``).
+        name: the name of the topic, or of the state (``handler/state``). For a `key_by` without a name:
+            "key_by".
         part: the part that is encoded: "key", "value", or "state".
         settings: the settings of this run, by dotted name.
     """
@@ -251,6 +256,14 @@ class Codec(Generic[_T]):
             raise JobError(
                 f"The codec name {self.name!r} is one of fcluster's own.", remedy="Give it another name."
             )
+
+    def name_for(self, use: CodecUse) -> str:  # noqa: ARG002  for codecs whose names differ
+        """Its name in one use, when that is declared.
+
+        Raises:
+            JobError: it isn't meant for this use.
+        """
+        return self.name
 
 
 class ModelError(ValueError):
@@ -324,7 +337,7 @@ def bound_codec(kind: Kind, use: CodecUse) -> Kind:
     def decode(raw: bytes) -> Any:
         return codec().decode(raw)
 
-    return replace(kind, encode=encode, decode=decode, open=None)
+    return Codec(kind.name_for(use), encode, decode)
 
 
 def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseException:

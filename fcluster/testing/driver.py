@@ -39,6 +39,8 @@ from fcluster.testing.shards import Shard
 from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
 
 PARTITIONS = 4
+REGISTRY_URL = "mock://driver"
+"""confluent-kafka's stand-in for a schema registry, in the test's own process."""
 START_MS = 1_767_225_600_000
 """The beginning of 2026."""
 FAILURES_MAX = 100
@@ -111,7 +113,8 @@ class Driver:
         job: the job under test. It isn't changed, so many drivers can run it.
         partitions: partition counts of the topics that the job reads, by topic or for all of them. The counts
             of other topics follow from these, as in a cluster, unless they are given too.
-        settings: override those of the job. Neither fcluster.toml nor the environment is read.
+        settings: override those of the job. Neither fcluster.toml nor the environment is read. Schemas are
+            registered in the process's memory, unless `schema.registry.url` is given here.
         auto_barrier: if False, records stay in an open epoch until `barrier` is called, so that `crash` loses
             something.
         now_ms: the timestamp of records that are sent without one, in milliseconds since 1970.
@@ -135,7 +138,8 @@ class Driver:
         auto_barrier: bool = True,
         now_ms: int = START_MS,
     ) -> None:
-        resolved = resolve(job.settings, None, {}, settings or {})
+        # Schemas are registered in this process, whatever registry the job names.
+        resolved = resolve(job.settings, None, {}, {"schema.registry.url": REGISTRY_URL, **(settings or {})})
         self.topology: Topology = job.build(resolved)
         self.now_ms = now_ms
         self.skipped = 0

@@ -22,6 +22,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "engine": ("graph", "common"),
     "api": ("graph", "common"),
     "kafka": ("graph", "common"),
+    "schema_registry": ("graph", "common"),
     "testing": ("api", "engine", "graph", "common"),
     "wire": ("kafka", "graph", "common"),
     "storage": ("wire", "kafka", "engine", "graph", "common"),

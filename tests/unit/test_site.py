@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 import fcluster
+import fcluster.schema_registry
 import fcluster.testing
 
 REPOSITORY = Path(__file__).parents[2]
 REFERENCE = sorted((REPOSITORY / "docs" / "reference").glob("*.md"))
-NAMES = {f"fcluster.{name}" for name in fcluster.__all__ if name != "__version__"} | {
-    f"fcluster.testing.{name}" for name in fcluster.testing.__all__
+NAMES = {
+    f"{module.__name__}.{name}"
+    for module in (fcluster, fcluster.schema_registry, fcluster.testing)
+    for name in module.__all__
+    if name != "__version__"
 }
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']([^"']+)|<link\b[^>]*\bhref=["']([^"']+)"""

@@ -109,6 +109,8 @@ def test_spellings_and_aliases(name: str, value: Any, attribute: str, expected: 
         ("kafka_bootstrap", None),
         ("snapshot.intervall.ms", "snapshot.interval.ms"),
         ("transactional.timeout.ms", "transaction.timeout.ms"),
+        ("schema.registry.urls", "schema.registry.url"),
+        ("schema.registry.basic.auth.userinfo", "schema.registry.basic.auth.user.info"),
     ],
 )
 def test_misspelled_name_suggests_a_similar_one(name: str, near: str | None) -> None:
@@ -347,6 +349,8 @@ def test_secrets_appear_nowhere_but_in_the_clients_configuration(secret: str) ->
             "kafka.ssl.key.password": f"S3cret-{secret}",
             "kafka.sasl.jaas.config": f"S3cret-{secret}",
             "kafka.sasl.oauthbearer.config": f"S3cret-{secret}",
+            "schema.registry.basic.auth.user.info": f"me:S3cret-{secret}",
+            "schema.registry.url": f"https://me:S3cret-{secret}@registry:8081",
             "snapshots": f"s3://me:S3cret-{secret}@store/bucket",
         }
     )
@@ -354,6 +358,7 @@ def test_secrets_appear_nowhere_but_in_the_clients_configuration(secret: str) ->
     redacted = settings.redacted()
     assert "S3cret" not in str(redacted)
     assert redacted["kafka.sasl.password"] == REDACTED
+    assert redacted["schema.registry.url"] == f"https://{REDACTED}@registry:8081"
     assert redacted["snapshots"] == f"s3://{REDACTED}@store/bucket"
     assert redacted["workers"] == "4"
 
@@ -377,6 +382,7 @@ def test_repr_shows_no_secrets() -> None:
             "commit.interval.max.ms": st.integers(1, 20_000),
             "state.dir": st.text(string.ascii_letters + "/._ ", min_size=1).filter(str.strip),
             "kafka.client.rack": st.text(string.ascii_letters, min_size=1),
+            "schema.registry.timeout": st.floats(0.5, 10) | st.integers(1, 10),
         },
     )
 )

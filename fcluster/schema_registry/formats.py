@@ -1,0 +1,504 @@
+"""Avro, JSON Schema and Protobuf as codecs of keys and values, over confluent-kafka's own serializers.
+
+Responsible for: the classes that a job file uses, their checks, and messages that say what doesn't fit.
+Invariants: declaring a format uses no network, so a job can be imported and checked without a registry; two
+declarations of the same format are equal; a key's name has its schema's fingerprint, because other schemas
+give other bytes. The serializers are never bypassed: their bytes begin with a schema's id, and that is all
+that is known about them here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar, cast
+from uuid import UUID
+
+import msgspec
+
+from fcluster.common.errors import FclusterError, FormatUnusable, JobError
+from fcluster.common.failures import bounded_repr, describe_exception, type_of
+from fcluster.graph.codecs import UNNAMED_KEY_BY, Codec, CodecUse, ModelError, decode_json, encode_json_key
+from fcluster.graph.models import is_model
+from fcluster.schema_registry.registry import EXTRA, Registry, UnknownSchemaError, registry_for
+
+_T = TypeVar("_T")
+
+_FRAME_BYTES: Final = 5
+"""A magic byte (0) and a schema's id; or 1 and the 16 bytes of a schema's GUID."""
+_MAGIC: Final = (0, 1)
+_NATIVE: Final = (bytes, bytearray, datetime, date, time, Decimal, UUID)
+"""What Avro's logical types have values of."""
+_AMBIGUOUS: Final = ("map", "float", "double")
+"""Avro types of which equal values may have different bytes."""
+
+
+def _unopened(_value: Any) -> NoReturn:
+    raise AssertionError("a format of a schema registry is opened for a topic before it is used")
+
+
+class RegistryFormat(Codec[_T]):
+    """The common part of the formats. A job uses one of the classes below.
+
+    Attributes:
+        auto_register: whether the schema is registered when the first record is written.
+    """
+
+    def __init__(self, name: str, identity: tuple[Any, ...], text: str, auto_register: bool) -> None:
+        super().__init__(name, _unopened, _unopened, self._open)
+        self._identity: tuple[Any, ...] = (type(self).__name__, auto_register, *identity)
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.auto_register = auto_register
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the base class is frozen; the attributes here are set once
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RegistryFormat) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+    def name_for(self, use: CodecUse) -> str:
+        """See `Codec`."""
+        if use.part == "state" or "/" in use.name:
+            raise JobError(
+                f"{type(self).__name__} of {use.name!r} can't be used for state, which no other program "
+                "reads.",
+                remedy="Give the state a model: a dataclass or a msgspec.Struct.",
+            )
+        if use.name == UNNAMED_KEY_BY:
+            raise JobError(
+                f"key_by uses {type(self).__name__}, and has no name, under which its schema could be "
+                "registered.",
+                remedy="Give it one: key_by(..., name='account').",
+            )
+        if use.part != "key":
+            return self.name
+        self.check_key(use.name)
+        return f"{self.name}-{self._fingerprint}"
+
+    @abstractmethod
+    def check_key(self, topic: str) -> None:
+        """Check that equal keys have equal bytes.
+
+        Raises:
+            JobError: they may not.
+        """
+
+    @abstractmethod
+    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """confluent-kafka's serializer and deserializer."""
+
+    def check_value(self, value: Any) -> None:
+        """Raise TypeError for a value that the serializer would write wrongly."""
+
+    def _open(self, use: CodecUse) -> Codec[_T]:
+        try:
+            from confluent_kafka.serialization import SerializationContext
+
+            registry = registry_for(use)
+            serialize, deserialize = self.make(registry.client)
+        except ImportError as error:
+            raise _not_installed(type(self).__name__, error, FormatUnusable) from error
+        context = SerializationContext(use.name, cast("Any", use.part))
+        subject = f"{use.name}-{use.part}"
+        return Codec(
+            self.name,
+            _encoder(self, registry, serialize, context, subject),
+            _decoder(self, registry, deserialize, context, subject),
+        )
+
+    def _conf(self) -> dict[str, Any]:
+        from confluent_kafka.schema_registry import topic_subject_name_strategy
+
+        # The default asks the registry which subject a topic is associated with. Not every registry knows
+        # that.
+        return {"subject.name.strategy": topic_subject_name_strategy}
+
+    def _writing_conf(self) -> dict[str, Any]:
+        return {**self._conf(), "auto.register.schemas": self.auto_register}
+
+
+class Avro(RegistryFormat[_T]):
+    """Avro, with schemas in a registry.
+
+    Example::
+
+        payments = job.topic("payments", value=Avro(Path("payment.avsc"), model=Payment))
+
+    A record is read with the schema it was written with, and then fitted to this one, as Avro says: fields
+    that this schema doesn't have are left out, and new ones get their defaults.
+
+    Attributes:
+        schema: the schema, as JSON text, as a dict, or as the path of a file with it.
+        model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: dicts.
+        auto_register: whether the schema is registered when the first record is written. If not, it has to be
+            registered already.
+
+    Raises:
+        JobError: the schema isn't valid, or the extra `schema-registry` isn't installed.
+    """
+
+    def __init__(
+        self,
+        schema: str | Path | Mapping[str, Any],
+        *,
+        model: type[_T] | None = None,
+        auto_register: bool = True,
+    ) -> None:
+        try:
+            from fastavro import parse_schema
+        except ImportError as error:
+            raise _not_installed("Avro", error) from error
+        self._parsed = _parsed(schema, "Avro")
+        try:
+            parse_schema(self._parsed)
+        except Exception as error:  # what fastavro raises
+            raise _bad_schema("Avro", error) from error
+        self._convert = _Conversion.of(model, "Avro")
+        self._text = json.dumps(self._parsed)
+        super().__init__("avro", (self._text, model), self._text, auto_register)
+
+    def check_key(self, topic: str) -> None:
+        """See `RegistryFormat`."""
+        found = next((one for one in _avro_types(self._parsed) if one in _AMBIGUOUS), None)
+        if found is not None:
+            raise JobError(
+                f"The Avro schema of the keys of {topic!r} has the type {found!r}, of which equal values may "
+                "have different bytes.",
+                remedy="Use keys of text, integers, bytes, enums, or records of these.",
+            )
+
+    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """See `RegistryFormat`."""
+        from confluent_kafka.schema_registry import avro
+
+        # A field that the schema doesn't have would be left out silently.
+        conf = {**self._writing_conf(), "validate.strict.allow.default": True}
+        library = cast("Any", avro)
+        return (
+            library.AvroSerializer(client, self._text, self._convert.to_plain, conf),
+            library.AvroDeserializer(client, self._text, self._convert.from_plain, conf=self._conf()),
+        )
+
+    def check_value(self, value: Any) -> None:
+        """See `RegistryFormat`."""
+        self._convert.check(value)
+
+
+class JsonSchema(RegistryFormat[_T]):
+    """JSON that is checked against a JSON Schema, with schemas in a registry.
+
+    What is read has to be valid under this schema, and so has what is written.
+
+    Attributes:
+        schema: the schema, as JSON text, as a dict, or as the path of a file with it.
+        model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: as in JSON.
+        auto_register: as in `Avro`.
+
+    Raises:
+        JobError: the schema isn't valid, or the extra `schema-registry` isn't installed.
+    """
+
+    def __init__(
+        self,
+        schema: str | Path | Mapping[str, Any],
+        *,
+        model: type[_T] | None = None,
+        auto_register: bool = True,
+    ) -> None:
+        try:
+            from jsonschema.validators import validator_for
+        except ImportError as error:
+            raise _not_installed("JsonSchema", error) from error
+        parsed = _parsed(schema, "JSON")
+        try:
+            cast("Any", validator_for(parsed)).check_schema(parsed)
+        except Exception as error:  # what jsonschema raises
+            raise _bad_schema("JSON", error) from error
+        self._convert = _Conversion.of(model, "JsonSchema")
+        self._text = json.dumps(parsed)
+        super().__init__("json-schema", (self._text, model), self._text, auto_register)
+
+    def check_key(self, topic: str) -> None:
+        """See `RegistryFormat`. Keys are written with sorted names."""
+
+    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """See `RegistryFormat`."""
+        from confluent_kafka.schema_registry import json_schema
+
+        to_plain, from_plain = self._convert.to_json, self._convert.from_json
+        library = cast("Any", json_schema)
+        return (
+            library.JSONSerializer(
+                self._text, client, to_plain, self._writing_conf(), json_encode=_json_text
+            ),
+            library.JSONDeserializer(self._text, from_plain, client, self._conf(), json_decode=decode_json),
+        )
+
+    def check_value(self, value: Any) -> None:
+        """See `RegistryFormat`."""
+        self._convert.check(value)
+
+
+class Protobuf(RegistryFormat[_T]):
+    """Messages of a class that `protoc` generated, with schemas in a registry.
+
+    Example::
+
+        from payments_pb2 import Payment
+
+        payments = job.topic("payments", value=Protobuf(Payment))
+
+    Attributes:
+        message: the class.
+        auto_register: as in `Avro`.
+
+    Raises:
+        JobError: it isn't a class of messages, or the extra `schema-registry` isn't installed.
+    """
+
+    def __init__(self, message: type[_T], *, auto_register: bool = True) -> None:
+        try:
+            from google.protobuf.message import Message
+        except ImportError as error:
+            raise _not_installed("Protobuf", error) from error
+        if not (isinstance(message, type) and issubclass(message, Message)):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"Protobuf got {bounded_repr(message)}, which is not a class of messages.",
+                remedy="Generate the class with protoc, import it, and give the class: Protobuf(Payment).",
+            )
+        self._message: type[_T] = message
+        self._descriptor: Any = cast("Any", message).DESCRIPTOR
+        text = str(self._descriptor.file.serialized_pb)
+        super().__init__("protobuf", (message,), f"{self._descriptor.full_name} {text}", auto_register)
+
+    def check_key(self, topic: str) -> None:
+        """See `RegistryFormat`."""
+        field = next(_ambiguous_fields(self._descriptor, frozenset()), None)
+        if field is not None:
+            raise JobError(
+                f"{self._descriptor.full_name} can't be the key of {topic!r}: equal values of its field "
+                f"{field!r} may have different bytes.",
+                remedy="Use keys without maps, floats and doubles.",
+            )
+
+    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """See `RegistryFormat`."""
+        from confluent_kafka.schema_registry import protobuf
+
+        library = cast("Any", protobuf)
+        return (
+            library.ProtobufSerializer(self._message, client, self._writing_conf()),
+            library.ProtobufDeserializer(self._message, self._conf(), client),
+        )
+
+    def check_value(self, value: Any) -> None:
+        """See `RegistryFormat`."""
+        if not isinstance(value, self._message):
+            raise TypeError(
+                f"{bounded_repr(value)} is of type {type_of(value)}, but {self._message.__name__} is "
+                "declared there"
+            )
+
+
+# --- values and objects -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Conversion:
+    """Between a model's objects and what the serializers take. Without a model nothing is converted."""
+
+    model: type[Any] | None
+
+    @staticmethod
+    def of(model: type[Any] | None, format_name: str) -> _Conversion:
+        if model is not None and not is_model(model):
+            raise JobError(
+                f"model={bounded_repr(model)} of {format_name} is not a model.",
+                remedy="Give a dataclass, a msgspec.Struct or a pydantic model (the class).",
+            )
+        return _Conversion(model)
+
+    @property
+    def to_plain(self) -> Callable[[Any, Any], Any] | None:
+        """For Avro, which has times, decimals and bytes of its own."""
+        if self.model is None:
+            return None
+        if hasattr(self.model, "model_dump"):
+            return lambda value, _context: value.model_dump(by_alias=True)
+        return lambda value, _context: msgspec.to_builtins(value, builtin_types=_NATIVE)
+
+    @property
+    def to_json(self) -> Callable[[Any, Any], Any] | None:
+        if self.model is None:
+            return None
+        if hasattr(self.model, "model_dump"):
+            return lambda value, _context: value.model_dump(mode="json", by_alias=True)
+        return lambda value, _context: msgspec.to_builtins(value)
+
+    @property
+    def from_plain(self) -> Callable[[Any, Any], Any] | None:
+        return self._reader(builtin=_NATIVE)
+
+    @property
+    def from_json(self) -> Callable[[Any, Any], Any] | None:
+        return self._reader(builtin=())
+
+    def _reader(self, builtin: tuple[type, ...]) -> Callable[[Any, Any], Any] | None:
+        model = self.model
+        if model is None:
+            return None
+        if hasattr(model, "model_validate"):
+            return lambda value, _context: cast("Any", model).model_validate(value)
+        return lambda value, _context: msgspec.convert(value, model, builtin_types=builtin)
+
+    def check(self, value: Any) -> None:
+        if self.model is not None and type(value) is not self.model:
+            raise TypeError(
+                f"{bounded_repr(value)} is of type {type_of(value)}, but {self.model.__name__} is declared "
+                "there"
+            )
+
+
+def _encoder(
+    kind: RegistryFormat[Any],
+    registry: Registry,
+    serialize: Callable[..., Any],
+    context: Any,
+    subject: str,
+) -> Callable[[Any], bytes]:
+    check, call = kind.check_value, registry.call
+
+    def encode(value: Any) -> bytes:
+        check(value)
+        try:
+            encoded: bytes = call(serialize, value, context, subject)
+        except FormatUnusable:
+            raise
+        except UnknownSchemaError as error:
+            raise FormatUnusable(
+                f"the schema registry {registry.url} doesn't have the schema of {subject!r}, and the job may "
+                f"not register it: {error}",
+                remedy="Register it, or declare the format with auto_register=True.",
+            ) from error
+        except Exception as error:
+            raise ModelError(
+                f"it doesn't fit the schema of {subject!r}: {describe_exception(error)}"
+            ) from error
+        return encoded
+
+    return encode
+
+
+def _decoder(
+    kind: RegistryFormat[Any],
+    registry: Registry,
+    deserialize: Callable[..., Any],
+    context: Any,
+    subject: str,
+) -> Callable[[bytes], Any]:
+    call, name = registry.call, type(kind).__name__
+
+    def decode(raw: bytes) -> Any:
+        if len(raw) < _FRAME_BYTES or raw[0] not in _MAGIC:
+            raise ModelError(
+                f"it doesn't begin with the id of a schema (a zero byte, and 4 bytes), as {name} with a "
+                f"schema registry does, but with {bounded_repr(raw[:_FRAME_BYTES])}"
+            )
+        schema_id = int.from_bytes(raw[1:_FRAME_BYTES], "big")
+        try:
+            return call(deserialize, raw, context, subject)
+        except FormatUnusable:
+            raise
+        except UnknownSchemaError as error:
+            raise ModelError(
+                f"it was written with the schema {schema_id}, which the registry {registry.url} doesn't "
+                f"have: {error}"
+            ) from error
+        except Exception as error:
+            raise ModelError(
+                f"it was written with the schema {schema_id}, and doesn't fit the one that the job declares: "
+                f"{describe_exception(error)}"
+            ) from error
+
+    return decode
+
+
+# --- schemas ----------------------------------------------------------------------------------------------
+
+
+def _parsed(schema: object, what: str) -> Any:
+    """The schema as it is after JSON: one text for all ways to write it."""
+    if isinstance(schema, Path):
+        try:
+            schema = schema.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise JobError(
+                f"The {what} schema {str(schema)!r} can't be read: {describe_exception(error)}.",
+                remedy="Correct the path. It is relative to the directory in which the command runs: begin "
+                "with Path(__file__).parent to stay beside the job file.",
+            ) from error
+    if not isinstance(schema, str | Mapping):
+        raise JobError(
+            f"The {what} schema is {bounded_repr(schema)}, a {type_of(schema)}.",
+            remedy="Give it as JSON text, as a dict, or as a pathlib.Path of a file.",
+        )
+    try:
+        return json.loads(schema if isinstance(schema, str) else json.dumps(schema))
+    except (ValueError, TypeError) as error:
+        raise _bad_schema(what, error) from error
+
+
+def _bad_schema(what: str, error: BaseException) -> JobError:
+    return JobError(
+        f"The {what} schema isn't valid: {describe_exception(error)}.",
+        remedy="Correct it. A file is given as a pathlib.Path, not as text.",
+    )
+
+
+def _not_installed(what: str, error: ImportError, kind: type[FclusterError] = JobError) -> FclusterError:
+    return kind(
+        f"{what} needs packages that aren't installed ({error.name or error}).", remedy=f"Run: {EXTRA}"
+    )
+
+
+def _avro_types(schema: Any) -> Iterator[str]:
+    """The names of all types in an Avro schema."""
+    if isinstance(schema, str):
+        yield schema
+    elif isinstance(schema, list):
+        for one in cast("list[Any]", schema):
+            yield from _avro_types(one)
+    elif isinstance(schema, dict):
+        parts = cast("dict[str, Any]", schema)
+        for name in ("type", "items", "values"):
+            if name in parts:
+                yield from _avro_types(parts[name])
+        for field in cast("list[Any]", parts.get("fields", [])):
+            yield from _avro_types(field["type"])
+
+
+def _ambiguous_fields(descriptor: Any, seen: frozenset[str]) -> Iterator[str]:
+    """Fields of a message of which equal values may have different bytes."""
+    for field in descriptor.fields:
+        message = field.message_type
+        is_map = message is not None and message.GetOptions().map_entry
+        if is_map or field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
+            yield field.name
+        elif message is not None and message.full_name not in seen:
+            yield from _ambiguous_fields(message, seen | {descriptor.full_name})
+
+
+def _json_text(value: Any) -> str:
+    return encode_json_key(value).decode()

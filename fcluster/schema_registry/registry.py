@@ -1,0 +1,173 @@
+"""The client of a schema registry, and what its failures mean.
+
+Responsible for: one client for each registry and process, made when the first key or value is read or
+written; and for telling what a record is to blame for from what it isn't. Invariant: as long as a registry
+doesn't answer, nothing is known about a schema. So no record becomes a dead letter because of that: the
+client asks again, with growing pauses, and in the end the job stops.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+from fcluster.common.errors import FormatUnusable
+from fcluster.common.failures import describe_exception
+from fcluster.common.settings import redact
+from fcluster.graph.codecs import CodecUse
+
+EXTRA: Final = "pip install 'fcluster[schema-registry]'"
+_PREFIX: Final = "schema.registry."
+_URL: Final = f"{_PREFIX}url"
+_NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
+    "timeout": float,
+    "max.retries": int,
+    "retries.wait.ms": int,
+    "retries.max.wait.ms": int,
+    "cache.capacity": int,
+}
+_DEFAULTS: Final[Mapping[str, float]] = {
+    "timeout": 5.0,  # seconds
+    "max.retries": 6,
+    "retries.wait.ms": 250,
+    "retries.max.wait.ms": 10_000,
+}
+"""A registry that restarts is waited for: about 15 seconds if nothing listens, a minute if it is silent."""
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
+_CONFLICT_PAUSES_S: Final = (0.05, 0.2, 0.8)
+_INVALID: Final = 422
+_NOT_ALLOWED: Final = (401, 403)
+
+_registries: dict[tuple[tuple[str, str], ...], Registry] = {}
+_making = threading.Lock()
+
+
+class UnknownSchemaError(Exception):
+    """The registry has no schema with the id that a record names, or none that is registered as asked."""
+
+
+class Registry:
+    """A schema registry.
+
+    Args:
+        client: confluent-kafka's client of it.
+        url: for messages.
+    """
+
+    def __init__(self, client: Any, url: str) -> None:
+        self.client = client
+        self.url = url
+
+    def call(self, function: Callable[..., Any], argument: Any, context: Any, subject: str) -> Any:
+        """What a serializer or deserializer of the client returns.
+
+        Raises:
+            UnknownSchemaError: the registry says that it doesn't have the schema.
+            FormatUnusable: the registry can't be asked, or refuses the schema.
+            Whatever else the function raises: the argument is to blame.
+        """
+        from confluent_kafka.schema_registry import SchemaRegistryError
+        from confluent_kafka.schema_registry.common._httpx_compat import httpx
+        from confluent_kafka.schema_registry.error import OAuthTokenError
+
+        try:
+            for pause_s in _CONFLICT_PAUSES_S:
+                try:
+                    return function(argument, context)
+                except SchemaRegistryError as error:
+                    if error.http_status_code != _CONFLICT:
+                        raise
+                    # Or another worker is registering the same schema at this moment.
+                    time.sleep(pause_s)
+            return function(argument, context)
+        except SchemaRegistryError as error:
+            if error.http_status_code == _NOT_FOUND:
+                raise UnknownSchemaError(error.error_message) from error
+            raise self._refused(error, subject) from error
+        except (httpx.HTTPError, OAuthTokenError, OSError) as error:
+            raise FormatUnusable(
+                f"the schema registry {self.url} can't be reached: {describe_exception(error)}",
+                remedy="Start the registry, or correct schema.registry.url, and start the job again: it goes "
+                "on with this record.",
+            ) from error
+
+    def _refused(self, error: Any, subject: str) -> FormatUnusable:
+        status, message = error.http_status_code, error.error_message
+        if status in _NOT_ALLOWED:
+            return FormatUnusable(
+                f"the schema registry {self.url} refuses access (HTTP status {status}): {message}",
+                remedy="Set schema.registry.basic.auth.user.info to NAME:PASSWORD, or what else it asks for.",
+            )
+        if status == _CONFLICT:
+            return FormatUnusable(
+                f"the schema registry {self.url} refuses the schema of {subject!r}, because it "
+                f"doesn't go with those that are registered: {message}",
+                remedy="Give new fields a default, and keep those that readers need; or change the "
+                "compatibility level of the subject in the registry.",
+            )
+        if status == _INVALID:
+            return FormatUnusable(
+                f"the schema registry {self.url} refuses the schema of {subject!r} as invalid: {message}",
+                remedy="Correct the schema.",
+            )
+        return FormatUnusable(
+            f"the schema registry {self.url} can't answer (HTTP status {status}): {message}",
+            remedy="Look for the reason in the registry's log, and start the job again: it goes on with this "
+            "record.",
+        )
+
+
+def registry_for(use: CodecUse) -> Registry:
+    """The registry that the settings name.
+
+    Raises:
+        FormatUnusable: they name none, or the client doesn't accept them.
+    """
+    given = {
+        name.removeprefix(_PREFIX): str(value)
+        for name, value in use.settings.items()
+        if name.startswith(_PREFIX)
+    }
+    if not given.get("url"):
+        raise FormatUnusable(
+            f"the {use.part} of the topic {use.name!r} needs a schema registry, but schema.registry.url "
+            "isn't set",
+            remedy=f'Set it in fcluster.toml ({_URL} = "http://HOST:8081"), in the environment '
+            "(FCLUSTER_SCHEMA_REGISTRY_URL), or with --set.",
+        )
+    identity = tuple(sorted(given.items()))
+    with _making:
+        known = _registries.get(identity)
+        if known is None:
+            known = _registries[identity] = _connect(given)
+    return known
+
+
+def close_registries() -> None:
+    """Close the connections of all clients. They are made anew when they are needed again."""
+    with _making:
+        registries = list(_registries.values())
+        _registries.clear()
+    for registry in registries:
+        registry.client.close()
+
+
+atexit.register(close_registries)
+
+
+def _connect(given: Mapping[str, str]) -> Registry:
+    from confluent_kafka.schema_registry import SchemaRegistryClient
+
+    try:
+        numbers = {name: number(given[name]) for name, number in _NUMBERS.items() if name in given}
+        client = cast("Any", SchemaRegistryClient).new_client({**_DEFAULTS, **given, **numbers})
+    except (ValueError, TypeError, OSError) as error:
+        raise FormatUnusable(
+            f"the settings {_PREFIX}* can't be used: {describe_exception(error)}",
+            remedy="Correct them in fcluster.toml, the environment or the command's flags.",
+        ) from error
+    return Registry(client, redact(_URL, given["url"]))
