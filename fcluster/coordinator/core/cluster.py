@@ -7,6 +7,8 @@ decide anything or produce effects. Pure.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core.model import (
@@ -71,14 +73,27 @@ class Cluster:
         self.counters = Counters()
         self.run_end = terms.run_end
         self.kafka_troubles: tuple[str, ...] = ()
+        self._awaited = True
+        """False once there are none: no session becomes awaited later."""
+        self._by_slot: defaultdict[int, set[ShardId]] = defaultdict(set)
 
     def shards_of(self, slot: int) -> list[Shard]:
-        """The shards on this slot."""
-        return [shard for shard in self.shards.values() if shard.slot == slot]
+        """The shards on this slot, in order."""
+        return [self.shards[identity] for identity in sorted(self._by_slot.get(slot, ()))]
+
+    def put(self, shard: Shard, slot: int | None) -> None:
+        """The shard is on this slot from now on, or on none."""
+        if shard.slot is not None:
+            self._by_slot[shard.slot].discard(shard.identity)
+        if slot is not None:
+            self._by_slot[slot].add(shard.identity)
+        shard.slot = slot
 
     def awaits_sessions(self) -> bool:
         """Whether there are sessions of a previous leader that haven't returned yet."""
-        return any(session.phase is SessionPhase.AWAITED for session in self.sessions.values())
+        if self._awaited:
+            self._awaited = any(session.phase is SessionPhase.AWAITED for session in self.sessions.values())
+        return self._awaited
 
     def available_slots(self) -> list[int]:
         """The slots that can be given shards."""

@@ -169,12 +169,14 @@ class Coordinator:
                 if shard is None:
                     continue  # the job has no such shard any more
                 if kind == "assignment":
-                    shard.slot, shard.phase = int(value["slot"]), ShardPhase.WAITING
+                    self._cluster.put(shard, int(value["slot"]))
+                    shard.phase = ShardPhase.WAITING
                 else:
                     self._losses.recover(kind, shard.identity, value)
         for shard in self.shards.values():
             if shard.slot is not None and shard.slot not in self.slots:
-                shard.slot, shard.phase = None, ShardPhase.FREE
+                self._cluster.put(shard, None)
+                shard.phase = ShardPhase.FREE
         return self
 
     def _recover_slot(self, number: int, value: Mapping[str, Any]) -> None:

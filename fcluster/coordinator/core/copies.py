@@ -121,22 +121,19 @@ class Copies:
             and 0 <= status.lag <= WARM_LAG_OFFSETS_MAX
         )
 
-    def warmest(self, shard: ShardId, slots: Iterable[Slot]) -> int | None:
-        """The slot with the most advanced warm copy. None: no copy is warm."""
-        warm = [
-            slot
-            for slot in slots
-            if self.is_warm(shard, slot) and not (slot.session and slot.session.leaving)
-        ]
-        if not warm:
-            return None
-        return max(warm, key=lambda slot: (_epoch_of(slot.session, shard), -slot.number)).number
+    def warmest(self, slots: Iterable[Slot]) -> dict[ShardId, int]:
+        """By shard, the slot with its most advanced warm copy. Shards without a warm copy are missing."""
+        best: dict[ShardId, tuple[int, int]] = {}
+        for slot in slots:
+            if slot.session is None or slot.session.leaving:
+                continue
+            for identity, status in slot.session.standbys.items():
+                if self.is_warm(identity, slot):
+                    rank = status.state_epoch, -slot.number
+                    best[identity] = max(rank, best.get(identity, rank))
+        return {identity: -number for identity, (_, number) in best.items()}
 
 
 def learn(session: Session, statuses: Iterable[messages.StandbyStatus]) -> None:
     """Note a worker's report about its copies."""
     session.standbys = {status.shard: status for status in statuses}
-
-
-def _epoch_of(session: Session | None, shard: ShardId) -> int:
-    return session.standbys[shard].state_epoch if session is not None else -1

@@ -17,6 +17,7 @@ from typing import Any
 
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
+from fcluster.common.ids import ShardId
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.agents import Agents
 from fcluster.coordinator.core.cluster import Cluster
@@ -90,17 +91,23 @@ class Ending:
         if self._progress.caught_up:
             self.begin_drain(self._complete())
             return
-        stopped = {
-            shard.identity: shard.stopped_by
-            for shard in self._cluster.shards.values()
-            if shard.phase is ShardPhase.STOPPED and shard.stopped_by is not None
-        }
+        stopped = self._stopped_shards()
         if self._progress.waits_only_for(stopped):
             first = min(stopped)
             cause = stopped[first]
             message = f"all records are committed except those of stopped shards: {first}: {cause.message}"
             self._cluster.failure = Failure(cause.kind, message, cause.remedy, cause.where).fitted()
             self.begin_drain(str(self._cluster.failure))
+
+    def _stopped_shards(self) -> dict[ShardId, Failure]:
+        """The shards that are stopped, and why."""
+        if not self._cluster.counters.torn_transactions:
+            return {}  # nothing else stops a shard; this is called at each event
+        return {
+            shard.identity: shard.stopped_by
+            for shard in self._cluster.shards.values()
+            if shard.phase is ShardPhase.STOPPED and shard.stopped_by is not None
+        }
 
     def _complete(self) -> str:
         """Everything that belongs to the run is committed: the reason to end it."""

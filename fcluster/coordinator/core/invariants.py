@@ -42,7 +42,9 @@ def check(
         if cluster.phase is Phase.RUNNING:
             told = session.standbys_told or ()
             assert not any(cluster.shards[shard].session == session.number for shard in told), session
+    slot_of = {shard.identity: number for number in cluster.slots for shard in cluster.shards_of(number)}
     for shard in cluster.shards.values():
+        assert slot_of.get(shard.identity) == shard.slot, shard
         _check_shard(cluster, copies, ownership, shard)
     _check_round(cluster, rounds)
     assert rounds.numbers.highest < rounds.numbers.reserved_until or rounds.current is None

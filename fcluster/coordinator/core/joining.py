@@ -163,7 +163,9 @@ class Joining:
         if self._cluster.awaits_sessions():
             return None  # keep the number of slots small: some of these will turn out to be free
         for number in range(SLOTS_MAX):
-            slot = self._cluster.slots.setdefault(number, Slot(number))
+            slot = self._cluster.slots.get(number)
+            if slot is None:
+                slot = self._cluster.slots[number] = Slot(number)
             if slot.session is None and slot.joiner is None:
                 return slot
         return None

@@ -14,8 +14,8 @@ Must not: end sessions (`released` and `objection` say why one can't continue), 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
@@ -43,6 +43,8 @@ class Ownership:
         self._copies = copies
         self._takeovers = takeovers
         self._postponed: set[ShardId] = set()
+        self._unwritten: deque[Shard] = deque()
+        """Assigned shards whose slot isn't in the journal yet, in the order of the writes."""
 
     def deadlines_ms(self) -> list[float | None]:
         """When something is due if nothing happens before that."""
@@ -127,10 +129,13 @@ class Ownership:
         }
         self._postponed.clear()
         leaving: list[Shard] = []
+        warmest: Mapping[ShardId, int] | None = None
         for identity, slot in sorted(plan(self._cluster.shards, available, current).items()):
             shard = self._cluster.shards[identity]
             if shard.phase is ShardPhase.FREE:
-                self._give(shard, slot)
+                if warmest is None:
+                    warmest = self._copies.warmest(self._cluster.slots.values())
+                self._give(shard, slot, warmest)
             elif shard.phase is ShardPhase.RELEASING:
                 shard.target = slot
             elif shard.phase is ShardPhase.WARMING and slot == shard.slot:
@@ -145,24 +150,21 @@ class Ownership:
         self._release(leaving)
         self.hand_over_warm()
 
-    def _give(self, shard: Shard, slot: int) -> None:
+    def _give(self, shard: Shard, slot: int, warmest: Mapping[ShardId, int]) -> None:
         """Journal the slot of a shard without an owner: the planned slot, or one with a warm copy."""
-        if shard.target is None:
-            warmest = self._copies.warmest(shard.identity, self._cluster.slots.values())
-            if warmest is not None:
-                slot = warmest
-                self._cluster.counters.warm_takeovers += 1
+        if shard.target is None and shard.identity in warmest:
+            slot = warmest[shard.identity]
+            self._cluster.counters.warm_takeovers += 1
         sequence = self._outbox.journal(assignment_key(shard.identity), {"slot": slot})
-        shard.phase, shard.slot, shard.target = ShardPhase.ASSIGNING, slot, None
-        shard.journalled_by = sequence
+        self._cluster.put(shard, slot)
+        shard.phase, shard.target, shard.journalled_by = ShardPhase.ASSIGNING, None, sequence
+        self._unwritten.append(shard)
 
     def assignments_written(self, sequence: int) -> None:
         """The journal holds the slots of assigned shards: tell their sessions."""
-        written = [
-            shard
-            for shard in self._cluster.shards.values()
-            if shard.phase is ShardPhase.ASSIGNING and shard.journalled_by <= sequence
-        ]
+        written: list[Shard] = []
+        while self._unwritten and self._unwritten[0].journalled_by <= sequence:
+            written.append(self._unwritten.popleft())
         for shard in written:
             shard.phase = ShardPhase.WAITING
         for number in sorted({shard.slot for shard in written if shard.slot is not None}):
@@ -339,4 +341,5 @@ class Ownership:
         return self._cluster.sessions[shard.session].unlinked_ms is None
 
     def _free(self, shard: Shard, target: int | None = None) -> None:
-        shard.phase, shard.slot, shard.session, shard.target = ShardPhase.FREE, None, 0, target
+        self._cluster.put(shard, None)
+        shard.phase, shard.session, shard.target = ShardPhase.FREE, 0, target
