@@ -162,7 +162,7 @@ class Builder:
             raise _different_keys(inputs, are_joined=are_joined)
         stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
-        return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
+        return Stage(name, tuple(inputs), tuple(chains), stores, changelog, frozenset(self._topics))
 
     def _open_input(self, name: str, topic: TopicSpec, *, internal: bool) -> None:
         self._inputs.setdefault(name, (topic, internal))

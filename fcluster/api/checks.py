@@ -8,18 +8,24 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX
 from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import isolation_from
+from fcluster.common.spelling import near_names
+from fcluster.graph.operators import TopicSpec
 
 LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+TOPIC_OPTIONS: Final = ("key", "value", "timestamp", "watermark", "isolation", "on_error")
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
 
 
 def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False) -> None:
     call = f"{role}({', '.join(parameters)})"
     if not callable(function):
-        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Pass a function for {call}.")
+        raise JobError(
+            f"{role} got {given(function)}, not a function.", remedy=f"Pass a function for {call}."
+        )
     name = getattr(function, "__name__", repr(function))
     for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
@@ -46,15 +52,30 @@ def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may
         ) from None
 
 
+def given(value: object) -> str:
+    """What a function of the API got instead of what it takes, in words."""
+    if isinstance(value, TopicSpec):
+        return f"the topic {value.name!r}"
+    kind = type(value)
+    if kind.__module__.startswith("fcluster.api."):
+        return f"a {kind.__name__}"
+    if isinstance(value, list | tuple):
+        return f"a {kind.__name__}"
+    if inspect.isfunction(value):
+        return f"the function {value.__name__!r}"
+    return bounded_repr(value)
+
+
 def check_name(name: str, what: str, how: str = "") -> None:
     if not isinstance(name, str) or not LEGAL_NAME.fullmatch(name) or name in (".", ".."):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise JobError(
-            f"{what} {name!r} isn't valid, because it becomes part of Kafka topic names.",
+            f"{what} {bounded_repr(name)} isn't valid, because it becomes part of Kafka topic names.",
             remedy=f"Choose one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
         )
     if len(name) > TOPIC_NAME_CHARACTERS_MAX:
         raise JobError(
-            f"{what} {name!r} has {len(name)} characters; Kafka allows {TOPIC_NAME_CHARACTERS_MAX}.",
+            f"{what} {bounded_repr(name, 40)} has {len(name)} characters; Kafka allows "
+            f"{TOPIC_NAME_CHARACTERS_MAX}.",
             remedy=f"Choose a shorter one{how}.",
         )
 
@@ -68,13 +89,23 @@ def checked_version(version: object, step: str) -> str | None:
     return None if version is None else str(version)
 
 
+def _topic_option_remedy(option: str) -> str:
+    near = near_names(option, TOPIC_OPTIONS)
+    if near:
+        return f"Did you mean {near[0]}=?"
+    return (
+        f"Topics take {', '.join(TOPIC_OPTIONS)}. Partitions and retention are set in Kafka, where the topic "
+        "is created."
+    )
+
+
 def chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, Any]) -> Isolation | None:
     given: dict[str, Any] = {} if isolation is None else {"isolation": isolation}
     for option, value in options.items():
         if option.replace("_", ".").replace("-", ".").lower() not in _ISOLATION_OPTIONS:
             raise JobError(
                 f"The option {option!r} of the topic {topic!r} is unknown.",
-                remedy="Topics take key, value and isolation (also as 'kafka.consumer.isolation-level').",
+                remedy=_topic_option_remedy(option),
             )
         given[option] = value
     chosen: set[Isolation] = set()

@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, cast
 
 from fcluster.api.builder import Builder, upstream_first
-from fcluster.api.checks import check_function, check_name
+from fcluster.api.checks import check_function, check_name, given
 from fcluster.api.nodes import Merge, Node, Source
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import colliding_topic, is_internal_topic, journal_topic, repartition_topic
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
-from fcluster.graph.codecs import UNNAMED_KEY_BY, Codec, CodecUse, Kind, ModelCodec, bound_codec
+from fcluster.graph.codecs import UNNAMED_KEY_BY, Codec, CodecUse, Kind, ModelCodec, bound_codec, kind_title
 from fcluster.graph.models import check_key_model, declared_kind
 from fcluster.graph.operators import KeyKind, OnError, TopicSpec, ValueKind
 from fcluster.graph.stages import with_event_time, with_timestamps
@@ -44,6 +44,8 @@ class Declarations:
         self.roots: list[Node] = []
         self.merges: list[Node] = []
         self.joins: list[Node] = []
+        self._begun: dict[str, None] = {}
+        """The windows and groups that have no aggregates yet, in words and in order."""
         self._topics: dict[str, TopicSpec] = {}
         self._topic_rules: dict[str, OnError | None] = {}
         self._watermarks: dict[str, Watermark] = {}
@@ -70,7 +72,7 @@ class Declarations:
         known = self._topics.get(name)
         if known is not None and (known, known.isolation) != (topic, topic.isolation):
             raise JobError(
-                f"The topic {name!r} is declared twice, in different ways: {known} and {topic}.",
+                f"The topic {name!r} is declared twice, in different ways: {_difference(known, topic)}.",
                 remedy="Declare it once and use the returned topic everywhere.",
             )
         self._set_topic_rule(name, rule)
@@ -102,8 +104,20 @@ class Declarations:
         unions.append(union)
         return union
 
+    def begin(self, what: str) -> None:
+        """Windows or groups, in words, of which it isn't said yet what to compute."""
+        self._begun[what] = None
+
+    def complete(self, what: str) -> None:
+        """It is said what to compute of what was begun."""
+        self._begun.pop(what, None)
+
     def build(self, settings: Settings) -> Topology:
         """Compile the graph. See `Job.build`."""
+        for what in self._begun:
+            raise JobError(
+                f"It isn't said what to compute of {what}.", remedy="Add .aggregate(n=count()), or remove it."
+            )
         default = settings.isolation_level
         self._codec_settings.update(settings.as_mapping())
         topics = {
@@ -170,8 +184,9 @@ class Declarations:
             self.check_declared(on_error, "on_error=")
         elif on_error not in ("stop", "skip"):
             raise JobError(
-                f"on_error={on_error!r} of {what} is unknown.",
-                remedy="Use on_error='stop', 'skip', or a topic declared on the job.",
+                f"on_error={bounded_repr(on_error)} of {what} is unknown.",
+                remedy="Use on_error='stop', 'skip', or a topic for dead letters: "
+                "job.topic('dead-letters', value='bytes'), or Topic(...) for the whole job.",
             )
         return on_error
 
@@ -218,8 +233,8 @@ class Declarations:
         """Refuse what is not a topic of this job. `where` says where in the job file it was given."""
         if not isinstance(topic, TopicSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise JobError(
-                f"{where} got {topic!r}, not a topic.",
-                remedy=f"Declare it first: t = job.topic({str(topic)!r}), and use t.",
+                f"{where} got {given(topic)}, not a topic.",
+                remedy=_topic_remedy(where, topic),
             )
         if self._topics.get(topic.name) != topic:
             raise JobError(
@@ -243,3 +258,26 @@ class Declarations:
                 "names as equal.",
                 remedy="Correct the misspelt one, or rename one of them.",
             )
+
+
+def _difference(one: TopicSpec, other: TopicSpec) -> str:
+    """In what two declarations of a topic differ, as a job file would say it."""
+    parts = {
+        "key": [kind_title(one.key), kind_title(other.key)],
+        "value": [kind_title(one.value), kind_title(other.value)],
+        "isolation": [one.isolation, other.isolation],
+    }
+    found = [
+        f"{part}={first!r} and {part}={second!r}"
+        for part, (first, second) in parts.items()
+        if first != second
+    ]
+    return ", ".join(found) or "with two codecs of one name"
+
+
+def _topic_remedy(where: str, got: object) -> str:
+    if isinstance(got, list | tuple):
+        return f"Pass topics one by one, without brackets: {where.removesuffix('()')}(one, other)."
+    if isinstance(got, str):
+        return f"Declare it, topic = job.topic({bounded_repr(got)}), and pass topic."
+    return "Pass what job.topic('...') returns."

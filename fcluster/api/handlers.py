@@ -11,6 +11,7 @@ from fcluster.api.checks import LEGAL_NAME, check_function, check_name
 from fcluster.api.context import AnyFunction, Handler
 from fcluster.api.nodes import Node
 from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
 from fcluster.graph.operators import Process
 from fcluster.graph.timers import TimerFunction
 
@@ -22,9 +23,10 @@ def process_operator(handler: Handler, name: str | None) -> Process:
     if name is None:
         name = getattr(handler, "__name__", None)
         if name is None or name == "<lambda>":
+            what = "A lambda" if name else f"The handler {bounded_repr(handler)}"
             raise JobError(
-                f"The handler {handler!r} has no name of its own, but the name identifies its state.",
-                remedy="Name it with name=.",
+                f"{what} has no name of its own, but a handler's name identifies its state.",
+                remedy="Name it with name=, such as name='totals'.",
             )
     check_name(name, "The handler name", " with name=")
     return Process(name, handler, returns=_returns(handler))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from fcluster.api.checks import check_name, chosen_isolation
+from fcluster.api.checks import check_name, chosen_isolation, given
 from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import on_timer_of
@@ -21,8 +21,10 @@ from fcluster.api.streams import Stream, merged, node_of
 from fcluster.api.tables import Table, checked_history, described_table
 from fcluster.api.windowed import WindowedStream
 from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
+from fcluster.common.spelling import near_names
 from fcluster.graph.codecs import Codec
 from fcluster.graph.operators import KeepTable, KeyKind, OnError, TopicSpec, ValueKind
 from fcluster.graph.record import UNSET, Record, Unset
@@ -102,6 +104,10 @@ class Job:
         **named_settings: Any,
     ) -> None:
         check_name(name, "The job name")
+        for option in named_settings:
+            near = near_names(option, ("on_error", "settings"))
+            if near:
+                raise JobError(f"Job() has no {bounded_repr(option)}.", remedy=f"Did you mean {near[0]}=?")
         self.name = name
         self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
         self._declared = Declarations(name)
@@ -243,6 +249,13 @@ class Job:
                 handler that can't be written. Default: the rule of the job (`Job(on_error=)`).
         """
 
+        if callable(topic):
+            raise JobError(
+                f"@job.process got {given(topic)} itself, but no topic.",
+                remedy="Say what it reads, and where its outputs go: @job.process(orders, to=totals).",
+            )
+        self._declared.check_declared(topic, "process()")
+
         def decorate(handler: Callable[[_C, _V], _R]) -> HandlerFunction[[_C, _V], _R]:
             stream = self.stream(topic).process(
                 cast("Handler", handler), to=to, name=name, states=states, timers=timers, on_error=on_error
@@ -268,7 +281,12 @@ class Job:
             on_error: what to do with records that can't be decoded; see `topic`. It applies to all streams of
                 the topic.
         """
-        return Stream(self._declared, self._declared.source(topic, "stream()", watermark, on_error))
+        return self._stream_of(topic, "stream()", watermark, on_error)
+
+    def _stream_of(
+        self, topic: TopicSpec, where: str, watermark: Watermark | None, on_error: OnError | None
+    ) -> Stream[Any, Any]:
+        return Stream(self._declared, self._declared.source(topic, where, watermark, on_error))
 
     def table(
         self,
@@ -355,7 +373,9 @@ class Job:
         Raises:
             JobError: they can't be merged.
         """
-        streams = [one if isinstance(one, Stream) else self.stream(one) for one in inputs]
+        streams = [
+            one if isinstance(one, Stream) else self._stream_of(one, "merge()", None, None) for one in inputs
+        ]
         if len(streams) < 2:
             raise JobError(
                 f"merge() got {len(streams)} stream{'s' if len(streams) != 1 else ''}.",

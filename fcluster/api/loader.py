@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ from pathlib import Path
 from types import ModuleType
 
 from fcluster.api import job_files
+from fcluster.api.hints import hint
 from fcluster.api.job import Job
 from fcluster.common.errors import FclusterError, JobError
 from fcluster.common.spelling import near_names
 
+_OUR_PATH = re.compile(r" \(\S*fcluster[\\/]__init__\.py\)$")
+"""At the end of Python's message about a name that fcluster doesn't have."""
 _PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 
 
@@ -97,12 +101,12 @@ def _failed(place: str, error: BaseException) -> JobError:
     where = _where(error)
     if isinstance(error, FclusterError):
         return JobError(f"{place}: {error.message}{where}", remedy=error.remedy)
-    remedy = "Correct the file so that it can be imported."
+    remedy = hint(error) or "Correct the file so that it can be imported."
     if isinstance(error, ModuleNotFoundError):
         remedy = f"Install it for {sys.executable}, or correct the import."
     elif isinstance(error, SystemExit):
         remedy = 'Put the code that exits under `if __name__ == "__main__":`.'
-    what = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = error.msg if isinstance(error, SyntaxError) else _OUR_PATH.sub("", str(error))
     return JobError(f"Can't load {place}: {type(error).__name__}: {what}{where}", remedy=remedy)
 
 
@@ -114,11 +118,13 @@ def _where(error: BaseException) -> str:
 
 
 def _user_frames(error: BaseException) -> Sequence[traceback.FrameSummary]:
-    """The stack frames that lead to the error, without those of fcluster and the import system."""
+    """The stack frames that lead to the error, without those of fcluster, of the import system, and of code
+    without a file, such as the constructors of dataclasses.
+    """
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_PACKAGE, "<frozen importlib", importlib.__file__))
+        if not frame.filename.startswith((_PACKAGE, "<", importlib.__file__))
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function, check_name, checked_version
+from fcluster.api.checks import check_function, check_name, checked_version, given
 from fcluster.api.context import Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
@@ -292,10 +292,17 @@ class Stream(Generic[K_co, V_co]):
         self._check_open()
         kept, same = value_of(self._node)
         window = Window(name, windows, (), late, rule, value=kept, is_unchanged=same)
+        what = f"the window {name!r}"
+        self._declared.begin(what)
+
+        def then(window: Window) -> Stream[Any, Any]:
+            self._declared.complete(what)
+            return self._then(window)
+
         if isinstance(emit, timedelta):
             interval_ms = emit // timedelta(milliseconds=1)
-            return WindowedStream(self._then, replace(window, emit="interval", interval_ms=interval_ms))
-        return WindowedStream(self._then, replace(window, emit=emit))
+            return WindowedStream(then, replace(window, emit="interval", interval_ms=interval_ms))
+        return WindowedStream(then, replace(window, emit=emit))
 
     def window_all(
         self,
@@ -323,8 +330,11 @@ class Stream(Generic[K_co, V_co]):
             self._declared.check_declared(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
+        what = f"the window {name!r}"
+        self._declared.begin(what)
 
         def then(part: Window, together: KeyBy, whole: Window) -> Stream[Any, Any]:
+            self._declared.complete(what)
             return self._then(part)._then(together)._then(whole)
 
         return GatheredStream(then, Window(name, windows, (), late, rule, keyless=True))
@@ -463,7 +473,7 @@ class Stream(Generic[K_co, V_co]):
         table = other
         if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
-                f"join() got {bounded_repr(table)}, neither a table nor a stream.",
+                f"join() got {given(table)}, neither a table nor a stream.",
                 remedy="Use stream.join(job.table(topic)), or stream.join(job.stream(topic), within=...).",
             )
         if (within, name, grace, late) != (None, None, None, None):

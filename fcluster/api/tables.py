@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function, check_name, checked_version
+from fcluster.api.checks import check_function, check_name, checked_version, given
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.nodes import KeyBy, Node
@@ -161,7 +161,7 @@ class Table(Generic[K_co, V_co]):
             check_function(with_, "join", ("left", "right"))
         if not isinstance(other, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
-                f"join() of the table {self.name!r} got {bounded_repr(other)}, not a table.",
+                f"join() of the table {self.name!r} got {given(other)}, not a table.",
                 remedy="Use table.join(other_table), or stream.join(table) for the records of a stream.",
             )
         if how not in ("inner", "left", "outer"):
@@ -253,8 +253,11 @@ class Table(Generic[K_co, V_co]):
         if value is None and isinstance(base, KeepTable):
             kind = base.value
         said = checked_version(version, "group_by")
+        what = f"the groups {name!r}"
+        self._declared.begin(what)
 
         def table(fields: tuple[tuple[str, Aggregate[Any]], ...], is_single: bool) -> Table[Any, Any]:
+            self._declared.complete(what)
             regroup = told.add(Regroup(f"{name}-members", name, by, key, value, kind, fields, rule))
             keyed = regroup.add(KeyBy(GroupOf(by, key), name, key, halves_codec(kind), rule, said))
             groups = GroupTable(name, fields, is_single, drop_empty)

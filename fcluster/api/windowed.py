@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, cast
 
-from fcluster.api.checks import check_name
+from fcluster.api.checks import check_name, given
 from fcluster.api.nodes import KeyBy
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -112,7 +112,7 @@ def check_windows(windows: object, name: object, late: object, emit: object) -> 
     check_name(name, "The window name", " with name=")  # type: ignore[arg-type]
     if not isinstance(windows, Windows) or isinstance(windows, Gathered):
         raise JobError(
-            f"window() got {bounded_repr(windows)}, which says nothing of windows.",
+            f"window() got {given(windows)}, which says nothing of windows.",
             remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...), Session(...) and so on, from fcluster.",
         )
     if isinstance(emit, timedelta):

@@ -10,10 +10,11 @@ that older versions wrote (invariant 20). Pure.
 from __future__ import annotations
 
 import reprlib
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 
@@ -25,6 +26,8 @@ MESSAGE_CHARACTERS_MAX = 6_000
 REMEDY_CHARACTERS_MAX = 3_000
 WHERE_CHARACTERS_MAX = 1_000
 _REMEDY_MARK = "; remedy: "
+_OURS: Final = __file__.removesuffix("common/failures.py")
+_LIBRARIES: Final = ("/site-packages/", "/dist-packages/", f"{sysconfig.get_path('stdlib')}/")
 _LINE_BREAKS = dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 
 
@@ -189,13 +192,27 @@ def describe_exception(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
+    """``file:line`` of the user's code where the exception was raised: of the innermost frame that is neither
+    fcluster's nor a library's. If there are only libraries besides fcluster, of theirs. Empty if nothing but
+    fcluster ran.
+    """
+    places = [place for place in _frames_of(error) if not place.startswith(_OURS)]
+    own = [place for place in places if not any(library in place for library in _LIBRARIES)]
+    return bounded_text((own or places)[-1], 300) if places else ""
+
+
+def frame_of(error: BaseException) -> str:
     """``file:line`` of the innermost frame where the exception was raised. Empty if there is none."""
+    return bounded_text(["", *_frames_of(error)][-1], 300)
+
+
+def _frames_of(error: BaseException) -> list[str]:
+    found: list[str] = []
     trace = error.__traceback__
-    if trace is None:
-        return ""
-    while trace.tb_next is not None:
+    while trace is not None:
+        found.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
         trace = trace.tb_next
-    return bounded_text(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", 300)
+    return found
 
 
 def type_of(value: object) -> str:

@@ -23,7 +23,7 @@ from fcluster.engine.operators.write import (
 )
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import HeldOutputs, OutputPort
-from fcluster.engine.steps import Place, Step, StepFailure
+from fcluster.engine.steps import Place, Step, StepFailure, where_of_function
 from fcluster.graph.description import rekey_description
 from fcluster.graph.stages import Chain, Stage
 
@@ -85,15 +85,16 @@ def compile_chain(
     source = stage.inputs[chain.input].topic
     sink_name = chain.sink.name if chain.sink is not None else "nowhere"
     writing = f"writing to {sink_name!r} at the end of {chain.name!r}"
-    sink_place = Place(writing, writing, chain.sink_on_error)
     last = operators[-1] if operators else None
+    # What can't be written is what the last function returned.
+    sink_place = Place(writing, writing, chain.sink_on_error, last.place.where if last else "")
 
     def record_writer(place: Place, following: Step | None) -> WriteRecord:
         is_last = last is not None and place is last.place and chain.rekey is None
         if is_last or following is None:
-            return compile_record_writer(chain.sink, place, sink_place, port_at)
+            return compile_record_writer(chain.sink, place, sink_place, port_at, stage.declared)
         pass_on = compile_passing_on(following, source, place)
-        return compile_record_writer(None, place, sink_place, port_at, pass_on)
+        return compile_record_writer(None, place, sink_place, port_at, stage.declared, pass_on)
 
     surroundings = Surroundings(
         source,
@@ -114,7 +115,8 @@ def compile_chain(
         )
         if chain.rekey is not None:
             name = f"key_by ({rekey_description(chain.rekey)}) at the end of {chain.name!r}"
-            rekey_place = places[name] = Place(name, f"in {name}", chain.rekey_on_error)
+            where = where_of_function(chain.rekey)
+            rekey_place = places[name] = Place(name, f"in {name}", chain.rekey_on_error, where)
             step = compile_rekeyed_write(target, source, chain.rekey, rekey_place, port_at(sink_place))
         else:
             step = compile_write(target, source, port_at(sink_place))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fcluster.common.errors import ProcessingError, failure_of
+from fcluster.common.failures import bounded_repr, describe_exception
+from fcluster.common.spelling import near_names
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError
@@ -25,6 +27,24 @@ from fcluster.graph.timers import TimerClock
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
+
+_NOT_REPLACED = "ctx.state can't be replaced; change it: ctx.state.clear(), then ctx.state.update(...)"
+_FOR_HANDLERS = (
+    "key",
+    "state",
+    "value",
+    "map",
+    "list",
+    "timer",
+    "cancel_timer",
+    "processing_time",
+    "timestamp",
+    "headers",
+    "topic",
+    "partition",
+    "offset",
+)
 
 
 class AnyTable(Protocol):
@@ -117,9 +137,19 @@ class HandlerContext:
 
     @property
     def key(self) -> Any:
-        """The record's key, decoded as declared for the topic. None if it has none."""
+        """The record's key, decoded as declared for the topic. None if it has none.
+
+        Raises:
+            RecordError: it can't be decoded.
+        """
         key = self._key
-        return None if key is None else self._decode_key(key)
+        try:
+            return None if key is None else self._decode_key(key)
+        except BaseException as error:
+            raise RecordError(
+                f"its key {bounded_repr(key)} can't be decoded: {describe_exception(error)}; declare the "
+                "topic with the kind of key that it has: key='bytes' takes any"
+            ) from error
 
     @property
     def state(self) -> dict[str, Any]:
@@ -135,6 +165,20 @@ class HandlerContext:
         if self._key is None:
             raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
         return self._load(self._key)
+
+    @state.setter
+    def state(self, _value: Any) -> None:
+        raise AttributeError(_NOT_REPLACED)
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for attributes that there aren't, or whose property raises an AttributeError."""
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)
+        near = near_names(name, _FOR_HANDLERS)
+        hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(_FOR_HANDLERS)}"
+        raise AttributeError(
+            f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
+        )
 
     def value(self, state: ValueState[_V]) -> ValueAccess[_V]:
         """The current key's value in a state that the handler declares.
@@ -153,7 +197,13 @@ class HandlerContext:
         return self._declared(state)
 
     def _declared(self, state: State) -> Any:
-        declared, access = self._access.get(state.name, (None, None))
+        try:
+            declared, access = self._access.get(state.name, (None, None))
+        except AttributeError:
+            raise TypeError(
+                f"ctx got {bounded_repr(state)}, not a state; declare it as SEEN = ValueState('seen'), name "
+                "it in the handler's states=[SEEN], and use ctx.value(SEEN)"
+            ) from None
         if declared is not state and declared != state:
             raise LookupError(
                 f"the handler {self._name!r} declares no {state.kind} {state.name!r}; "
@@ -233,3 +283,7 @@ class UndoableContext(HandlerContext):
         except ProcessingError as error:
             # The state that an earlier record left there can't be encoded. That isn't this record's fault.
             raise UnkeptStateError(failure_of(error), self._name) from error
+
+    @state.setter
+    def state(self, _value: Any) -> None:
+        raise AttributeError(_NOT_REPLACED)

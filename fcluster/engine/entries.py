@@ -527,8 +527,15 @@ class EntryTable:
     def _unkept(self, key: bytes, value: Any) -> ProcessingError:
         return ProcessingError(
             f"store {self.name!r}, key {self.key_text(key)}: {self._codec.describe_unkept(value)}",
-            remedy="Convert such values before you put them into the state, or give the state another codec.",
+            remedy=_OF_AGGREGATES if "//" in self.name else _OF_STATES,
         )
+
+
+_OF_STATES = "Convert such values before you put them into the state, or give the state another codec."
+_OF_AGGREGATES = (
+    "What an aggregate keeps is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and "
+    "None. Let its functions return that, or give the step an on_error."
+)
 
 
 def _nearest(keys: Collection[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bytes | None:

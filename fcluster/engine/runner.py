@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
-from fcluster.common.failures import Failure
+from fcluster.common.failures import Failure, frame_of
 from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable, KeyTimers
@@ -45,7 +45,7 @@ from fcluster.engine.shared_steps import SharedSteps
 from fcluster.engine.stamps import Stamper, TimestampError
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
-from fcluster.graph.codecs import ModelError, decoding_trouble, value_codec
+from fcluster.graph.codecs import ModelError, data_looks_like, decoding_trouble, value_codec
 from fcluster.graph.operators import TopicSpec
 from fcluster.graph.stages import Input, Stage
 
@@ -513,7 +513,7 @@ def step_failure_of(error: BaseException, chain: str) -> StepFailure:
     if isinstance(error, StepFailure):
         return error
     # An exception that no step expects. It isn't tolerated.
-    return StepFailure(Place(chain, f"in {chain!r}", "stop"), error)
+    return StepFailure(Place(chain, f"in {chain!r}", "stop"), error, frame_of(error))
 
 
 def _compile_unreadable(
@@ -554,9 +554,17 @@ def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailur
     if isinstance(failure.error, FormatUnusable):
         return failure.of(record)
     message = f"{describe_record(record)} can't be decoded: {failure.describe()}"
+    of_model = isinstance(failure.error, RecordError)
+    hint = "" if of_model else data_looks_like(source.topic.value, record.value())
+    message += f"; {hint}" if hint else ""
+    correct = (
+        "correct what writes such records or the model"
+        if of_model
+        else f"declare {name!r} with the kind of data that it holds"
+    )
     remedy = (
-        f"declare {name!r} with the kind of data that it holds, or let such records be skipped "
-        f"or go to a dead-letter topic: job.topic({name!r}, on_error=...)"
+        f"{correct}, or let such records be skipped or go to a dead-letter topic: "
+        f"job.topic({name!r}, on_error=...)"
     )
     return Failure.of_record(message, "" if source.internal else remedy, where_of(record))
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fcluster.common.errors import FormatUnusable, failure_of
 from fcluster.common.failures import Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.records import SourceRecord, describe_record, where_of
+from fcluster.engine.records import SourceRecord, TimerRecord, describe_record, where_of
 from fcluster.graph.operators import OnError
 
 
@@ -33,11 +33,19 @@ class Place:
         name: unique in the stage. For a handler, the handler's name.
         doing: the same as the end of a sentence that begins "the record failed ...".
         on_error: what to do with a record that fails there.
+        where: ``file:line`` of the user's function. Empty if there is none.
     """
 
     name: str
     doing: str
     on_error: OnError
+    where: str = ""
+
+
+def where_of_function(function: object) -> str:
+    """``file:line`` where a function of the user is defined. Empty if it isn't written in Python."""
+    code = getattr(function, "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 class RecordError(Exception):
@@ -53,12 +61,19 @@ class RecordError(Exception):
 
 
 class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never leaves the engine
-    """Something failed in the step at `place`: `error`, which may be any exception."""
+    """Something failed in the step at `place`: `error`, which may be any exception.
 
-    def __init__(self, place: Place, error: BaseException) -> None:
+    Args:
+        place: the place.
+        error: the exception.
+        where: ``file:line``. Default: where the user's code raised it.
+    """
+
+    def __init__(self, place: Place, error: BaseException, where: str = "") -> None:
         super().__init__(place.name)
         self.place = place
         self.error = error
+        self._where = where
 
     @property
     def rule(self) -> OnError:
@@ -78,11 +93,22 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
         """The cause in one line, for the header of a dead letter."""
         return str(self.cause)
 
+    def _hint(self, record: SourceRecord) -> str:
+        """What the author of the function has most likely not thought of."""
+        error = self.error
+        if isinstance(error, AttributeError) and type(error.obj) is dict and isinstance(error.name, str):
+            return f"; it is a dict: write value[{error.name!r}], or declare the topic with a model"
+        if record.value() is None and not isinstance(record, TimerRecord):
+            return "; the record is a tombstone: its value is null, which is None for the step"
+        return ""
+
     def of(self, record: SourceRecord) -> Failure:
         """A failure that names the record, the place and the cause, with a remedy where there is one."""
         cause = self.cause
         message = f"{describe_record(record)} failed {self.place.doing}: {cause.message}"
-        if not isinstance(self.error, RecordError | OutputRefusedError | FormatUnusable):
-            where = place_of(self.error)
+        if not isinstance(self.error, OutputRefusedError | FormatUnusable):
+            where = self._where or place_of(self.error) or self.place.where
             message += f" ({where})" if where else ""
+        if not isinstance(self.error, RecordError | OutputRefusedError | FormatUnusable):
+            message += self._hint(record)
         return Failure.of_record(message, cause.remedy, where_of(record))

@@ -274,8 +274,8 @@ class HandlerTimers:
     def _check_name(self, name: object) -> None:
         if name not in self.functions:
             raise LookupError(
-                f"the handler {self.handler!r} has no timer {bounded_repr(name)}; "
-                f"declare it with @{self.handler}.on_timer(name)"
+                f"the handler {self.handler!r} has no timer {bounded_repr(name)}, only "
+                f"{', '.join(map(repr, self.functions))}; declare it with @{self.handler}.on_timer(name)"
             )
 
 

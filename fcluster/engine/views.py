@@ -32,7 +32,7 @@ from fcluster.engine.rows import (
     compile_group_value,
     time_of_row,
 )
-from fcluster.engine.steps import Place, StepFailure
+from fcluster.engine.steps import Place, StepFailure, where_of_function
 from fcluster.graph.codecs import Decode, value_codec
 from fcluster.graph.operators import (
     AnyTable,
@@ -331,4 +331,4 @@ def place_of_table(table: FilteredTable | MappedTable | JoinedTable) -> Place:
         what, of = "join by", "tables"
     name = bounded_text(str(getattr(table.function, "__name__", type(table.function).__name__)), 100)
     title = f"{what} {name!r} of the {of} {title_of_table(table)}"
-    return Place(title, f"in {title}", table.on_error)
+    return Place(title, f"in {title}", table.on_error, where_of_function(table.function))

@@ -371,9 +371,11 @@ def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any
     if isinstance(aggregate, Aggregate):
         return cast("Aggregate[Any]", aggregate)
     near = getattr(aggregate, "__name__", "")
-    hint = f"{name}={near}()" if near and callable(aggregate) and near in _OURS else f"{name}=count()"
+    ours = _INSTEAD.get(near, near)
+    hint = f"{name}={ours}()" if near and callable(aggregate) and ours in _OURS else f"{name}=count()"
+    shown = f"the function {bounded_repr(near)}" if near else bounded_repr(aggregate)
     raise JobError(
-        f"{what} is {bounded_repr(aggregate)}, not an aggregate.",
+        f"{what} is {shown}, not an aggregate.",
         remedy=f"Use {hint}, another one of fcluster's, or an Aggregate(...) of your own.",
     )
 
@@ -423,6 +425,10 @@ _OURS = frozenset(
     }
 )
 """The names of fcluster's own, to tell somebody who has left out the brackets."""
+
+
+_INSTEAD = {"len": "count", "max": "max_", "min": "min_", "set": "count_distinct", "sum": "sum_"}
+"""Functions of Python, and what computes the same of a window."""
 
 
 def _chosen(name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any]) -> Aggregate[Any]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -28,7 +28,7 @@ import msgspec
 import orjson
 
 from fcluster.common.errors import JobError
-from fcluster.common.failures import bounded_repr, type_of
+from fcluster.common.failures import bounded_repr, describe_exception, type_of
 
 CodecName = Literal["json", "text", "bytes", "int", "msgpack"]
 CODEC_NAMES: tuple[CodecName, ...] = ("json", "text", "bytes", "int", "msgpack")
@@ -64,14 +64,14 @@ def encode_json(value: Any) -> bytes:
     """`value` as JSON. It may be a model, or contain some.
 
     Raises:
-        TypeError: something in it isn't JSON.
+        TypeError: something in it isn't JSON. The message says where and what.
         ValueError: it contains NaN or infinity.
     """
     try:
         encoded = orjson.dumps(value, _of_model)
     except TypeError as error:
         if _TOO_LONG not in str(error):
-            raise
+            raise _unencodable(value, error) from error
         encoded = orjson.dumps(_with_long_integers(value), _of_model)
     if b"null" in encoded:
         check_finite(value)
@@ -84,7 +84,7 @@ def encode_json_key(value: Any) -> bytes:
         encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
         if _TOO_LONG not in str(error):
-            raise
+            raise _unencodable(value, error) from error
         encoded = orjson.dumps(_with_long_integers(value), option=orjson.OPT_SORT_KEYS)
     if b"null" in encoded:
         check_finite(value)
@@ -161,6 +161,81 @@ def _find_not_finite(value: Any, path: str) -> None:
     else:
         for name in _attributes_of(value):
             _find_not_finite(getattr(value, name, None), f"{path}.{name}")
+
+
+def _unencodable(value: Any, error: TypeError) -> TypeError:
+    """The error to show for a value that orjson refuses. `error` itself if nothing more is known."""
+    try:
+        trouble = _find_unencodable(value, "the value", frozenset())
+    except RecursionError:
+        trouble = "the value is nested more than 254 levels deep, or contains itself"
+    return error if trouble is None else TypeError(trouble)
+
+
+def _find_unencodable(value: Any, path: str, parents: frozenset[int]) -> str | None:
+    """What isn't JSON, where it is, and what to write instead."""
+    if id(value) in parents:
+        return f"{path} contains itself, which JSON can't express"
+    if isinstance(value, str):
+        return None if value.isascii() else _broken_text(value, path)
+    if isinstance(value, dict):
+        inside = parents | {id(cast("object", value))}
+        for key, item in cast("dict[Any, Any]", value).items():
+            if not isinstance(key, str):
+                return (
+                    f"{path} has the key {bounded_repr(key, 40)} of type {type_of(key)}; names in JSON are "
+                    "text: write str(...) of it"
+                )
+            place = f"{path}[{bounded_repr(key, 40)}]"
+            trouble = _broken_text(key, f"a key of {path}") or _find_unencodable(item, place, inside)
+            if trouble is not None:
+                return trouble
+        return None
+    if isinstance(value, list | tuple):
+        inside = parents | {id(cast("object", value))}
+        items = enumerate(cast("Iterable[Any]", value))
+        found = (_find_unencodable(item, f"{path}[{number}]", inside) for number, item in items)
+        return next((one for one in found if one), None)
+    if dataclasses.is_dataclass(value):
+        inside = parents | {id(value)}
+        items = ((name, getattr(value, name, None)) for name in _attributes_of(value))
+        found = (_find_unencodable(item, f"{path}.{name}", inside) for name, item in items)
+        return next((one for one in found if one), None)
+    try:
+        orjson.dumps(value, _of_model)
+    except TypeError as error:
+        if isinstance(value, msgspec.Struct) or _serializer_of(value):
+            why = describe_exception(error.__cause__ or error)
+            return f"{path} is of type {type_of(value)}, and can't be written: {why}"
+        return f"{path} is of type {type_of(value)}, which JSON can't hold; {_instead_of(value)}"
+    return None
+
+
+def _broken_text(text: str, path: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return (
+            f"{path} is {bounded_repr(text, 40)}, which has half of a surrogate pair and can't be written as "
+            "UTF-8; write text.encode(errors='replace').decode()"
+        )
+    return None
+
+
+def _instead_of(value: Any) -> str:
+    """What to write instead of a value that JSON can't hold."""
+    if isinstance(value, set | frozenset):
+        return "write sorted(...) of it"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "decode it to text, or declare the topic with value='bytes'"
+    if isinstance(value, Iterator):
+        return "write list(...) of it, or yield its values from a handler or a flat_map"
+    if isinstance(value, Coroutine):
+        value.close()  # otherwise Python warns that it was never awaited
+        return "async functions aren't supported: declare it with plain def"
+    if type_of(value) == "Record":
+        return "a handler that has several outputs yields them one by one"
+    return "write it as text, a number, a list or a dict"
 
 
 def _attributes_of(value: Any) -> Iterable[str]:
@@ -352,6 +427,52 @@ def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseExcept
         except orjson.JSONDecodeError as better:
             return better
     return error
+
+
+def data_looks_like(kind: Kind, raw: bytes) -> str:
+    """What data that can't be decoded as `kind` may be instead, for messages. Empty if it looks like nothing
+    known.
+    """
+    if isinstance(kind, Codec) or kind == "int":
+        return ""
+    if not raw:
+        return "it is empty, which isn't the same as null (a tombstone)"
+    for beginning, what in _BEGINNINGS.items():
+        if raw.startswith(beginning):
+            return what
+    is_json_like = raw[:1] in (b"{", b"[", b'"')
+    if kind == "msgpack":
+        return "it looks like JSON: value='json'" if is_json_like else ""
+    if raw[0] >= 0x80 and _is_msgpack(raw):
+        return "it looks like msgpack: value='msgpack'"
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        other = "" if is_json_like else "; value='bytes' takes any bytes"
+        return f"it isn't UTF-8: see the byte 0x{raw[error.start]:02x} at position {error.start}{other}"
+    if "NaN" in text or "Infinity" in text:
+        return "NaN and Infinity aren't JSON: write null instead"
+    return "it looks like plain text: value='text'" if text.isprintable() and not is_json_like else ""
+
+
+def _is_msgpack(raw: bytes) -> bool:
+    try:
+        decode_msgpack(raw)
+    except ValueError:
+        return False
+    return True
+
+
+_BEGINNINGS: Mapping[bytes, str] = {
+    b"\x00": "its first byte is 0, as of data with a schema registry: see Avro, JsonSchema and Protobuf in "
+    "fcluster.schema_registry",
+    b"\x1f\x8b": "it is compressed with gzip",
+    b"\xef\xbb\xbf": "it begins with a byte order mark, which the program that writes it has to leave out",
+    b"\xff\xfe": "it looks like UTF-16, but has to be UTF-8",
+    b"\xfe\xff": "it looks like UTF-16, but has to be UTF-8",
+    b"{'": "it looks like str(...) of a Python dict, which has to be written with json.dumps(...)",
+}
+"""How data begins that is often taken for JSON."""
 
 
 def decode_value(kind: Kind, raw: bytes) -> Any:

@@ -13,6 +13,11 @@ NOTHING: Final = timedelta()
 MILLISECOND: Final = timedelta(milliseconds=1)
 
 
+def shown(duration: timedelta) -> str:
+    """A duration as a job file would say it."""
+    return f"timedelta(seconds={duration / timedelta(seconds=1):.15g})"
+
+
 def check_duration(kind: str, name: str, value: object, least: timedelta) -> None:
     """Check the argument `name` of windows of that kind.
 
@@ -27,10 +32,10 @@ def check_duration(kind: str, name: str, value: object, least: timedelta) -> Non
     if not least <= value <= DURATION_MAX:
         needed = "zero or more" if not least else "one millisecond or more"
         raise JobError(
-            f"{name}={value!r} of {kind} is out of range.", remedy=f"Use {needed}, up to 100 years."
+            f"{name}={shown(value)} of {kind} is out of range.", remedy=f"Use {needed}, up to 100 years."
         )
     if value % MILLISECOND:
         raise JobError(
-            f"{name}={value!r} of {kind} is not a whole number of milliseconds.",
+            f"{name}={shown(value)} of {kind} is not a whole number of milliseconds.",
             remedy="Timestamps of records are milliseconds: round it.",
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.durations import DURATION_MAX
+from fcluster.graph.durations import DURATION_MAX, shown
 
 Side = Literal["left", "right"]
 How = Literal["inner", "left", "outer"]
@@ -84,7 +84,7 @@ def duration_ms(name: str, what: str, value: object) -> int:
         )
     if not _NOTHING <= value <= DURATION_MAX or value % _MILLISECOND:
         raise JobError(
-            f"{what}={value!r} of the join {name!r} is out of range.",
+            f"{what}={shown(value)} of the join {name!r} is out of range.",
             remedy="Use whole milliseconds, from zero up to 100 years.",
         )
     return value // _MILLISECOND

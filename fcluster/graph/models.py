@@ -30,6 +30,7 @@ from fcluster.graph.codecs import (
     ModelError,
     check_finite,
     codec_is_known,
+    data_looks_like,
     decode_json,
     encode_json_key,
 )
@@ -337,7 +338,8 @@ def _not_json(raw: bytes, error: BaseException) -> BaseException:
     try:
         orjson.loads(raw)
     except orjson.JSONDecodeError as better:
-        return ModelError(str(better))
+        hint = data_looks_like("json", raw)
+        return ModelError(f"it isn't JSON: {better}{f'; {hint}' if hint else ''}")
     return error
 
 

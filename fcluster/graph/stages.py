@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from fcluster.common.errors import IncompatibleState, JobError
@@ -128,6 +128,8 @@ class Stage:
         chains: its chains. Each record runs through all chains of its input, in this order.
         stores: the names of its operators with state, in the order of the job file.
         changelog: the topic of the stage's deltas; None when there are no stores.
+        declared: the names of all topics that the job declares: a handler can write to no other one. Empty if
+            they aren't known.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Stage:
     chains: tuple[Chain, ...]
     stores: tuple[str, ...]
     changelog: str | None
+    declared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def topics(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.counted import Counted
-from fcluster.graph.durations import MILLISECOND, NOTHING, check_duration
+from fcluster.graph.durations import MILLISECOND, NOTHING, check_duration, shown
 from fcluster.graph.sliding import Sliding
 
 _DAY = timedelta(days=1)
@@ -117,8 +117,8 @@ class Hopping:
         _check_offset("Hopping", self.offset, "every", self.every)
         if self.every > self.size:
             raise JobError(
-                f"Hopping has every={self.every!r}, which is more than size={self.size!r}: records between "
-                "two windows would be in none.",
+                f"Hopping has every={shown(self.every)}, which is more than size={shown(self.size)}: records "
+                "between two windows would be in none.",
                 remedy="Make the windows longer, or let them begin more often.",
             )
 
@@ -190,7 +190,8 @@ class Cumulative:
         _check_timezone("Cumulative", self.timezone, self.size)
         if self.size % self.every:
             raise JobError(
-                f"Cumulative has size={self.size!r}, which isn't a multiple of every={self.every!r}.",
+                f"Cumulative has size={shown(self.size)}, which isn't a multiple of "
+                f"every={shown(self.every)}.",
                 remedy="Choose a step that fits: the last window ends where the next ones begin.",
             )
 
@@ -397,8 +398,8 @@ def _check_offset(kind: str, offset: object, name: str, below: timedelta) -> Non
     assert isinstance(offset, timedelta)
     if offset >= below:
         raise JobError(
-            f"offset={offset!r} of {kind} is not less than {name}={below!r}.",
-            remedy=f"Use offset={offset % below!r}: the windows are the same.",
+            f"offset={shown(offset)} of {kind} is not less than {name}={shown(below)}.",
+            remedy=f"Use offset={shown(offset % below)}: the windows are the same.",
         )
 
 
@@ -408,7 +409,7 @@ def _check_timezone(kind: str, timezone: str | None, size: timedelta) -> None:
     _zone(kind, timezone)
     if size % _DAY:
         raise JobError(
-            f"{kind} has timezone={timezone!r}, but size={size!r} isn't a number of days.",
+            f"{kind} has timezone={timezone!r}, but size={shown(size)} isn't a number of days.",
             remedy="Use timedelta(days=1), or leave out the time zone.",
         )
 

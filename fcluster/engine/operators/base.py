@@ -12,7 +12,7 @@ from fcluster.common.failures import bounded_text, type_of
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
-from fcluster.engine.steps import Place, RecordError, Step
+from fcluster.engine.steps import Place, RecordError, Step, where_of_function
 from fcluster.graph.codecs import Kind, encode_json_without_models, value_codec
 from fcluster.graph.models import is_model
 from fcluster.graph.operators import OnError, TopicSpec
@@ -80,7 +80,7 @@ def place_of_function(
     """The place of an operator that has no name of its own."""
     name = bounded_text(str(getattr(function, "__name__", type(function).__name__)), 100)
     title = f"{what} {name!r} (step {number} of {chain!r})"
-    return Place(title, f"in {title}", on_error)
+    return Place(title, f"in {title}", on_error, where_of_function(function))
 
 
 def compile_raw(kind: Kind, *, is_unchanged: bool) -> Callable[[SourceRecord, Any], bytes | None]:

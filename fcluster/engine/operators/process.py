@@ -10,7 +10,7 @@ from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.kinds import make_access
 from fcluster.engine.operators.base import Surroundings, WriteRecord, close_generator
 from fcluster.engine.records import SourceRecord, TimerRecord
-from fcluster.engine.steps import Place, Step, StepFailure
+from fcluster.engine.steps import Place, Step, StepFailure, where_of_function
 from fcluster.graph.codecs import key_codec
 from fcluster.graph.operators import Process
 from fcluster.graph.record import Record
@@ -27,7 +27,8 @@ class ProcessOperator:
         declared = dict.fromkeys(name for store in node.stores for name in store.store_names)
         timers = () if node.timer_store is None else node.timer_store.store_names
         self.stores = (node.name, *declared, *timers)
-        self.place = Place(node.name, f"in {node.name!r}", node.on_error)
+        where = where_of_function(node.function)
+        self.place = Place(node.name, f"in {node.name!r}", node.on_error, where)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
@@ -51,7 +52,8 @@ class ProcessOperator:
         write_record = surroundings.record_writer(place, following)
         for timer in node.timers:
             name = getattr(timer.function, "__name__", timer.name)
-            timer_place = Place(node.name, f"in {name!r}", node.on_error)
+            timer_where = where_of_function(timer.function)
+            timer_place = Place(node.name, f"in {name!r}", node.on_error, timer_where)
             surroundings.fire[node.name, timer.name] = (
                 timer_place,
                 _compile_timer(timer, timer_place, context, passing, write_record, following),

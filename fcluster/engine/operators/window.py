@@ -20,6 +20,8 @@ from fcluster.graph.windows import InTime
 
 _UNCHANGING = frozenset({int, float, str, bool, type(None)})
 """Values of these types can't be changed in place. A look at the type saves most copies."""
+_OF_VALUES: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""What functions raise that get a value they don't expect."""
 _NO_KEY: Final = b""
 """Of windows of all records, whatever their keys are."""
 ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
@@ -162,16 +164,23 @@ class WindowOperator(OfWindow):
 def compile_fields(
     node: Window,
 ) -> tuple[tuple[Callable[[], Any], ...], Callable[[list[Any], Any, int], None]]:
-    """The initial aggregates of a window, and a function that adds a value with its timestamp to them."""
+    """The initial aggregates of a window, and a function that adds a value with its timestamp to them. It
+    raises `StepFailure` with the name of the field that doesn't take the value.
+    """
     inits = tuple(aggregate.init for _name, aggregate in node.fields)
     untimed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if not one.takes_time]
     timed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if one.takes_time]
 
     def add_all(kept: list[Any], value: Any, timestamp_ms: int) -> None:
-        for at, add in untimed:
-            kept[at] = add(kept[at], value)
-        for at, add in timed:
-            kept[at] = add(kept[at], value, timestamp_ms)
+        at = 0
+        try:
+            for at, add in untimed:
+                kept[at] = add(kept[at], value)
+            for at, add in timed:
+                kept[at] = add(kept[at], value, timestamp_ms)
+        except _OF_VALUES as error:
+            title = f"in the field {node.fields[at][0]!r} of the window {node.name!r}"
+            raise StepFailure(Place(node.name, title, node.on_error), error) from error
 
     return inits, add_all
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
-from fcluster.common.failures import bounded_repr, type_of
+from fcluster.common.failures import bounded_repr, bounded_text, type_of
 from fcluster.common.ids import is_internal_topic
 from fcluster.engine.operators.base import WriteRecord, field_of
 from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, PassedRecord, SourceRecord
@@ -119,7 +119,7 @@ def compile_rekeyed_write(
         try:
             new_key = function(value)
             if new_key is None:
-                raise _no_key(rekey)
+                raise _no_key(rekey, value)
             key = encode_key(new_key)
         except BaseException as error:
             raise StepFailure(rekey_place, error) from error
@@ -141,6 +141,7 @@ def compile_record_writer(
     own_topic_place: Place,
     sink_place: Place,
     port_at: Callable[[Place], OutputPort],
+    declared: frozenset[str],
     pass_on: WriteRecord | None = None,
 ) -> WriteRecord:
     """Write a `Record` to its own topic, or to `target` if it may go there.
@@ -149,6 +150,8 @@ def compile_record_writer(
         own_topic_place: the handler's place. Its rule applies to mistakes in the record's fields, and to
             topics that the record names.
         sink_place: the place whose rule applies to `target`.
+        port_at: returns the port of a place.
+        declared: see `Stage.declared`.
         pass_on: takes the records that name no topic, if steps follow.
     """
     own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
@@ -161,6 +164,12 @@ def compile_record_writer(
                 raise RecordError(
                     "a Record without a topic was yielded by a handler that has no target; give the Record a "
                     "topic, or the handler to=..."
+                )
+            if type(topic) is not TopicSpec or (declared and topic.name not in declared):
+                named = topic.name if type(topic) is TopicSpec else topic
+                raise RecordError(
+                    f"a Record's topic is {bounded_repr(named)}, which isn't a topic of this job; it takes "
+                    "what job.topic('...') returns"
                 )
             if record.key is not UNSET:
                 key = None if record.key is None else key_codec(topic.key)[1](record.key)
@@ -253,9 +262,14 @@ def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
     return lambda key: encode(decode(key))
 
 
-def _no_key(rekey: Rekey) -> RecordError:
+def _no_key(rekey: Rekey, value: Any) -> RecordError:
+    fields = ""
+    if isinstance(rekey, str) and isinstance(value, dict) and rekey not in value:
+        names = bounded_text(", ".join(map(str, cast("dict[Any, Any]", value))), 200)
+        fields = f": the value has no such field, only {names}" if names else ": the value has no fields"
     return RecordError(
-        f"key_by by {rekey_description(rekey)} returned no key; filter such records out before it"
+        f"key_by by {rekey_description(rekey)} returned no key{fields}; correct it, or filter such records "
+        "out before it"
     )
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fcluster import UNSET, Job, Record, Topic
+from fcluster import UNSET, Job, Record, Topic, Tumbling
+from fcluster import count as count_
 from fcluster.common.errors import JobError
 from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX, changelog_topic, repartition_topic
 from fcluster.common.settings import Settings, resolve
@@ -580,3 +582,18 @@ def test_merged_stage_that_feeds_itself_is_refused() -> None:
     a = job.topic("a")
     job.merge(a, job.stream(a).key_by("k")).process(count)
     assert "a loop" in refused_build(job).message
+
+
+def test_window_without_aggregates_is_refused() -> None:
+    job = Job("j")
+    stream, table = job.stream(job.topic("a")), job.table(job.topic("b"))
+    window = stream.window(Tumbling(timedelta(minutes=1)), name="w")
+    assert "It isn't said what to compute of the window 'w'" in refused_build(job).message
+    window.aggregate(n=count_())
+    everything = stream.window_all(Tumbling(timedelta(minutes=1)), name="all")
+    assert "It isn't said what to compute of the window 'all'" in refused_build(job).message
+    everything.aggregate(n=count_())
+    groups = table.group_by("k", name="g")
+    assert "It isn't said what to compute of the groups 'g'" in refused_build(job).message
+    groups.count().to_stream().to(job.topic("out"))
+    assert "ends in a window with nothing after it" in refused_build(job).message

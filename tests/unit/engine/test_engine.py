@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -744,6 +745,37 @@ def test_number_that_json_lacks_is_refused_with_its_place(value: Any) -> None:
     job.process(job.topic("in"), to=job.topic("out"), name="h")(lambda _ctx, _value: value)
     with pytest.raises(HandlerError, match=r"ValueError: the value.* is -?(nan|inf), which JSON can't hold"):
         Bench(job).run(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"tags": {"a"}}, "the value['tags'] is of type set, which JSON can't hold; write sorted(...) of it"),
+        ([b"x"], "the value[0] is of type bytes, which JSON can't hold"),
+        ({"by": {1: "a"}}, "the value['by'] has the key 1 of type int; names in JSON are text"),
+    ],
+)
+def test_result_that_is_not_json_is_refused_with_its_place(value: Any, text: str) -> None:
+    job = Job("j")
+    job.process(job.topic("in"), to=job.topic("out"), name="h")(lambda _ctx, _value: value)
+    with pytest.raises(HandlerError, match=re.escape(text)):
+        Bench(job).run(1)
+
+
+def test_record_to_a_topic_that_is_not_the_jobs_fails() -> None:
+    job = Job("j")
+    job.process(job.topic("in"), name="h")(lambda _ctx, value: Record(value=value, topic=Topic("elsewhere")))
+    with pytest.raises(
+        HandlerError, match="a Record's topic is 'elsewhere', which isn't a topic of this job"
+    ):
+        Bench(job).run(1)
+
+
+def test_failure_of_a_library_names_the_line_of_the_job() -> None:
+    job = Job("j")
+    job.stream(job.topic("in")).map(lambda value: json.loads(value["text"])).to(job.topic("out"))
+    with pytest.raises(HandlerError, match=r"JSONDecodeError.*test_engine\.py:\d+\)"):
+        Bench(job).run({"text": "{"})
 
 
 def test_headers_are_kept_unless_a_handler_sets_them() -> None:

@@ -314,7 +314,7 @@ def test_late_records_are_late_in_every_replay() -> None:
 def test_aggregate_that_fails_stops_the_job_and_names_the_window() -> None:
     with (
         Driver(job_with(total=sum_()), partitions=1) as driver,
-        pytest.raises(JobStopped, match=r"in/0 at offset 1 failed in the window 'w': TypeError"),
+        pytest.raises(JobStopped, match=r"offset 1 failed in the field 'total' of the window 'w': TypeError"),
     ):
         send_all(driver, [("a", 1, 1), ("a", "x", 2)])
 

@@ -140,7 +140,7 @@ def test_variance_is_precise_far_from_zero() -> None:
     ("fields", "message", "remedy"),
     [
         ({}, "got nothing to compute", "count"),
-        ({"n": count}, "field 'n' of the window 'w' is <function count", "n=count()"),
+        ({"n": count}, "field 'n' of the window 'w' is the function 'count'", "n=count()"),
         ({"n": 3}, "field 'n' of the window 'w' is 3, not an aggregate", "count()"),
         ({"n": str.upper}, "not an aggregate", "Aggregate"),
         ({"start": count()}, "a field 'start'", "another name"),

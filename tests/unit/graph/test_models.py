@@ -165,7 +165,7 @@ def test_alias_for_reading_alone_is_noticed_when_something_is_written() -> None:
             b'{"items":[{"amount":1},{"amount":1},{"amount":1},{"amount":1},{"amount":1},{"amount":1}]}',
             "too many items, at $ (declared as Order)",
         ),
-        (b'{"items":', "unexpected end of data: line 1 column 10 (char 9)"),
+        (b'{"items":', "it isn't JSON: unexpected end of data: line 1 column 10 (char 9)"),
     ],
 )
 def test_message_names_the_field_and_what_was_found(raw: bytes, text: str) -> None:
@@ -200,7 +200,7 @@ def test_message_names_a_wrong_key_of_an_object() -> None:
             b'{"items":[{}], "price": []}',
             "amount: is missing, at $.items[0], and 1 more (declared as OrderModel)",
         ),
-        (b'{"items":', "unexpected end of data: line 1 column 10 (char 9)"),
+        (b'{"items":', "it isn't JSON: unexpected end of data: line 1 column 10 (char 9)"),
     ],
 )
 def test_message_of_a_pydantic_model_names_the_field(raw: bytes, text: str) -> None:

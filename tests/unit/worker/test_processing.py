@@ -114,7 +114,7 @@ def test_key_by_writes_to_the_repartition_topic_under_the_new_key() -> None:
 def test_key_by_without_a_key_is_an_error_that_says_what_to_do() -> None:
     job = Job("j")
     job.stream(job.topic("in")).key_by("tail").process(lambda _c, v: v, to=job.topic("out"), name="p")
-    with pytest.raises(HandlerError, match="returned no key; filter such records out"):
+    with pytest.raises(HandlerError, match="returned no key; correct it, or filter such records out"):
         Bench(job).run({"tail": None})
 
 
