@@ -96,7 +96,7 @@ bench: setup ## the benchmark suite on an embedded Kafka: make bench BENCH="--sc
 PEERS ?= kafka-streams
 
 .PHONY: bench-peers
-bench-peers: setup ## the suite, alternating between fcluster and Kafka Streams; with BENCH as above; PEERS="kafka-streams quix-streams"
+bench-peers: setup ## the suite, alternating between fcluster and Kafka Streams; with BENCH as above; PEERS="kafka-streams quix-streams pyflink"
 	$(BIN)/python -m benchmarks.suite $(PEERS:%=--peer %) $(BENCH)
 
 .PHONY: bench-operating

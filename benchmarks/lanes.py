@@ -7,14 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import peers
+from benchmarks import peers, processes
 from benchmarks.support import Names, Place, delete_topics
 from fcluster.common.processes import ChildProcess, describe_exit
-from tests.harness import COORDINATOR, REPOSITORY, Cluster
+from tests.harness import COORDINATOR, REPOSITORY, Cluster, cpu_seconds, memory_bytes
 
 JOBS = {
     "totals": "running_totals_job.py",
@@ -22,6 +22,9 @@ JOBS = {
     "stateless": "stateless_job.py",
 }
 EXACTLY_ONCE, AT_LEAST_ONCE = "exactly-once", "at-least-once"
+FLINK_CHECKPOINT_MS, FLINK_QUICK_CHECKPOINT_MS = 1000, 50
+"""From one checkpoint to the next. Flink allows 10 ms, but each takes 20 ms of processor time, even if empty;
+10 ms would make it do little else."""
 
 
 class WrongTreeError(Exception):
@@ -37,7 +40,8 @@ class Task:
         partitions: of source and output.
         workers: processes that work.
         guarantee: exactly-once or at-least-once.
-        quick: latency counts. Peers then commit every 10 ms; fcluster chooses that by itself.
+        quick: latency counts. Peers then commit every 10 ms (PyFlink: see `FLINK_QUICK_CHECKPOINT_MS`);
+            fcluster chooses that by itself.
     """
 
     job: str = "totals"
@@ -55,11 +59,26 @@ class Running:
         workers: process ids of those that process records.
         coordinator: the process id of the one that doesn't. None: there is none.
         assert_alive: raises AssertionError if a process has ended.
+        start_others: the workers start others, which process records, too. They may come and go; each worker
+            leads a session, and all that it starts stay in it.
     """
 
     workers: tuple[int, ...]
     coordinator: int | None
     assert_alive: Callable[[], None]
+    start_others: bool = False
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time of the workers, and of what they have started, since they started."""
+        if not self.start_others:
+            return sum(map(cpu_seconds, self.workers))
+        return sum(process.cpu_s for pid in self.workers for process in processes.of_session(pid))
+
+    def peak_bytes(self) -> int:
+        """The peaks of resident memory of the same processes, as far as they still run, added up."""
+        if not self.start_others:
+            return sum(memory_bytes(pid, "VmHWM") for pid in self.workers)
+        return sum(processes.peak_bytes(processes.of_session(pid)) for pid in self.workers)
 
 
 class Lane(Protocol):
@@ -208,9 +227,48 @@ class QuixStreams:
             delete_topics(place.brokers, f"{kind}__{names.job}-")
 
 
+@dataclass(frozen=True)
+class PyFlink:
+    """The same jobs for PyFlink: one process holds a cluster of Flink, with as many slots as the task has
+    workers, and a RocksDB; it starts processes of Python.
+
+    Attributes:
+        flink: see `peers.resolve_flink`.
+        heap_mb: the most that Java's heap may take.
+    """
+
+    flink: peers.Flink
+    heap_mb: int = 512
+    name: str = "PyFlink"
+
+    @contextmanager
+    def run(self, place: Place, names: Names, task: Task) -> Iterator[Running]:
+        """See `Lane`."""
+        directory = place.directory / names.job
+
+        def start(_slot: int) -> ChildProcess:
+            return peers.start_flink(
+                self.flink,
+                place.brokers,
+                names.job,
+                names.source,
+                names.output,
+                directory,
+                task.job,
+                task.guarantee,
+                str(FLINK_QUICK_CHECKPOINT_MS if task.quick else FLINK_CHECKPOINT_MS),
+                str(task.workers),
+                heap_mb=self.heap_mb,
+            )
+
+        with _children(start, 1) as running:
+            yield replace(running, start_others=True)
+        shutil.rmtree(directory)
+
+
 @contextmanager
 def _children(start: Callable[[int], ChildProcess], number: int) -> Iterator[Running]:
-    """So many processes of a peer, killed in the end."""
+    """So many processes of a peer, killed in the end with all that they have started."""
     children: list[ChildProcess] = []
 
     def assert_alive() -> None:
@@ -223,4 +281,5 @@ def _children(start: Callable[[int], ChildProcess], number: int) -> Iterator[Run
         yield Running(tuple(child.pid for child in children), None, assert_alive)
     finally:
         for child in children:
+            processes.kill_session(child.pid)
             child.stop(0)

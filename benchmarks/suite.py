@@ -27,7 +27,7 @@ from confluent_kafka import KafkaException
 
 from benchmarks import drain, engine, latency, peers, results
 from benchmarks.drain import TUNED, BareLoop
-from benchmarks.lanes import Fcluster, KafkaStreams, Lane, QuixStreams, WrongTreeError
+from benchmarks.lanes import Fcluster, KafkaStreams, Lane, PyFlink, QuixStreams, WrongTreeError
 from benchmarks.machine import commit_of, describe_machine, describe_versions
 from benchmarks.plots import FIGURES
 from benchmarks.results import Round, ScenarioResult, Spread
@@ -229,6 +229,7 @@ PEERS: dict[str, Callable[[argparse.Namespace], Lane]] = {
         peers.resolve(), arguments.streams_store, arguments.streams_heap_mb
     ),
     "quix-streams": lambda _arguments: QuixStreams(peers.resolve_quix()),
+    "pyflink": lambda arguments: PyFlink(peers.resolve_flink(), arguments.flink_heap_mb),
 }
 """What `--peer` takes: each fetches what it needs, or raises `peers.NoPeerError`."""
 
@@ -264,6 +265,8 @@ def versions_of(arguments: argparse.Namespace) -> dict[str, str]:
         found["Kafka Streams"] = peers.streams_version()
     if "quix-streams" in arguments.peers:
         found["Quix Streams"] = peers.QUIX.partition("==")[2]
+    if "pyflink" in arguments.peers:
+        found["PyFlink"] = peers.FLINK.partition("==")[2]
     if arguments.compare:
         found[f"commit of {OTHER}"] = commit_of(arguments.compare)
     return found
@@ -295,6 +298,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--streams-store", choices=("rocksdb", "memory"), default="rocksdb")
     made.add_argument("--streams-heap-mb", type=int, default=512)
+    made.add_argument("--flink-heap-mb", type=int, default=512)
     made.add_argument(
         "--compare", type=Path, metavar="DIR", help="Measure the fcluster of another checkout besides."
     )
