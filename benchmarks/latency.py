@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,22 @@ TICK_S = 0.001
 LEAD_S = 0.2
 """From the decision to begin until the first record is due."""
 WARM_UP_RECORDS = 200
-PREFIXES = {READ_COMMITTED: "committed_", READ_UNCOMMITTED: "uncommitted_"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a reader reads."""
+
+    topic: str
+    isolation: str = READ_COMMITTED
+
+
+def both_ways(topic: str) -> dict[str, Watched]:
+    """Two readers of one topic, by the prefix of their figures."""
+    return {
+        "committed_": Watched(topic, READ_COMMITTED),
+        "uncommitted_": Watched(topic, READ_UNCOMMITTED),
+    }
 
 
 @dataclass(frozen=True)
@@ -118,32 +133,34 @@ def read(
 
 
 class _Probes:
-    """The producer and the two readers; ended with the `with` block."""
+    """The producer and the readers; ended with the `with` block."""
 
-    def __init__(self, brokers: str, written: str, watched: str, partitions: int, load: Load) -> None:
+    def __init__(
+        self, brokers: str, written: str, watched: Mapping[str, Watched], partitions: int, load: Load
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.start_ns = context.Value("q", 0, lock=False)
         self.end = context.Event()
         self.late = context.Queue()
-        self.answers = {isolation: context.Queue() for isolation in PREFIXES}
-        self.seen = {isolation: context.Value("q", 0, lock=False) for isolation in PREFIXES}
-        self._ready = [context.Event() for _ in range(3)]
+        self.answers = {prefix: context.Queue() for prefix in watched}
+        self.seen = {prefix: context.Value("q", 0, lock=False) for prefix in watched}
+        self._ready = [context.Event() for _ in range(len(watched) + 1)]
         self.processes = [
             context.Process(
                 target=read,
                 args=(
                     brokers,
-                    watched,
+                    one.topic,
                     partitions,
-                    isolation,
+                    one.isolation,
                     ready,
-                    self.seen[isolation],
+                    self.seen[prefix],
                     self.end,
-                    self.answers[isolation],
+                    self.answers[prefix],
                 ),
                 daemon=True,
             )
-            for isolation, ready in zip(PREFIXES, self._ready, strict=False)
+            for (prefix, one), ready in zip(watched.items(), self._ready, strict=False)
         ]
         self.processes.append(
             context.Process(
@@ -172,14 +189,15 @@ class _Probes:
 def measure_probes(
     brokers: str,
     written: str,
-    watched: str,
+    watched: Mapping[str, Watched],
     partitions: int,
     load: Load,
     look: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, float]:
-    """Write and read: latencies of both readers, and how late the producer itself was.
+    """Write and read: latencies of all readers, and how late the producer itself was.
 
     Args:
+        watched: what each reader reads, by the prefix of its figures.
         look: figures that grow (processor time); how much they grow in the measured time is in the answer.
     """
     with _Probes(brokers, written, watched, partitions, load) as probes:
@@ -202,8 +220,8 @@ def measure_probes(
         probes.end.set()
         from_ns = Schedule(load.rate, start_ns).due_ns(round(load.rate * load.warm_up_s))
         figures = {"records": load.records - round(load.rate * load.warm_up_s), "writer_late_p99_ms": late_ms}
-        for isolation, prefix in PREFIXES.items():
-            rows = probes.answers[isolation].get(timeout=LAST_TIMEOUT_S)
+        for prefix in watched:
+            rows = probes.answers[prefix].get(timeout=LAST_TIMEOUT_S)
             latencies_ns = [
                 latency_ns
                 for due_ns, latency_ns in zip(rows[::2], rows[1::2], strict=True)
@@ -215,7 +233,7 @@ def measure_probes(
 
 def measure_floor(place: Place, partitions: int, names: Names, load: Load) -> dict[str, float]:
     """Producer and readers on one topic, no job."""
-    return measure_probes(place.brokers, names.source, names.source, partitions, load)
+    return measure_probes(place.brokers, names.source, both_ways(names.source), partitions, load)
 
 
 def measure(lane: Lane, place: Place, names: Names, task: Task, load: Load) -> dict[str, float]:
@@ -228,7 +246,8 @@ def measure(lane: Lane, place: Place, names: Names, task: Task, load: Load) -> d
             found = {"cpu_s": usage.workers_s + usage.coordinator_s}
             return found if place.broker_pid is None else found | {"broker_cpu_s": usage.broker_s}
 
-        figures = measure_probes(place.brokers, names.source, names.output, task.partitions, load, cpu)
+        watched = both_ways(names.output)
+        figures = measure_probes(place.brokers, names.source, watched, task.partitions, load, cpu)
         running.assert_alive()
         return figures
 
