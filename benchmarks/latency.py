@@ -28,7 +28,7 @@ from benchmarks.support import Names, Place
 from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets
 from tests.harness import wait_until
 
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
 LAST_TIMEOUT_S = 30
 TICK_S = 0.001
 """The producer wakes this often and writes what is due."""
