@@ -8,14 +8,18 @@ records in turns, in one process; each processor time is the best of all rounds.
 each of the 1,000 keys has a new one every 20 records.
 
 *Closing.* One shard has a window of each key in RocksDB, and a record makes all of them due. After that,
-records of other keys and due windows take turns as in a worker: about 5 ms each. It measures the longest time
-from one such record to the next, with a commit every 100 ms.
+records of other keys and due windows take turns as in a worker: about 5 ms each. There is a commit every 100
+ms, which is part of the measured time, although a worker has another thread for half of it. It measures the
+longest time from one such record to the next: the processor time of the thread, which doesn't depend on what
+else the machine does, and the time by the clock. `benchmarks/closing.py` measures the same from outside, with
+a worker and a broker.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import shutil
 import tempfile
 import time
@@ -112,8 +116,12 @@ def compare(rounds: int) -> dict[str, float]:
     return best
 
 
-def close_many(windows: int) -> str:
-    """Close so many windows of one end, and say how long others waited."""
+def close_many(windows: int, limit_s: float) -> str:
+    """Close so many windows of one end, or as many as close in that processor time, and say how long others
+    waited.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # as in a worker
     directory = Path(tempfile.mkdtemp(prefix="fcluster-windows-"))
     stores = StoreDirectory(directory)
     try:
@@ -123,28 +131,31 @@ def close_many(windows: int) -> str:
         assert timers is not None
         next_day = 2 * 86_400_000 // windows + 1
         others = make_messages(range(windows, windows + 10_000_000 // 1_000), 1_000, next_day)
-        began_s = last_s = committed_s = time.perf_counter()
-        longest_s, passed, closed = 0.0, 0, 0
+        used_s = time.thread_time
+        began_s = last_s = committed_s = used_s()
+        last_clock_s = time.perf_counter()
+        longest_s, longest_clock_s, passed, closed = 0.0, 0.0, 0, 0
         for message in others:
-            turn_s = time.perf_counter()
-            while time.perf_counter() - turn_s < TURN_S:
+            turn_ends_s = used_s() + TURN_S
+            while used_s() < turn_ends_s:
                 runner.handle(message)
                 runner.last = message
-                now_s = time.perf_counter()
+                now_s, clock_s = used_s(), time.perf_counter()
                 longest_s, last_s = max(longest_s, now_s - last_s), now_s
+                longest_clock_s, last_clock_s = max(longest_clock_s, clock_s - last_clock_s), clock_s
                 passed += 1
-            turn_s = time.perf_counter()
-            while time.perf_counter() - turn_s < TURN_S and (fired := timers.fire_due(20)):
-                closed += fired
-            if time.perf_counter() - committed_s > COMMIT_S:
+            turn_ends_s = used_s() + TURN_S
+            closed += timers.fire_due(windows, lambda: used_s() >= turn_ends_s)  # noqa: B023
+            if used_s() - committed_s > COMMIT_S:
                 epochs.commit()
-                committed_s = time.perf_counter()
-            if closed >= windows:
+                committed_s = used_s()
+            if closed >= windows or used_s() - began_s > limit_s:
                 break
-        took_s = time.perf_counter() - began_s
         return (
-            f"{closed:,} windows closed in {took_s:.1f} s; meanwhile {passed:,} records of other keys, with "
-            f"at most {longest_s * 1000:.0f} ms from one to the next"
+            f"{closed:,} windows closed in {used_s() - began_s:.1f} s of processor time; meanwhile "
+            f"{passed:,} records of other keys, with at most {longest_s * 1000:.0f} ms of processor time "
+            f"from one to the next (by the clock {longest_clock_s * 1000:.0f} ms, at a load of "
+            f"{os.getloadavg()[0]:.0f})"
         )
     finally:
         stores.close_all()
@@ -158,9 +169,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--close", type=int, metavar="WINDOWS")
+    parser.add_argument("--limit-s", type=float, default=600, help="Processor time for closing.")
     chosen = parser.parse_args()
     if chosen.close:
-        print(close_many(chosen.close))
+        print(close_many(chosen.close, chosen.limit_s))
         return
     best = compare(chosen.rounds)
     for name, us in best.items():

@@ -292,13 +292,19 @@ class TimerRunner:
             self._fire(*found, "event")
         self.behind = False
 
-    def fire_due(self, fired_max: int) -> int:
-        """Fire due timers of both clocks, event time first. Returns how many have fired, at most `fired_max`.
-        Raises what `fire_event` raises.
+    def fire_due(self, fired_max: int, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Fire due timers of both clocks, event time first. Returns how many have fired.
+
+        Args:
+            fired_max: at most so many fire.
+            is_over: whether others have their turn. It is asked after each timer.
+
+        Raises:
+            What `fire_event` raises.
         """
         now_ms = self._wall_ms()
         fired = 0
-        while fired < fired_max and not (fired and self.interrupts):
+        while fired < fired_max and not (fired and (self.interrupts or is_over())):
             if (found := self._first_event()) is not None:
                 self._fire(*found, "event")
             elif (found := self._first_due("processing", now_ms)) is not None:

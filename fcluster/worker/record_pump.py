@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -65,8 +66,6 @@ from fcluster.worker.watchdog import Watchdog
 
 _log = logging.getLogger("fcluster.worker")
 
-TIMER_S = 0.000_05
-"""How long a timer may take, before it is known."""
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
@@ -124,7 +123,6 @@ class RecordPump:
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
-        self._timer_s = TIMER_S
         self._has_fired = False
         self._paused = False
         self.records = 0
@@ -244,7 +242,7 @@ class RecordPump:
         """
         if self._shards.timed and self._fires_next():
             self._has_fired = True
-            self._fire(max(1, min(FIRED_AT_ONCE_MAX, int(chunks.AIM_S / self._timer_s))))
+            self._fire(chunks.AIM_S)
             return
         self._has_fired = False
         self._run_chunk()
@@ -261,26 +259,27 @@ class RecordPump:
         for _ in range(FIRED_BEFORE_THE_END_MAX):
             if not (self._shards.timed and self._may_work and self._timers.are_due()):
                 return
-            self._fire(FIRED_AT_ONCE_MAX)
+            self._fire(math.inf)
 
-    def _fire(self, fired_max: int) -> None:
-        """Fire some of the due timers of each shard, about `fired_max` in all."""
+    def _fire(self, turn_s: float) -> None:
+        """Fire some of the due timers of each shard, for about this time in all."""
         if not self._pipeline.is_open:
             return
         due = self._timers.due()
-        began_s, fired_in_all = time.monotonic(), 0
-        for runner in due:
+        began_s = time.monotonic()
+        for number, runner in enumerate(due, start=1):
             if not self._may_work or runner.shard not in self._shards.timed:
                 return
             assert runner.timers is not None
             records_max = self._core_state.pieces.records_max
-            room = max(1, fired_max // len(due))
+            room = FIRED_AT_ONCE_MAX
             if records_max is not None:
                 room = records_max - self._core_state.open.records
-            failure = self._run(runner, functools.partial(runner.timers.fire_due, room))
+            ends_s = began_s + turn_s * number / len(due)
+            is_over = functools.partial(_is_past, ends_s)
+            failure = self._run(runner, functools.partial(runner.timers.fire_due, room, is_over))
             shards, fired = self._timers.take_fired()
             if fired:
-                fired_in_all += fired
                 self._pipeline.count(fired)
                 newest = self._timers.newest(runner.shard) if records_max is not None else None
                 self._feed(events.RecordsProcessed(shards, fired, self._chunks.backlog, newest))
@@ -288,10 +287,6 @@ class RecordPump:
                 with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                     self._feed(failure)
                 return
-        if fired_in_all:
-            timer_s = (time.monotonic() - began_s) / fired_in_all
-            # As for records, follow a slowdown at once, and a speed-up step by step.
-            self._timer_s = max(1e-7, timer_s, self._timer_s / 2)
         with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
             self.hold_back()
 
@@ -479,6 +474,10 @@ class RecordPump:
                 one.number,
             )
         )
+
+
+def _is_past(time_s: float) -> bool:
+    return time.monotonic() >= time_s
 
 
 def _left_of(chunk: Sequence[Message], first: Message) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import groupby
@@ -29,11 +30,12 @@ class KeyedMessage(Message):
         return b"k%d" % self.offset()
 
 
-def windowed_topology(*, timers: bool = False) -> Topology:
+def windowed_topology(*, timers: bool = False, result: Any = lambda result: result) -> Topology:
     """Windows of 10 ms with an "n" of 1 in each result. A handler next to them writes 0 for each record."""
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
-    job.stream(source).window(Tumbling(timedelta(milliseconds=10)), name="w").aggregate(n=count()).to(out)
+    windows = job.stream(source).window(Tumbling(timedelta(milliseconds=10)), name="w")
+    windows.aggregate(n=count()).map(result).to(out)
     functions: Any = {"t": lambda _key, _ctx: None} if timers else None
     job.stream(source).process(lambda _ctx, _value: {"n": 0}, name="h", to=out, timers=functions)
     return job.build(Settings())
@@ -68,6 +70,27 @@ def test_windows_and_records_take_turns(pumping: Pumping) -> None:
     turns = [(n, len(list(found))) for n, found in groupby(pumping.counts()[WINDOWS + 1 :])]
     assert turns == [(1, 2 + 5), (0, 3), (1, 5), (0, 3), (1, 8)]
     assert not pumping.pump.has_work
+
+
+def test_turn_of_windows_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "AIM_S", 0.001)
+    monkeypatch.setattr(firing, "CLOSED_AT_ONCE_MAX", 2)
+
+    def slow(result: Any) -> Any:
+        time.sleep(0.002)
+        return result
+
+    pumping = Pumping(windowed_topology(result=slow))
+    pumping.start(0)
+    pumping.read(*(KeyedMessage(number, 5) for number in range(WINDOWS)), KeyedMessage(WINDOWS, 15))
+    while not sum(pumping.counts()):
+        pumping.pump.run_chunk()
+    closed: list[int] = []
+    while pumping.pump.has_work:
+        pumping.pump.run_chunk()
+        closed.append(sum(pumping.counts()))
+    assert closed == list(range(3, WINDOWS + 1))
+    pumping.close()
 
 
 def test_records_of_the_same_shard_continue_and_late_ones_stay_late(pumping: Pumping) -> None:
