@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.simulation.jobs import SEEDS_OF_A_JOB, seeds
+from tests.simulation.job_mix import SEEDS_OF_A_JOB, seeds
 from tests.simulation.mutations import BY_NAME, Mutation
 from tests.simulation.run import Result, catches, run
 

@@ -101,7 +101,7 @@ class _Time:
         if read.written.is_watermark:
             one.hear(read.written)
         else:
-            one.highest_ms = max(one.highest_ms or 0, read.written.timestamp_ms)
+            one.highest_ms = max(one.highest_ms or 0, read.written.time_ms)
             one.idle = False
         self._move()
 
@@ -376,7 +376,7 @@ class Checks:
                     if output.topic == LATE and not model.may_be_late:
                         self.fail(f"{shard}: {output.key}={output.data} is too late for its window")
                     self.world.landed["late record"] += output.topic == LATE
-                    expected.append(self._placed(output, step.written.timestamp_ms))
+                    expected.append(self._placed(output, step.written.time_ms))
             if step.written.is_watermark or step.topic() in self.job.sources:
                 standing.time.note(step)
         if ended and not standing.time.ended:
@@ -838,10 +838,13 @@ def _offsets(position: CommittedPosition) -> str:
 def _shown(outputs: list[_Output]) -> str:
     return (
         "["
-        + ", ".join(
-            f"{place[0]}/{place[1]} {key}={data.get('timer', '')}{data['ident']}"
-            + (f" {data['idents']}" if "window" in data else "")
-            for place, key, _, data in outputs
-        )
+        + ", ".join(f"{place[0]}/{place[1]} {key}={_shown_value(data)}" for place, key, _, data in outputs)
         + "]"
     )
+
+
+def _shown_value(data: Any) -> str:
+    if not isinstance(data, dict) or "ident" not in data:
+        return str(data)
+    of_window = f" {data['idents']}" if "window" in data else ""
+    return f"{data.get('timer', '')}{data['ident']}{of_window}"

@@ -18,7 +18,8 @@ from fcluster.engine.state import FlushLimits
 from fcluster.graph.partitioner import partition_of
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.jobs import BOUNDED_SEEDS_FROM, KEYS, SimJob, job_of, source_record
+from tests.simulation.job_mix import BOUNDED_SEEDS_FROM, job_of
+from tests.simulation.jobs import KEYS, SimJob, source_record
 from tests.simulation.kafka_model import KafkaModel, Partition
 from tests.simulation.storage import Disk, SimSnapshotStore
 from tests.simulation.worker_shell import SimWorker

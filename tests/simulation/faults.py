@@ -153,7 +153,8 @@ class _FaultPlanner:
         times_ms = [at_ms for at_ms, _, _ in bursts]
         if self.cluster.job.comes_in_order:
             self._sort_most_of(times_ms)
-        for at_ms, (_, records, topic) in zip(times_ms, bursts, strict=True):
+        for at_ms, (_, drawn, topic) in zip(times_ms, bursts, strict=True):
+            records = [self.cluster.job.as_in(topic, record) for record in drawn]
             self.world.at(at_ms, None, self._put_in, records, transactional, topic)
         return ident
 

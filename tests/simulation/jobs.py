@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, cached_property
-from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from fcluster import (
     Hopping,
@@ -44,9 +45,11 @@ from fcluster.engine.state import STORE_PREFIX_BYTES, store_prefix
 from fcluster.engine.values import decode_state
 from fcluster.engine.watermarks import WATERMARK_HEADER
 from fcluster.graph.codecs import value_codec
+from fcluster.graph.groups import parts_of_contribution
 from fcluster.graph.partitioner import partition_of
 from fcluster.graph.stages import Stage, written_topics
 from fcluster.graph.states import StateStore
+from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
 from fcluster.graph.topology import Topology
 
@@ -60,20 +63,6 @@ COUNT, TOTALS, BOTH = "count", "totals", "both"
 """The names of the handlers."""
 AGAIN = "again"
 """The name of a second window in a stage."""
-SEEDS_OF_A_JOB = 1_000_000
-MERGED_SEEDS_FROM = SEEDS_OF_A_JOB
-KINDS_SEEDS_FROM = 2 * SEEDS_OF_A_JOB
-TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
-TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
-WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
-BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
-"""Which job a seed plays. Seeds from these numbers on play: the merged job, the one with declared states, the
-first job with event time, the one with timers, and those with windows. The last are bounded runs of some of
-them.
-"""
-WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
-WINDOWS_JOBS: tuple[WindowsJob, ...] = ("tumbling", "sessions", "updates", "merged")
-"""The jobs with windows. Chance, which depends on the seed, chooses one of them."""
 MAX_DELAY_MS = 3
 """The delay of the watermarks in all jobs with event time."""
 IDLE_MS = 150
@@ -103,7 +92,7 @@ def _names(letter: str, count: int) -> list[str]:
 
 KEYS = _names("k", 5)
 GROUPS = _names("g", 3)
-_GROUP_OF = {key: GROUPS[number % len(GROUPS)] for number, key in enumerate(KEYS)}
+GROUP_OF = {key: GROUPS[number % len(GROUPS)] for number, key in enumerate(KEYS)}
 
 
 # --- records --------------------------------------------------------------------------------------------
@@ -157,10 +146,17 @@ class Written:
 
     @property
     def data(self) -> Any:
-        """The decoded value."""
+        """The decoded value. What a group of a table's rows loses and gains is a list of both."""
         if self._data is None and self.value is not None:
-            self._data = json.loads(self.value)
+            halves = self.value[:1] == _PAIR
+            self._data = _read_halves(self.value) if halves else json.loads(self.value)
         return self._data
+
+    @property
+    def time_ms(self) -> int:
+        """Its time: the one in its value, if it has one there."""
+        at_ms = self.data.get("at") if isinstance(self.data, dict) else None
+        return self.timestamp_ms if at_ms is None else at_ms
 
     @property
     def is_watermark(self) -> bool:
@@ -228,8 +224,20 @@ class Read:
 
 def source_record(key: str, ident: int) -> Written:
     """A record of a source."""
-    value = json.dumps({"key": key, "ident": ident}, separators=(",", ":")).encode()
-    return Written(key.encode(), value, BEGIN_MS + ident)
+    return Written(key.encode(), _encoded({"key": key, "ident": ident}), BEGIN_MS + ident)
+
+
+def _encoded(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+_PAIR = b"\x92"
+"""What a list of two begins with in msgpack. Nothing in JSON begins with it."""
+
+
+def _read_halves(value: bytes) -> list[Any]:
+    halves: list[bytes | None] = msgspec.msgpack.decode(value)
+    return [None if half is None else json.loads(half) for half in halves]
 
 
 # --- models -----------------------------------------------------------------------------------------------
@@ -570,10 +578,8 @@ class WindowsModel(Model):
         return {}
 
     def process(self, state: Any, read: Read, now_ms: int | None) -> list[Expected]:
-        key, value, at_ms = read.written.name, read.written.data, read.written.timestamp_ms
-        starts = [start for start in range(at_ms - self._size + 1, at_ms + 1) if start % self._every == 0]
-        ends = [start + self._size for start in starts]
-        taking = [end for end in ends if now_ms is None or now_ms < end + self.closes_after_ms]
+        key, value, at_ms = read.written.name, read.written.data, read.written.time_ms
+        taking = [end for end in self._ends(at_ms) if now_ms is None or now_ms < end + self.closes_after_ms]
         if not taking:
             return [Expected(LATE, key, value)]
         outputs: list[Expected] = []
@@ -597,8 +603,17 @@ class WindowsModel(Model):
         del state[end, timer.key]
         return result
 
+    def _ends(self, at_ms: int) -> list[int]:
+        """The ends of the windows that a time is in."""
+        starts = [start for start in range(at_ms - self._size + 1, at_ms + 1) if start % self._every == 0]
+        return [start + self._size for start in starts]
+
+    def _start(self, end: int) -> int:
+        """When the window with that end begins."""
+        return end - self._size
+
     def _result(self, state: Any, end: int, key: str) -> Expected:
-        return _result(self._stage, self._step, key, end - self._size, end, state[end, key])
+        return result_of(self._stage, self._step, key, self._start(end), end, state[end, key])
 
     def content(self, state: Any, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
         found = stored[f"{self._step}//windows"]
@@ -607,7 +622,7 @@ class WindowsModel(Model):
             due = sorted(window for window in state if window[0] + self.closes_after_ms <= now_ms)
             while due and due[0] not in found:
                 del state[due.pop(0)]
-        return {window: _kept(rows) for window, rows in state.items()}, found
+        return {window: kept_of(rows) for window, rows in state.items()}, found
 
 
 @dataclass
@@ -654,7 +669,7 @@ class SessionsModel(Model):
         return _Sessions()
 
     def process(self, state: _Sessions, read: Read, now_ms: int | None) -> list[Expected]:
-        key, value, at_ms = read.written.name, read.written.data, read.written.timestamp_ms
+        key, value, at_ms = read.written.name, read.written.data, read.written.time_ms
         self._part(state, now_ms)
         row, rows = (at_ms, value), state.open.get(key, [])
         session = next(one for one in self._cut([*rows, row]) if row in one)
@@ -672,7 +687,7 @@ class SessionsModel(Model):
         self._part(state, event_ms)
         end, key = timer.at_ms - self.closes_after_ms, timer.key
         rows = state.due.pop((end, key))
-        result = _result(self._stage, self._step, key, rows[0][0], end, rows)
+        result = result_of(self._stage, self._step, key, rows[0][0], end, rows)
         if self._forward is None:
             return result
         topic, by = self._forward
@@ -682,7 +697,7 @@ class SessionsModel(Model):
         self._part(state, now_ms)
         wanted: dict[str, list[Any]] = {}
         for (end, key), rows in sorted(self._all(state).items()):
-            wanted.setdefault(key, []).append([rows[0][0], end, _kept(rows)])
+            wanted.setdefault(key, []).append([rows[0][0], end, kept_of(rows)])
         found = stored[f"{self._step}//sessions"]
         ordered = {
             key: [[start, end, [kept[0], sorted(kept[1]), kept[2]]] for start, end, kept in sessions]
@@ -729,8 +744,8 @@ class SessionsModel(Model):
         return sessions
 
 
-def _kept(rows: list[tuple[int, Any]]) -> list[Any]:
-    """What the aggregates keep of these records: see `_aggregates`."""
+def kept_of(rows: list[tuple[int, Any]]) -> list[Any]:
+    """What the aggregates keep of these records: see `AGGREGATES`."""
     if "idents" in rows[0][1]:
         idents = [ident for _, value in rows for ident in value["idents"]]
         return [sum(value["n"] for _, value in rows), [sorted(idents)], len(rows)]
@@ -738,7 +753,7 @@ def _kept(rows: list[tuple[int, Any]]) -> list[Any]:
     return [len(rows), [value["ident"] for _, value in rows], [newest_ms, newest]]
 
 
-def _result(stage: str, step: str, key: str, start: int, end: int, rows: list[tuple[int, Any]]) -> Expected:
+def result_of(stage: str, step: str, key: str, start: int, end: int, rows: list[tuple[int, Any]]) -> Expected:
     """The result of a window with these records."""
     if "idents" in rows[0][1]:
         idents = [ident for _, value in rows for ident in value["idents"]]
@@ -853,7 +868,7 @@ def _remember(ctx: Any, record: Any) -> dict[str, Any]:
     }
 
 
-_AGGREGATES: dict[str, Any] = {
+AGGREGATES: dict[str, Any] = {
     "n": count(),
     "idents": collect(lambda record: record["ident"]),
     "last": last(lambda record: record["ident"]),
@@ -867,7 +882,7 @@ _OF_RESULTS: dict[str, Any] = {
 """What windows compute of the results of others."""
 
 
-def _told_by(stage: str, step: str) -> Callable[[Any], dict[str, Any]]:
+def told_by(stage: str, step: str) -> Callable[[Any], dict[str, Any]]:
     """Makes the output of a result."""
 
     def told(result: Any) -> dict[str, Any]:
@@ -885,8 +900,9 @@ def _told_by(stage: str, step: str) -> Callable[[Any], dict[str, Any]]:
     return told
 
 
-def _group(record: Any) -> str:
-    return _GROUP_OF[record["key"]]
+def group_of(record: Any) -> str:
+    """The group of a record's key."""
+    return GROUP_OF[record["key"]]
 
 
 @dataclass(frozen=True)
@@ -900,6 +916,8 @@ class SimJob:
         partitions: the number of partitions of all topics. None: the seed decides.
         has_results: whether what crosses the repartition is results, and not records as they are.
         comes_in_order: whether most records are written in the order of their timestamps.
+        stamped: the sources whose records have their time in the value.
+        tables: the sources that are read as tables.
     """
 
     topology: Topology
@@ -908,6 +926,18 @@ class SimJob:
     partitions: int | None = None
     has_results: bool = False
     comes_in_order: bool = False
+    stamped: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
+
+    def as_in(self, topic: str, record: Written) -> Written:
+        """A record that was drawn, as that source has it."""
+        ident = record.data["ident"]
+        if topic in self.stamped:
+            value = _encoded({**record.data, "at": record.timestamp_ms})
+            return Written(record.key, value, BEGIN_MS + ident * 7 % 50)
+        if topic in self.tables and ident % 5 == 4:
+            return Written(record.key, None, record.timestamp_ms)  # a tombstone
+        return record
 
     @cached_property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -954,8 +984,12 @@ class SimJob:
         for process in declared.timed_processes:
             yield from stored[TimerStore(process.name).due_name]
         for window in declared.windows:
+            if window.store.kind == "counted":
+                continue
             entries = stored[window.store.name]
-            if window.store.of_sessions:
+            if window.store.kind == "sliding":
+                ends = list(stored[window.store.due_name])
+            elif window.store.of_sessions:
                 ends = [(session[1], key) for key, sessions in entries.items() for session in sessions]
             else:
                 ends = list(entries)
@@ -1001,14 +1035,15 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
         kept = TimerStore(process.name)
         readers[store_prefix(kept.name)] = (kept.name, _read_timer)
         readers[store_prefix(kept.due_name)] = (kept.due_name, _read_due)
+    of_kind = {"sessions": _read_by_key, "counted": _read_by_key, "sliding": _read_sliding}
     for window in stage.windows:
         store = window.store
-        readers[store_prefix(store.name)] = (
-            store.name,
-            _read_sessions if store.of_sessions else _read_window,
-        )
-        if store.of_sessions:
+        readers[store_prefix(store.name)] = store.name, of_kind.get(store.kind, _read_window)
+        if store.has_notes:
             readers[store_prefix(store.due_name)] = (store.due_name, _read_window_at)
+    for kept in stage.all_stores:
+        if isinstance(kept, TableStore):
+            readers[store_prefix(kept.name)] = (kept.name, _READ_TABLE[kept.of])
     return readers
 
 
@@ -1041,9 +1076,29 @@ def _read_window(key: bytes, raw: bytes) -> tuple[Any, Any]:
     return _read_window_at(key, raw)[0], json.loads(raw[1:])
 
 
-def _read_sessions(key: bytes, raw: bytes) -> tuple[Any, Any]:
-    """By key: start, end and what the aggregates keep, of each session."""
+def _read_by_key(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key: start, end and what the aggregates keep, of each session. Or counted windows, or a group."""
     return key.decode(errors="replace"), json.loads(raw[1:])
+
+
+def _read_sliding(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key: time and value of each record."""
+    _closed, _noted, records = msgspec.msgpack.decode(raw[1:])
+    return key.decode(errors="replace"), [(at_ms, json.loads(value)) for at_ms, _came, value in records]
+
+
+def _read_row(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key: the time and the value of a row."""
+    return key.decode(errors="replace"), (decode_time(raw[1:9]), json.loads(raw[9:]))
+
+
+def _read_member(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key: the group of a row, and what it contributes."""
+    group, value = parts_of_contribution(raw[1:])
+    return key.decode(errors="replace"), (group.decode(), json.loads(value))
+
+
+_READ_TABLE: dict[str, _ReadEntry] = {"rows": _read_row, "members": _read_member, "groups": _read_by_key}
 
 
 def _reader_of(store: StateStore) -> _ReadEntry:
@@ -1065,49 +1120,8 @@ def _reader_of(store: StateStore) -> _ReadEntry:
     return read
 
 
-_SEEDS_FROM = (
-    0,
-    0,
-    MERGED_SEEDS_FROM,
-    KINDS_SEEDS_FROM,
-    TIMED_SEEDS_FROM,
-    TIMERS_SEEDS_FROM,
-    WINDOWS_SEEDS_FROM,
-    WINDOWS_SEEDS_FROM,
-)
-
-
-def seeds(first: int, count: int) -> Iterator[int]:
-    """Seeds from this number on: two of eight are of the first job, two of those with windows, and the others
-    of the other four. Bounded runs have seeds of their own.
-    """
-    for number in range(first, first + count):
-        # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
-        yield number + _SEEDS_FROM[number // 4 % len(_SEEDS_FROM)]
-
-
-def job_of(seed: int) -> SimJob:
-    """The job that a seed plays."""
-    if seed >= BOUNDED_SEEDS_FROM:
-        return _BOUNDED_JOBS[seed % len(_BOUNDED_JOBS)]()
-    if seed >= WINDOWS_SEEDS_FROM:
-        return _WINDOWS_JOBS[windows_job_of(seed)]()
-    if seed >= TIMERS_SEEDS_FROM:
-        return _timers_job(behind=seed % 2 == 0)
-    if seed >= TIMED_SEEDS_FROM:
-        return _counting_job(merged=False, timed=True)
-    if seed >= KINDS_SEEDS_FROM:
-        return _kinds_job()
-    return _counting_job(merged=seed >= MERGED_SEEDS_FROM)
-
-
-def windows_job_of(seed: int) -> WindowsJob:
-    """Which job with windows a seed plays."""
-    return Random(f"windows {seed}").choice(WINDOWS_JOBS)
-
-
 @cache
-def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
+def counting_job(*, merged: bool, timed: bool = False) -> SimJob:
     """`in` counts by key and feeds `totals`, which counts by group.
 
     If `merged`, there is a third stage: `more` counts by key what comes from another source, and from `in`
@@ -1117,8 +1131,8 @@ def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
     watermark = {"watermark": Watermark(MAX_DELAY_MS)} if timed else {}
     source, sink = job.topic(SOURCE, **watermark), job.topic(SINK)
     job.stream(source).process(_count_into(SOURCE), name=COUNT).to(sink)
-    job.stream(source).key_by(_group).process(_count_into(TOTALS), name=TOTALS).to(sink)
-    forward: dict[str, Callable[[str], str]] = {REPARTITION: _GROUP_OF.__getitem__}
+    job.stream(source).key_by(group_of).process(_count_into(TOTALS), name=TOTALS).to(sink)
+    forward: dict[str, Callable[[str], str]] = {REPARTITION: GROUP_OF.__getitem__}
     models: dict[str, Model] = {TOTALS: CountModel(TOTALS, TOTALS, {})}
     if merged:
         crossing = job.stream(source).key_by("key", name=BOTH)
@@ -1130,21 +1144,21 @@ def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
 
 
 @cache
-def _kinds_job() -> SimJob:
+def kinds_job() -> SimJob:
     """`in` remembers a value, a map and a list for each key, all with a TTL. `totals` is as in the others."""
     job = Job(JOB)
     source, sink = job.topic(SOURCE), job.topic(SINK)
     job.stream(source).process(_remember, name=COUNT, states=[_LAST, _SEEN, _RECENT]).to(sink)
-    job.stream(source).key_by(_group).process(_count_into(TOTALS), name=TOTALS).to(sink)
+    job.stream(source).key_by(group_of).process(_count_into(TOTALS), name=TOTALS).to(sink)
     models: dict[str, Model] = {
-        SOURCE: KindsModel(SOURCE, {REPARTITION: _GROUP_OF.__getitem__}),
+        SOURCE: KindsModel(SOURCE, {REPARTITION: GROUP_OF.__getitem__}),
         TOTALS: CountModel(TOTALS, TOTALS, {}),
     }
     return SimJob(job.build(Settings()), models)
 
 
 @cache
-def _timers_job(*, behind: bool) -> SimJob:
+def timers_job(*, behind: bool) -> SimJob:
     """`in` counts by key and sets timers, and its inputs become idle. `totals` is as in the others. If
     `behind`, it sets timers as well, so it is told of event time in each epoch.
     """
@@ -1153,8 +1167,8 @@ def _timers_job(*, behind: bool) -> SimJob:
     job.stream(source).process(_count_and_set_timers_into(SOURCE), name=COUNT, timers=_timers_of(SOURCE)).to(
         sink
     )
-    grouped = job.stream(source).key_by(_group)
-    models: dict[str, Model] = {SOURCE: TimersModel(SOURCE, COUNT, {REPARTITION: _GROUP_OF.__getitem__})}
+    grouped = job.stream(source).key_by(group_of)
+    models: dict[str, Model] = {SOURCE: TimersModel(SOURCE, COUNT, {REPARTITION: GROUP_OF.__getitem__})}
     if behind:
         grouped.process(_count_and_set_timers_into(TOTALS), name=TOTALS, timers=_timers_of(TOTALS)).to(sink)
         models[TOTALS] = TimersModel(TOTALS, TOTALS, {})
@@ -1170,71 +1184,75 @@ _MS = timedelta(milliseconds=1)
 _WATERMARK = Watermark(MAX_DELAY_MS)
 
 
-def _tumbling_job() -> SimJob:
+@cache
+def tumbling_job() -> SimJob:
     """`in` has tumbling and hopping windows. `totals`, behind a repartition, has sessions."""
     job = Job(JOB)
     source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
     stream = job.stream(source)
-    stream.window(Tumbling(8 * _MS, grace=5 * _MS), late=late, name=COUNT).aggregate(**_AGGREGATES).map(
-        _told_by(SOURCE, COUNT)
+    stream.window(Tumbling(8 * _MS, grace=5 * _MS), late=late, name=COUNT).aggregate(**AGGREGATES).map(
+        told_by(SOURCE, COUNT)
     ).to(sink)
     stream.window(Hopping(12 * _MS, 4 * _MS, grace=2 * _MS), late=late, name=AGAIN).aggregate(
-        **_AGGREGATES
-    ).map(_told_by(SOURCE, AGAIN)).to(sink)
-    stream.key_by(_group).window(Session(3 * _MS, grace=4 * _MS), late=late, name=TOTALS).aggregate(
-        **_AGGREGATES
-    ).map(_told_by(TOTALS, TOTALS)).to(sink)
+        **AGGREGATES
+    ).map(told_by(SOURCE, AGAIN)).to(sink)
+    stream.key_by(group_of).window(Session(3 * _MS, grace=4 * _MS), late=late, name=TOTALS).aggregate(
+        **AGGREGATES
+    ).map(told_by(TOTALS, TOTALS)).to(sink)
     models: dict[str, Model] = {
         SOURCE: StageModel(
             WindowsModel(SOURCE, COUNT, 8, 8, 5),
             WindowsModel(SOURCE, AGAIN, 12, 4, 2),
-            ForwardModel(REPARTITION, _GROUP_OF.__getitem__),
+            ForwardModel(REPARTITION, GROUP_OF.__getitem__),
         ),
         TOTALS: SessionsModel(TOTALS, TOTALS, 3, 4),
     }
     return SimJob(job.build(Settings()), models, comes_in_order=True)
 
 
-def _sessions_job() -> SimJob:
+@cache
+def sessions_job() -> SimJob:
     """`in` has sessions. Their results cross the repartition, and are in tumbling windows of `totals`. No
     result may be too late for them.
     """
     job = Job(JOB)
     source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
     job.stream(source).window(Session(4 * _MS, grace=6 * _MS), late=late, name=COUNT).aggregate(
-        **_AGGREGATES
-    ).map(_told_by(SOURCE, COUNT)).key_by(_group).window(
+        **AGGREGATES
+    ).map(told_by(SOURCE, COUNT)).key_by(group_of).window(
         Tumbling(15 * _MS), late=late, name=TOTALS
-    ).aggregate(**_OF_RESULTS).map(_told_by(TOTALS, TOTALS)).to(sink)
+    ).aggregate(**_OF_RESULTS).map(told_by(TOTALS, TOTALS)).to(sink)
     models: dict[str, Model] = {
-        SOURCE: SessionsModel(SOURCE, COUNT, 4, 6, (REPARTITION, _GROUP_OF.__getitem__)),
+        SOURCE: SessionsModel(SOURCE, COUNT, 4, 6, (REPARTITION, GROUP_OF.__getitem__)),
         TOTALS: StageModel(WindowsModel(TOTALS, TOTALS, 15, 15, 0), may_be_late=False),
     }
     return SimJob(job.build(Settings()), models, has_results=True, comes_in_order=True)
 
 
-def _updates_job() -> SimJob:
+@cache
+def updates_job() -> SimJob:
     """`in` has hopping windows and `totals` has tumbling ones. Both emit a result for each record."""
     job = Job(JOB)
     source, sink, late = job.topic(SOURCE, watermark=_WATERMARK), job.topic(SINK), job.topic(LATE)
     stream = job.stream(source)
     stream.window(Hopping(12 * _MS, 4 * _MS, grace=6 * _MS), late=late, name=COUNT, emit="update").aggregate(
-        **_AGGREGATES
-    ).map(_told_by(SOURCE, COUNT)).to(sink)
-    stream.key_by(_group).window(
+        **AGGREGATES
+    ).map(told_by(SOURCE, COUNT)).to(sink)
+    stream.key_by(group_of).window(
         Tumbling(10 * _MS, grace=3 * _MS), late=late, name=TOTALS, emit="update"
-    ).aggregate(**_AGGREGATES).map(_told_by(TOTALS, TOTALS)).to(sink)
+    ).aggregate(**AGGREGATES).map(told_by(TOTALS, TOTALS)).to(sink)
     models: dict[str, Model] = {
         SOURCE: StageModel(
             WindowsModel(SOURCE, COUNT, 12, 4, 6, updates=True),
-            ForwardModel(REPARTITION, _GROUP_OF.__getitem__),
+            ForwardModel(REPARTITION, GROUP_OF.__getitem__),
         ),
         TOTALS: WindowsModel(TOTALS, TOTALS, 10, 10, 3, updates=True),
     }
     return SimJob(job.build(Settings()), models, comes_in_order=True)
 
 
-def _merged_windows_job() -> SimJob:
+@cache
+def merged_windows_job() -> SimJob:
     """`more` merges another source with a repartition of `in`. It sets timers in both clocks and has tumbling
     windows and sessions. The inputs of both sources become idle.
     """
@@ -1245,11 +1263,11 @@ def _merged_windows_job() -> SimJob:
     job.stream(source).process(_count_into(SOURCE), name=COUNT).to(sink)
     merged = job.merge(more, job.stream(source).key_by("key", name=BOTH))
     merged.process(_count_and_set_timers_into(MORE), name=BOTH, timers=_timers_of(MORE)).to(sink)
-    merged.window(Tumbling(9 * _MS, grace=3 * _MS), late=late, name=AGAIN).aggregate(**_AGGREGATES).map(
-        _told_by(MORE, AGAIN)
+    merged.window(Tumbling(9 * _MS, grace=3 * _MS), late=late, name=AGAIN).aggregate(**AGGREGATES).map(
+        told_by(MORE, AGAIN)
     ).to(sink)
-    merged.window(Session(4 * _MS, grace=5 * _MS), late=late, name=TOTALS).aggregate(**_AGGREGATES).map(
-        _told_by(MORE, TOTALS)
+    merged.window(Session(4 * _MS, grace=5 * _MS), late=late, name=TOTALS).aggregate(**AGGREGATES).map(
+        told_by(MORE, TOTALS)
     ).to(sink)
     models: dict[str, Model] = {
         SOURCE: CountModel(SOURCE, COUNT, {CROSSING: str}),
@@ -1260,20 +1278,3 @@ def _merged_windows_job() -> SimJob:
         ),
     }
     return SimJob(job.build(Settings()), models, comes_in_order=True)
-
-
-_WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
-    "tumbling": cache(_tumbling_job),
-    "sessions": cache(_sessions_job),
-    "updates": cache(_updates_job),
-    "merged": cache(_merged_windows_job),
-}
-
-_BOUNDED_JOBS: tuple[Callable[[], SimJob], ...] = (
-    _WINDOWS_JOBS["tumbling"],
-    _WINDOWS_JOBS["sessions"],
-    lambda: _counting_job(merged=True),
-    _WINDOWS_JOBS["updates"],
-    lambda: _counting_job(merged=False, timed=True),
-)
-"""The jobs that bounded runs play. Their models know what is left to come at the end."""

@@ -46,17 +46,17 @@ from fcluster.worker.processing import ShardRunner
 from fcluster.worker.timers import DueTimers
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.jobs import (
+from tests.simulation.job_mix import (
     BOUNDED_SEEDS_FROM,
-    IDLE_MS,
-    JOB,
     KINDS_SEEDS_FROM,
-    MAX_DELAY_MS,
     MERGED_SEEDS_FROM,
+    SLIDING_SEEDS_FROM,
+    TABLES_SEEDS_FROM,
     TIMED_SEEDS_FROM,
     TIMERS_SEEDS_FROM,
     WINDOWS_SEEDS_FROM,
 )
+from tests.simulation.jobs import IDLE_MS, JOB, MAX_DELAY_MS
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
 from tests.simulation.worker_shell import (
@@ -634,14 +634,35 @@ class _Unwritten(EntryTable):
 
 
 class LosesNotes(SimWorker):
-    """Notes in memory, but not in the delta, when sessions are due."""
+    """Notes in memory, but not in the delta, when sessions and sliding windows are due."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         state = super().new_state(shard, store)
         for window in self.cluster.topology.stage(shard.stage).windows:
-            if window.store.of_sessions:
+            if window.store.has_notes:
                 plant(state.tables[window.store.due_name], _Unwritten)
         return state
+
+
+class LosesMembers(SimWorker):
+    """Remembers in memory, but not in the delta, what rows contribute to groups."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for regroup in self.cluster.topology.stage(shard.stage).regroups:
+            plant(state.tables[regroup.store.name], _Unwritten)
+        return state
+
+
+class ForgetsStamps(SimWorker):
+    """After a restore, records have Kafka's timestamps, and not the times in their values."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        if position.epoch:
+            stage = replace(stage, inputs=tuple(replace(one, timestamp=None) for one in stage.inputs))
+        return super().new_runner(stage, partition, state, position, idle_ms)
 
 
 class DropsDueWindows(SimWorker):
@@ -1120,6 +1141,22 @@ MUTATIONS = [
     ),
     Mutation(
         "a merged input left out of event time", WINDOWS_SEEDS_FROM + 25, "but the records tell", FollowsFirst
+    ),
+    Mutation(
+        "a sliding window that isn't found after a restore",
+        SLIDING_SEEDS_FROM + 16,
+        "the outputs should be",
+        LosesNotes,
+        harm_only=True,
+    ),
+    Mutation("times in values forgotten", SLIDING_SEEDS_FROM + 6, "the outputs should be", ForgetsStamps),
+    Mutation("contributions that aren't in the delta", TABLES_SEEDS_FROM, "the deltas make", LosesMembers),
+    Mutation(
+        "groups that lose nothing after a restore",
+        TABLES_SEEDS_FROM + 6,
+        "the outputs should be",
+        LosesMembers,
+        harm_only=True,
     ),
     Mutation("records behind the end", BOUNDED_SEEDS_FROM, "but the run ends at", ReadsOn),
     Mutation(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.__main__ import main, play, replay_command
-from tests.simulation.jobs import BOUNDED_SEEDS_FROM
+from tests.simulation.job_mix import BOUNDED_SEEDS_FROM
 from tests.simulation.run import run
 
 SEEDS = 2000

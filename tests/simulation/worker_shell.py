@@ -33,6 +33,7 @@ from fcluster.coordinator.core.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
 from fcluster.engine.merging import InputMerge
 from fcluster.engine.records import OutputPort
+from fcluster.engine.stamps import orders_of
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling
 from fcluster.graph.stages import Stage
@@ -90,7 +91,8 @@ class Runner(ShardRunner):
         self.sources: list[Partition] = [(topic, partition) for topic in stage.topics]
         self.fetched_up_to = [at.offset for at in position.inputs]
         several = len(self.sources) > 1
-        self.merge = InputMerge(len(self.sources), idle_ms, stage.precedence) if several else None
+        orders = orders_of(stage)
+        self.merge = InputMerge(len(self.sources), idle_ms, stage.precedence, orders) if several else None
         self.read_up_to = list(self.fetched_up_to)
         self.taken: list[Read] = []
         """Records that have left the merge, but have to wait until timers have fired."""
