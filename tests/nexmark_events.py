@@ -102,10 +102,10 @@ class Arrivals:
         for partition in range(self.partitions):
             self.arrivals += [(kind, partition, value) for kind, value in end_of(partition)]
 
-    def recount(self) -> Recount:
-        """DuckDB with these events."""
+    def recount(self, until_ms: int = UNTIL_MS) -> Recount:
+        """DuckDB with these events, until that event time."""
         rows = ([value for kind, _, value in self.arrivals if kind == wanted] for wanted in KINDS)
-        return Recount(*rows, side_inputs(), UNTIL_MS)
+        return Recount(*rows, side_inputs(), until_ms)
 
 
 __all__ = ["DIRECTORY", "KINDS", "SIDE_INPUTS", "UNTIL_MS", "Arrivals", "side_records"]

@@ -5,6 +5,7 @@ flight that departs hours after its time comes hours too early in that order, an
 order. A window waits for them three quarters of an hour; what comes later than that goes to a topic of its
 own.
 
+    python examples/flights/load.py --brokers HOST:PORT --by-time
     fcluster up examples/flights/airports.py
 """
 

@@ -1,18 +1,21 @@
-"""Writes the flights to a Kafka topic, keyed by carrier.
+"""Writes the flights to a Kafka topic, keyed by carrier; or the topics of the jobs with event time.
 
-    python examples/flights/load.py --brokers HOST:PORT
+    python examples/flights/load.py --brokers HOST:PORT              # flights: for flights.py
+    python examples/flights/load.py --brokers HOST:PORT --by-time    # departures, schedule and weather: for
+                                                                     # airports.py, weather.py, rotations.py
 
-Responsible for: the topic and its content, written once. A topic that has all flights is left alone. One that
-has only some of them (because a load was interrupted) is created again. Records are written by an idempotent
-producer.
+Responsible for: the topics and their content, written once. A topic that has all records is left alone. One
+that has only some of them (because a load was interrupted) is created again. Records are written by an
+idempotent producer.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,11 +27,21 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from examples.flights.data import FLIGHTS, read_flights
+from examples.flights.data import FLIGHTS, read_flights, read_schedule, read_weather
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 
 TOPIC = "flights"
 PARTITIONS = 8
+NOW_MS = 0
+"""The timestamp that a producer replaces by the present time."""
+
+
+class Line(NamedTuple):
+    """A record: its key, its value, and its timestamp in milliseconds since 1970."""
+
+    key: str
+    value: dict[str, Any]
+    timestamp_ms: int
 
 
 def load_flights(brokers: str, console: Console, *, rows: int = FLIGHTS, topic: str = TOPIC) -> int:
@@ -41,29 +54,79 @@ def load_flights(brokers: str, console: Console, *, rows: int = FLIGHTS, topic: 
         KafkaUnavailable: the brokers can't be reached or refuse the records.
         FlightsMissing: the data files aren't there.
     """
+    lines = (Line(flight["carrier"], flight, NOW_MS) for flight in read_flights(rows))
+    return _load(brokers, console, topic, lines, rows, PARTITIONS)
+
+
+def load_by_time(
+    brokers: str,
+    console: Console,
+    *,
+    rows: int = FLIGHTS,
+    prefix: str = "",
+    partitions: int = PARTITIONS,
+) -> int:
+    """Make sure that the topics `departures`, `schedule` and `weather` contain the first `rows` flights, and
+    the weather until the last one, keyed by airport.
+
+    Kafka's timestamps are those of the data, of the year 2013. So the topics keep their records for ever.
+
+    Args:
+        brokers, console, rows: as in `load_flights`.
+        prefix: the beginning of the topics' names.
+        partitions: of each topic.
+
+    Returns, Raises:
+        As `load_flights`.
+    """
+    flights = read_schedule(rows)
+    until_ms = flights[-1]["scheduled"]
+    topics = {
+        "departures": [
+            Line(flight["origin"], flight, flight["departed"])
+            for flight in flights
+            if flight["departed"] is not None
+        ],
+        "schedule": [Line(flight["origin"], flight, flight["scheduled"]) for flight in flights],
+        "weather": [
+            Line(row["origin"], row, row["observed"]) for row in read_weather() if row["observed"] <= until_ms
+        ],
+    }
+    return sum(
+        _load(brokers, console, f"{prefix}{topic}", lines, len(lines), partitions)
+        for topic, lines in topics.items()
+    )
+
+
+def _load(
+    brokers: str, console: Console, topic: str, lines: Iterable[Line], count: int, partitions: int
+) -> int:
+    """Make sure that `topic` contains these `count` lines, each of them once. Returns how many were
+    written.
+    """
     admin = AdminClient({"bootstrap.servers": brokers})
     present = _records_in(brokers, admin, topic)
-    if present == rows:
-        console.print(f"Topic {topic!r} holds the {rows:,} flights already.")
+    if present == count:
+        console.print(f"Topic {topic!r} holds the {count:,} records already.")
         return 0
     if present:
-        console.print(f"Topic {topic!r} holds {present:,} of {rows:,} flights: it is made anew.")
+        console.print(f"Topic {topic!r} holds {present:,} of {count:,} records: it is made anew.")
         _delete(admin, topic)
     if present != 0:
-        admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, replication_factor=-1)])[
-            topic
-        ].result(30)
-    _write(brokers, topic, rows, console)
+        keep = {"retention.ms": "-1"}
+        new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=keep)
+        admin.create_topics([new])[topic].result(30)
+    _write(brokers, topic, lines, count, console)
     written = _records_in(brokers, admin, topic)
-    if written != rows:
+    if written != count:
         raise FclusterError(
-            f"Topic {topic!r} holds {written} records after {rows} flights were written to it.",
+            f"Topic {topic!r} holds {written} records after {count} were written to it.",
             remedy="Something else writes to the topic: stop it, or load into another topic.",
         )
-    return rows
+    return count
 
 
-def _write(brokers: str, topic: str, rows: int, console: Console) -> None:
+def _write(brokers: str, topic: str, lines: Iterable[Line], count: int, console: Console) -> None:
     failed: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _message: Message) -> None:
@@ -81,24 +144,27 @@ def _write(brokers: str, topic: str, rows: int, console: Console) -> None:
             "log_level": 3,  # a broker that has just started answers the first request with "loading"
         }
     )
-    with _Bar(console, f"Loading into {topic!r}", rows) as bar:
-        for flight in read_flights(rows):
-            _produce(producer, topic, flight, delivered)
+    with _Bar(console, f"Loading into {topic!r}", count) as bar:
+        for line in lines:
+            _produce(producer, topic, line, delivered)
             bar.advance()
             if failed:
                 break
         producer.flush(60)
     if failed:
         raise KafkaUnavailable(
-            f"The flights can't be written to {topic!r}: {failed[0].str()}",
+            f"The records can't be written to {topic!r}: {failed[0].str()}",
             remedy="Look at the broker's log, then run this again.",
         )
 
 
-def _produce(producer: Producer, topic: str, flight: dict[str, Any], delivered: Any) -> None:
+def _produce(producer: Producer, topic: str, line: Line, delivered: Any) -> None:
+    value = orjson.dumps(line.value)
     while True:
         try:
-            producer.produce(topic, orjson.dumps(flight), flight["carrier"].encode(), on_delivery=delivered)
+            producer.produce(
+                topic, value, line.key.encode(), timestamp=line.timestamp_ms, on_delivery=delivered
+            )
             producer.poll(0)
             return
         except BufferError:
@@ -175,11 +241,15 @@ class _Bar:
 @click.option("--brokers", required=True, help="Bootstrap servers, HOST:PORT.")
 @click.option("--rows", default=FLIGHTS, show_default=True, help="How many flights, from the first on.")
 @click.option("--topic", default=TOPIC, show_default=True)
-def main(brokers: str, rows: int, topic: str) -> None:
+@click.option("--by-time", is_flag=True, help="Write departures, schedule and weather instead.")
+def main(brokers: str, rows: int, topic: str, by_time: bool) -> None:
     """Write the flights of 2013 to a Kafka topic."""
     console = Console()
     try:
-        load_flights(brokers, console, rows=rows, topic=topic)
+        if by_time:
+            load_by_time(brokers, console, rows=rows)
+        else:
+            load_flights(brokers, console, rows=rows, topic=topic)
     except FclusterError as error:
         console.print(error.message, error.remedy, sep="\n", style="red")
         raise SystemExit(error.exit_code) from error

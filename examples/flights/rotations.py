@@ -3,6 +3,7 @@
 Flights of the same minute come in any order. That changes nothing: a session takes flights of its last minute
 until one of a later minute has come.
 
+    python examples/flights/load.py --brokers HOST:PORT --by-time
     fcluster up examples/flights/rotations.py
 """
 

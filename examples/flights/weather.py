@@ -3,6 +3,7 @@
 Both topics are keyed by airport. The weather is a table, of which each flight meets the row of its own time:
 the newest observation that isn't later than the flight.
 
+    python examples/flights/load.py --brokers HOST:PORT --by-time
     fcluster up examples/flights/weather.py
 """
 
