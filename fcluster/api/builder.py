@@ -33,6 +33,7 @@ from fcluster.graph.operators import (
     Peek,
     Process,
     StatefulOperator,
+    Subscribe,
     TellChanges,
     TopicSpec,
     ValueKind,
@@ -185,6 +186,8 @@ class Builder:
                 _check_in_time(step, before)
             if isinstance(step, KeptTable):
                 self._walk_table(node, step, source, before)
+            elif isinstance(step, Subscribe):
+                self._walk_subscribe(node, step, source, before)
             else:
                 self._walk_on(node, step, source, (*before, step))
         elif isinstance(step, Merge):
@@ -231,6 +234,17 @@ class Builder:
         for child in node.children:
             told = replace(cast("TellChanges", child.step), source=step.name)
             self._walk_on(child, told, source, (told,))
+
+    def _walk_subscribe(self, node: Node, step: Subscribe, source: str, before: tuple[Operator, ...]) -> None:
+        """The chain passes on left rows. The step itself writes the subscriptions."""
+        subscriptions, rows = node.children
+        name = self._input_names[subscriptions]
+        topic = replace(step.topic, name=repartition_topic(self._job, name))
+        self._walk(rows, source, (*before, replace(step, topic=topic)))
+        if name not in self._inputs:  # otherwise another of the left table's inputs has set it
+            self._open_input(name, topic, internal=True)
+            for child in subscriptions.children:
+                self._walk(child, name, ())
 
     def _walk_key_by(self, node: Node, step: KeyBy, source: str, before: tuple[Operator, ...]) -> None:
         read = self._inputs[source][0]
@@ -447,6 +461,14 @@ def upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
 
 def _loop(path: list[Stage]) -> JobError:
     names = ["+".join(stage.topics) for stage in path]
+    steps = (step for stage in path for chain in stage.chains for step in chain.operators)
+    join = next((step.table for step in steps if isinstance(step, Subscribe)), None)
+    if join is not None:
+        return JobError(
+            f"The join {join!r} by a foreign key would lead back to a stage in front of it, because a topic "
+            "is needed on both of its sides: a loop.",
+            remedy="Copy the topic, job.stream(topic).to(copy), and declare another table over the copy.",
+        )
     if len(path) == 2 and len(path[0].inputs) == 1:
         message = f"The job reads the topic {names[0]!r} and writes its results back to it: a loop."
     elif len(path) == 2:

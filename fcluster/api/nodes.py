@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from fcluster.graph.codecs import kind_title
 from fcluster.graph.operators import (
@@ -88,6 +89,16 @@ def seeds(node: Node) -> Iterator[Seed]:
     else:
         for parent in node.parents:
             yield from seeds(parent)
+
+
+def key_of(node: Node) -> KeyKind:
+    """The kind of the keys behind this node."""
+    for seed in seeds(node):
+        if isinstance(seed, Node):
+            return cast("KeyBy", seed.step).key
+    while not isinstance(node.step, Source):
+        node = node.parents[0]
+    return node.step.topic.key
 
 
 def value_of(node: Node) -> tuple[ValueKind, bool]:

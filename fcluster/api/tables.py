@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from fcluster.api.checks import check_function, check_name, checked_version, given
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
-from fcluster.api.nodes import KeyBy, Node
+from fcluster.api.nodes import KeyBy, Node, key_of
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_group_aggregates, count, reduce
 from fcluster.graph.changes import Change
 from fcluster.graph.durations import DURATION_MAX
+from fcluster.graph.foreign import ANSWERS, LEFT_ROWS, SUBSCRIPTIONS, KeyOf, Pair
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.groups import GroupOf, halves_codec
 from fcluster.graph.joins import How
 from fcluster.graph.operators import (
+    AnswerAgain,
     AnyTable,
     FilteredTable,
+    ForeignTable,
     GroupTable,
     JoinedTable,
     KeepTable,
@@ -29,7 +32,11 @@ from fcluster.graph.operators import (
     MappedTable,
     OnError,
     Regroup,
+    Rekey,
+    Subscribe,
+    Subscribers,
     TellChanges,
+    TopicSpec,
     ValueKind,
     rows_below,
     title_of_table,
@@ -38,6 +45,7 @@ from fcluster.graph.operators import (
 if TYPE_CHECKING:
     from fcluster.api.streams import Stream
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 _V = TypeVar("_V")
 
@@ -133,12 +141,51 @@ class Table(Generic[K_co, V_co]):
         how: Literal["outer"],
         on_error: OnError | None = None,
     ) -> Table[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, Any],
+        with_: None = None,
+        *,
+        on: str | Callable[[V_co], Any],
+        name: str,
+        how: Literal["inner", "left"] = "inner",
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Table[K_co, dict[str, Any]]: ...
+    @overload
+    def join(
+        self,
+        other: Table[_K, _V],
+        with_: Callable[[V_co, _V], _T | None],
+        *,
+        on: str | Callable[[V_co], _K | None],
+        name: str,
+        how: Literal["inner"] = "inner",
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Table[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: Table[_K, _V],
+        with_: Callable[[V_co, _V | None], _T | None],
+        *,
+        on: str | Callable[[V_co], _K | None],
+        name: str,
+        how: Literal["left"],
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Table[K_co, _T]: ...
     def join(
         self,
         other: Table[Any, Any],
         with_: JoinFunction | None = None,
         *,
+        on: Rekey | None = None,
+        name: str | None = None,
         how: How = "inner",
+        version: str | int | None = None,
         on_error: OnError | None = None,
     ) -> Table[Any, Any]:
         """For each key, `with_(left, right)` of its rows in this table and in another one.
@@ -146,13 +193,21 @@ class Table(Generic[K_co, V_co]):
         When a row of one of them changes, so does the row of the join. Its time is that of the later of both
         rows. Both tables need the same number of partitions, the same kind of key and the same partitioner.
 
+        **With `on=`**, it is a join by a foreign key: `on` gives the key of the other table's row to which a
+        row of this table refers. The tables may have any number of partitions. The join has three repartition
+        topics. When a row of the other table changes, all rows change that refer to it.
+
         Args:
             other: another table of the job, on the right.
             with_: called with the values of both rows, which it may change. Default: a dict with the two as
                 "left" and "right".
-            how: which keys have a row: "inner": those in both tables. "left": those in this one. "outer":
-                those in one of them. `with_` gets None for a row that isn't there.
-            on_error: what to do with a record for whose row `with_` fails. Default: that of the job.
+            on: the field of this table's values that is the other table's key, or a function of the value.
+                None as a result: the row refers to no other one.
+            name: of a join by a foreign key, its state and its stage. A job is refused if it was renamed.
+            how: which keys have a row: "inner": those in both tables. "left": those in this one. "outer", not
+                with `on=`: those in one of them. `with_` gets None for a row that isn't there.
+            version: a version of what `on` means; see `Stream.key_by`.
+            on_error: what to do with a record for whose row `with_` or `on` fails. Default: that of the job.
 
         Raises:
             JobError: `other` isn't a table of this job, or an argument is wrong.
@@ -170,9 +225,79 @@ class Table(Generic[K_co, V_co]):
                 remedy="Use how='inner', how='left' or how='outer'.",
             )
         right, _nodes = other._of(self._declared)
+        if on is not None:
+            return self._join_on(other, with_ or pair, on, name, how, version, on_error)
+        if name is not None or version is not None:
+            raise JobError(
+                f"The join with {other.name!r} got name= or version=, which are for joins by a foreign key.",
+                remedy="Leave them out, or say with on= what gives the key of the other table.",
+            )
         rule = self._declared.rule(on_error, f"the join with {other.name!r}")
         joined = JoinedTable(self._table, right, with_ or pair, how, rule)
         return self._with(joined, {**self._nodes, **other._nodes})
+
+    def _join_on(
+        self,
+        other: Table[Any, Any],
+        with_: JoinFunction,
+        on: Rekey,
+        name: str | None,
+        how: How,
+        version: str | int | None,
+        on_error: OnError | None,
+    ) -> Table[Any, Any]:
+        """See `join`. Three stages: the left table's, the right table's, and the result's."""
+        if not isinstance(on, str):
+            check_function(on, "join(on=)", ("value",))
+        elif not on:
+            raise JobError("join(on=) got an empty field name.", remedy="Name the field that refers to it.")
+        if name is None:
+            raise JobError(
+                f"The join with {other.name!r} got on=, but no name=.",
+                remedy="Say what its state is called: join(other, on='customer', name='priced').",
+            )
+        check_name(name, "The join name", " with name=")
+        if how == "outer":
+            raise JobError(
+                f"how='outer' doesn't go with on= in the join {name!r}: rows to which nobody refers have no "
+                "key there.",
+                remedy="Use how='inner' or how='left'.",
+            )
+        declared = self._declared
+        rule = declared.rule(on_error, f"the join {name!r}")
+        said = checked_version(version, "join(on=)")
+        (left, *_), (right, *_) = self._nodes.values(), other._nodes.values()
+        kinds = self._kept_kind(), other._kept_kind()
+        right_key, left_key = key_of(right), key_of(left)
+        subscriptions = TopicSpec("", right_key, SUBSCRIPTIONS)
+        to_left = KeyOf(left_key)
+
+        subscribe = self._told_node("changes").add(
+            Subscribe(f"{name}-links", name, on, said, subscriptions, kinds[0], how, rule)
+        )
+        asking = subscribe.add(KeyBy(on, f"{name}-subscriptions", right_key, SUBSCRIPTIONS, rule, said))
+        rows = subscribe.add(KeyBy(to_left, name, left_key, LEFT_ROWS, rule))
+        subscribers = Subscribers(f"{name}-subscribers", other._table, kinds[1])
+        sides = (
+            other._told_node("values").add(AnswerAgain(subscribers)),
+            asking.add(subscribers),
+        )
+        answers = declared.join_up(sides, declared.joins).add(
+            KeyBy(to_left, f"{name}-answers", left_key, ANSWERS, "stop")
+        )
+        kept = ForeignTable(name, *kinds, how)
+        node = declared.join_up((rows, answers), declared.joins).add(kept)
+
+        def combine(values: Pair) -> Any:
+            return with_(values.left, values.right)
+
+        combine.__name__ = getattr(with_, "__name__", type(with_).__name__)
+        return self._with(MappedTable(kept, combine, rule), {name: node})
+
+    def _kept_kind(self) -> ValueKind:
+        """The codec in which the table's values can be kept."""
+        base = rows_below(self._table)
+        return base.value if isinstance(base, KeepTable) else "json"
 
     @overload
     def group_by(
@@ -247,11 +372,8 @@ class Table(Generic[K_co, V_co]):
         check_name(name, "The name of the groups", " with name=")
         rule = self._declared.rule(on_error, f"the groups {name!r}")
         key = self._declared.bound(key, self._declared.repartition_topic(name), "key")
-        kind: ValueKind = "json"
+        kind = self._kept_kind() if value is None else "json"
         told = self._told_node("changes")
-        base = rows_below(self._table)
-        if value is None and isinstance(base, KeepTable):
-            kind = base.value
         said = checked_version(version, "group_by")
         what = f"the groups {name!r}"
         self._declared.begin(what)

@@ -102,7 +102,7 @@ def problems_of_sources(
     from fcluster.graph.stages import check_copartitioned
     from fcluster.kafka.missing import missing_topic
 
-    own = {chain.sink.name for stage in topology.stages for chain in stage.chains if chain.sink is not None}
+    own = {sink.name for stage in topology.stages for chain in stage.chains for sink in chain.sinks}
     for source in topology.sources:
         if source.name not in counts and source.name not in own:  # the job's own output is created
             where = (
@@ -128,7 +128,7 @@ def risks_of_loss(admin: AdminClient, topology: Topology) -> list[str]:
     names = [topic.name for topic in (*topology.sources, *topology.outputs)]
     for stage in topology.stages:
         names += [*stage.topics, *([stage.changelog] if stage.changelog is not None else [])]
-        names += [chain.sink.name for chain in stage.chains if chain.sink is not None]
+        names += [sink.name for chain in stage.chains for sink in chain.sinks]
     return look_for_risks(admin, [*names, journal_topic(topology.job)])
 
 

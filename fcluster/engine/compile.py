@@ -89,12 +89,14 @@ def compile_chain(
     # What can't be written is what the last function returned.
     sink_place = Place(writing, writing, chain.sink_on_error, last.place.where if last else "")
 
+    writable = stage.declared and stage.declared | {topic.name for topic in chain.sinks}
+
     def record_writer(place: Place, following: Step | None) -> WriteRecord:
         is_last = last is not None and place is last.place and chain.rekey is None
         if is_last or following is None:
-            return compile_record_writer(chain.sink, place, sink_place, port_at, stage.declared)
+            return compile_record_writer(chain.sink, place, sink_place, port_at, writable)
         pass_on = compile_passing_on(following, source, place)
-        return compile_record_writer(None, place, sink_place, port_at, stage.declared, pass_on)
+        return compile_record_writer(None, place, sink_place, port_at, writable, pass_on)
 
     surroundings = Surroundings(
         source,

@@ -219,14 +219,14 @@ def make_window_tables(
 
 
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
-    """The rows of a table, or what they contribute to groups; see `engine.rows`."""
+    """The rows of a table, or what is kept for its groups, history or joins; see `engine.rows`."""
     parts = store.name, prefix_of(store.name), store.table, layers
     if store.of == "groups":
         return [FollowedTable(*parts, state_codec("json"))]
     if store.of == "rows":
         return [RowTable(*parts, state_codec("bytes"))]
-    groups = {"versions": group_of_entry, "due": _one_group}
-    codec = state_codec("int" if store.of == "clock" else "bytes")
+    groups = {"versions": group_of_entry, "due": _one_group, "subscribers": group_of_entry}
+    codec = state_codec("int" if store.of in ("clock", "count", "seen") else "bytes")
     return [EntryTable(*parts, codec, groups.get(store.of))]
 
 

@@ -37,6 +37,7 @@ from fcluster.graph.codecs import Decode, value_codec
 from fcluster.graph.operators import (
     AnyTable,
     FilteredTable,
+    ForeignTable,
     GroupTable,
     JoinedTable,
     KeepTable,
@@ -76,7 +77,7 @@ def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: 
         tables: the shard's tables, by the name of the store.
         passing: exceptions that aren't a failure of a function.
     """
-    if isinstance(table, KeepTable):
+    if isinstance(table, KeepTable | ForeignTable):
         return _kept_lookup(table, tables)
     if isinstance(table, GroupTable):
         return _group_lookup(table, tables)
@@ -128,7 +129,7 @@ def compile_delta(
     if isinstance(table, KeptTable):
         if table.name != source:
             return None
-        return _kept_delta(table) if isinstance(table, KeepTable) else _group_delta
+        return _group_delta if isinstance(table, GroupTable) else _kept_delta(table)
     if isinstance(table, JoinedTable):
         return _joined_delta(table, source, tables, passing)
     below = compile_delta(table.table, source, tables, passing)
@@ -148,7 +149,7 @@ def compile_delta(
     return delta
 
 
-def _kept_lookup(table: KeepTable, tables: Mapping[str, StoredTable]) -> Lookup:
+def _kept_lookup(table: KeepTable | ForeignTable, tables: Mapping[str, StoredTable]) -> Lookup:
     row_of_key, decode = _compile_row(table, tables), value_codec(table.value)[0]
 
     def look_up(key: bytes, at_ms: int | None) -> Row | None:
@@ -162,18 +163,18 @@ def _kept_lookup(table: KeepTable, tables: Mapping[str, StoredTable]) -> Lookup:
 
 
 def _compile_row(
-    table: KeepTable, tables: Mapping[str, StoredTable]
+    table: KeepTable | ForeignTable, tables: Mapping[str, StoredTable]
 ) -> Callable[[bytes, int | None], bytes | None]:
     """The function that gives a row: the one of a time, if the table has a history."""
     present = cast("RowTable", tables[table.store.name]).row
-    history = history_of(table, tables)
+    history = history_of(table, tables) if isinstance(table, KeepTable) else None
     if history is None:
         return lambda key, _at_ms: present(key)
     row_at = history.row_at
     return lambda key, at_ms: present(key) if at_ms is None else row_at(key, at_ms)
 
 
-def _kept_delta(table: KeepTable) -> Delta:
+def _kept_delta(table: KeepTable | ForeignTable) -> Delta:
     decode: Decode = value_codec(table.value)[0]
 
     def delta(change: RowChange) -> Told | None:

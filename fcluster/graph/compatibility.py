@@ -68,6 +68,7 @@ def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], ad
     for store in old.get("stores", ()):
         kind = "table" if store in old.get("tables", ()) else "handler"
         kind = "grouping" if store in old.get("groupings", ()) else kind
+        kind = "join" if store in old.get("foreign", ()) else kind
         if store not in homes:
             near = _nearest(store, added)
             hint = f" (renamed to {near!r}?)" if near else ""

@@ -10,9 +10,10 @@ from fcluster.common.ids import (
     former_repartition_topic,
 )
 from fcluster.graph.codecs import codec_name
+from fcluster.graph.foreign import KeyOf
 from fcluster.graph.functions import BYTECODE, function_identity
 from fcluster.graph.groups import GroupOf
-from fcluster.graph.operators import KeepTable, KeptTable, Rekey
+from fcluster.graph.operators import ForeignTable, KeepTable, KeptTable, Rekey, Subscribe
 from fcluster.graph.stages import Input, Stage
 from fcluster.graph.timestamps import describe_timestamp
 
@@ -58,7 +59,9 @@ def rekey_identity(rekey: Rekey, version: str | None = None) -> str:
 
 
 def _said(rekey: Rekey) -> Rekey:
-    """The field or function that the user gave."""
+    """The field or function that the user gave. The key itself, for what goes back to the key that it had."""
+    if isinstance(rekey, KeyOf):
+        return "key"
     return rekey.by if isinstance(rekey, GroupOf) else rekey
 
 
@@ -67,15 +70,15 @@ VERSION = "version"
 
 def feeds_of(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
     for chain in stage.chains:
+        for step in chain.operators:
+            if isinstance(step, Subscribe):
+                yield step.topic.name, _feed(stage, step.by, step.version)
         if chain.rekey is not None and chain.sink is not None:
-            yield (
-                chain.sink.name,
-                {
-                    "from": stage.name,
-                    "by": rekey_description(chain.rekey),
-                    "identity": rekey_identity(chain.rekey, chain.rekey_version),
-                },
-            )
+            yield chain.sink.name, _feed(stage, chain.rekey, chain.rekey_version)
+
+
+def _feed(stage: Stage, by: Rekey, version: str | None) -> dict[str, str]:
+    return {"from": stage.name, "by": rekey_description(by), "identity": rekey_identity(by, version)}
 
 
 def describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
@@ -93,6 +96,8 @@ def describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[st
         description["joins"] = {join.name: join.describe() for join in stage.joins}
     if stage.regroups:
         description["groupings"] = {step.name: step.table for step in stage.regroups}
+    if stage.foreign_joins:
+        description["foreign"] = [step.name for step in stage.foreign_joins]
     if stage.tables:
         description["tables"] = {table.name: _describe_table(stage, table) for table in stage.tables}
     if stage.changelog is not None:
@@ -117,6 +122,9 @@ def _describe_table(stage: Stage, table: KeptTable) -> dict[str, Any]:
     if isinstance(table, KeepTable):
         history = {} if table.history_ms is None else {"history": True}
         return {**described, "value": codec_name(table.value), **history}
+    if isinstance(table, ForeignTable):
+        value = codec_name(table.value)
+        return {**described, "value": value, "computes": f"the {table.how} join of two tables"}
     return {**described, "computes": [[name, aggregate.name] for name, aggregate in table.fields]}
 
 

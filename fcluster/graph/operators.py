@@ -11,6 +11,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.counted import Counted
+from fcluster.graph.foreign import ForeignHow, pair_codec
 from fcluster.graph.generics import K, V
 from fcluster.graph.joins import How, PairStore, Side
 from fcluster.graph.sliding import Sliding
@@ -306,7 +307,119 @@ class GroupTable:
         return (self.store,)
 
 
-KeptTable = KeepTable | GroupTable
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """The left side of a join by a foreign key: tells the right table which of its rows each left row refers
+    to, and passes on the left rows.
+
+    Attributes:
+        name: of the step and of its stores; unique in the job.
+        table: the name of the `ForeignTable` that comes of it.
+        by: the field of a left value that is the foreign key, or a function of the value. None: it refers to
+            no row.
+        version: compared instead of `by`; see `Stream.key_by`.
+        topic: where the subscriptions are written.
+        value: the codec in which left values are passed on.
+        how: "inner": left rows without a foreign key aren't passed on.
+        on_error: what to do with a record for whose row `by` fails.
+    """
+
+    name: str
+    table: str
+    by: Rekey
+    version: str | None
+    topic: TopicSpec
+    value: ValueKind
+    how: ForeignHow
+    on_error: OnError = "stop"
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """The foreign key of each left row, and how many there have been."""
+        return TableStore(self.name, "links"), TableStore(self.name, "count")
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribers:
+    """The right side of a join by a foreign key: remembers which left rows refer to which row, and answers
+    with that row.
+
+    Attributes:
+        name: of the step and of its store; unique in the job.
+        table: the right table, which is in the same stage.
+        value: the codec in which right values are passed on.
+    """
+
+    name: str
+    table: AnyTable
+    value: ValueKind
+
+    @property
+    def on_error(self) -> OnError:
+        """Nothing of the user's is called, except for functions of the table; see `AnswerAgain`."""
+        return "stop"
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """Who refers to which row."""
+        return (TableStore(self.name, "subscribers"),)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerAgain:
+    """Tells each left row that refers to a right row how that has changed. It follows `TellChanges`.
+
+    Attributes:
+        subscribers: the step that knows them, in the same stage.
+    """
+
+    subscribers: Subscribers
+
+    @property
+    def on_error(self) -> OnError:
+        """Nothing of the user's is called. The functions that compute the table have their own rules."""
+        return "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignTable:
+    """The rows of a left table, each with the row of a right table that it refers to.
+
+    Attributes:
+        name: of the table and of its stores; unique in the job.
+        left, right: the codecs of the values of both tables.
+        how: "inner": the left rows that refer to a row which is there. "left": all.
+        is_followed: see `KeepTable`.
+    """
+
+    name: str
+    left: ValueKind
+    right: ValueKind
+    how: ForeignHow = "inner"
+    is_followed: bool = False
+
+    @property
+    def on_error(self) -> OnError:
+        """Nothing of the user's is called."""
+        return "stop"
+
+    @property
+    def value(self) -> ValueKind:
+        """The codec of its rows, which gives pairs of values."""
+        return pair_codec(self.left, self.right, self.how)
+
+    @property
+    def store(self) -> TableStore:
+        """Where its rows are kept."""
+        return TableStore(self.name)
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """Where its rows are kept, answers that came before their left rows, and which left rows came."""
+        return self.store, TableStore(self.name, "early"), TableStore(self.name, "seen")
+
+
+KeptTable = KeepTable | GroupTable | ForeignTable
 """A table whose rows are state."""
 
 
@@ -515,10 +628,16 @@ Operator = (
     | TellChanges
     | Regroup
     | GroupTable
+    | Subscribe
+    | Subscribers
+    | AnswerAgain
+    | ForeignTable
     | JoinTable
     | JoinStreams
 )
-StatefulOperator = Process | Window | KeepTable | JoinStreams | Regroup | GroupTable
+StatefulOperator = (
+    Process | Window | KeepTable | JoinStreams | Regroup | GroupTable | Subscribe | Subscribers | ForeignTable
+)
 TimedOperator = Process | Window | JoinStreams
 """Those in which something may happen because time has passed."""
 
@@ -529,7 +648,7 @@ def step_kind(step: Operator) -> str:
         return "table"
     if isinstance(step, Regroup):
         return "group_by"
-    if isinstance(step, JoinTable | JoinStreams):
+    if isinstance(step, JoinTable | JoinStreams | Subscribe | Subscribers | AnswerAgain):
         return "join"
     if isinstance(step, TellChanges):
         return "to_stream" if step.gives == "values" else "changes"
@@ -547,4 +666,4 @@ def rules_of(step: Operator) -> tuple[OnError, ...]:
 
 def tables_read_by(step: Operator) -> tuple[KeptTable, ...]:
     """The kept tables whose rows or changes a step reads."""
-    return kept_in(step.table) if isinstance(step, JoinTable | TellChanges) else ()
+    return kept_in(step.table) if isinstance(step, JoinTable | TellChanges | Subscribers) else ()

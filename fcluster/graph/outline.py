@@ -16,8 +16,10 @@ from fcluster.graph.codecs import kind_title
 from fcluster.graph.compatibility import incompatibilities, unverified_keys
 from fcluster.graph.description import described_inputs, rekey_description
 from fcluster.graph.operators import (
+    AnswerAgain,
     AnyTable,
     Branch,
+    ForeignTable,
     GroupTable,
     JoinStreams,
     JoinTable,
@@ -26,6 +28,8 @@ from fcluster.graph.operators import (
     Operator,
     Process,
     Regroup,
+    Subscribe,
+    Subscribers,
     TellChanges,
     TopicSpec,
     Window,
@@ -239,6 +243,18 @@ def _step(step: Operator) -> StepOutline:
     elif isinstance(step, GroupTable):
         name, state = step.name, (step.name,)
         details["computes"] = ", ".join(f"{field}={aggregate.name}" for field, aggregate in step.fields)
+    elif isinstance(step, ForeignTable):
+        name, state = step.name, (step.name,)
+        details["how"] = step.how
+    elif isinstance(step, Subscribe):
+        name, state = step.name, (step.name,)
+        details["by"] = rekey_description(step.by)
+        writes = (Flow(step.topic.name, "results"), *writes)
+    elif isinstance(step, Subscribers):
+        name, state = step.name, (step.name,)
+        details["table"] = _named(step.table)
+    elif isinstance(step, AnswerAgain):
+        name = step.subscribers.name
     elif isinstance(step, TellChanges):
         name = _named(step.table)
         of_table = [_rule(one) for one in dict.fromkeys(rules_of(step)) if one != "stop"]

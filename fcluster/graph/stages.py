@@ -17,6 +17,8 @@ from fcluster.graph.operators import (
     Regroup,
     Rekey,
     StatefulOperator,
+    Subscribe,
+    Subscribers,
     TellChanges,
     TimedOperator,
     TopicSpec,
@@ -76,6 +78,12 @@ class Chain:
     def tables(self) -> tuple[KeptTable, ...]:
         """The tables that it keeps."""
         return tuple(operator for operator in self.operators if isinstance(operator, KeptTable))
+
+    @property
+    def sinks(self) -> tuple[TopicSpec, ...]:
+        """The topics that its results are written to, apart from those that records name."""
+        subscribed = tuple(step.topic for step in self.operators if isinstance(step, Subscribe))
+        return subscribed if self.sink is None else (*subscribed, self.sink)
 
     @property
     def follows(self) -> str | None:
@@ -195,8 +203,9 @@ class Stage:
         windows = (window.store for window in self.windows)
         tables = (store for table in self.tables for store in table.stores)
         members = (step.store for step in self.regroups)
+        links = (store for step in self.foreign_joins for store in step.stores)
         joins = (join.store for join in self.joins)
-        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *members, *joins)
+        return (*self.stores, *self.state_stores, *timers, *windows, *tables, *members, *links, *joins)
 
     @property
     def timed_steps(self) -> tuple[TimedOperator, ...]:
@@ -219,6 +228,13 @@ class Stage:
         """The steps that group the rows of its tables, in the order of the job file."""
         steps = (step for chain in self.chains for step in chain.stateful)
         return tuple({step.name: step for step in steps if isinstance(step, Regroup)}.values())
+
+    @property
+    def foreign_joins(self) -> tuple[Subscribe | Subscribers, ...]:
+        """The steps of joins by a foreign key, in the order of the job file."""
+        steps = (step for chain in self.chains for step in chain.stateful)
+        found = {step.name: step for step in steps if isinstance(step, Subscribe | Subscribers)}
+        return tuple(found.values())
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -307,8 +323,7 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
     topics. May contain repetitions.
     """
     for chain in stage.chains:
-        if chain.sink is not None:
-            yield chain.sink
+        yield from chain.sinks
     for step in (*stage.windows, *stage.joins):
         if step.late is not None:
             yield step.late
@@ -378,8 +393,16 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     def topic(spec: TopicSpec) -> TopicSpec:
         return replace(spec, name=names.get(spec.name, spec.name))
 
+    def operator(step: Operator) -> Operator:
+        return replace(step, topic=topic(step.topic)) if isinstance(step, Subscribe) else step
+
     chains = tuple(
-        replace(chain, sink=topic(chain.sink)) if chain.sink is not None else chain for chain in stage.chains
+        replace(
+            chain,
+            operators=tuple(map(operator, chain.operators)),
+            sink=None if chain.sink is None else topic(chain.sink),
+        )
+        for chain in stage.chains
     )
     changelog = None if stage.changelog is None else names.get(stage.changelog, stage.changelog)
     inputs = tuple(

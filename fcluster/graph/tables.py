@@ -1,4 +1,4 @@
-"""The stores of tables. `operators.KeepTable` and `operators.GroupTable` declare tables. Pure."""
+"""The stores of tables. `operators.KeptTable` declares tables. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,24 @@ class TableStore:
         table: the table's name.
         of: "rows": the newest value of each key. "groups": what is computed of each group of another table's
             rows. "members": what each row of that table contributes to which group. "versions", "due",
-            "clock": the former rows of a table with a history; see `engine.history`.
+            "clock": the former rows of a table with a history; see `engine.history`. "links", "count",
+            "subscribers", "early", "seen": of a join by a foreign key; see `engine.operators.foreign`.
     """
 
     table: str
-    of: Literal["rows", "groups", "members", "versions", "due", "clock"] = "rows"
+    of: Literal[
+        "rows",
+        "groups",
+        "members",
+        "versions",
+        "due",
+        "clock",
+        "links",
+        "count",
+        "subscribers",
+        "early",
+        "seen",
+    ] = "rows"
 
     @property
     def name(self) -> str:

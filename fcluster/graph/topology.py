@@ -124,7 +124,7 @@ class Topology:
         if not stage.keeps_time:
             return {}
         internal = {source.topic.name for source in self.inputs if source.internal}
-        sinks = {chain.sink.name for chain in stage.chains if chain.sink is not None}
+        sinks = {sink.name for chain in stage.chains for sink in chain.sinks}
         return {name: self.stages_by_topic[name] for name in sorted(sinks & internal)}
 
     def time_is_needed(self, stage: Stage) -> bool:

@@ -164,11 +164,11 @@ class TopicPlan:
                 raise _partitions_changed(
                     self._job, source, count, stage.changelog, self.counts[stage.changelog]
                 )
-        for chain in stage.chains:
-            if chain.sink is not None and chain.sink.name in self._repartition_topics:
-                self.want(chain.sink.name, self._merged_count(chain.sink.name, count), _REPARTITION_CONFIG)
-            elif chain.sink is not None:
-                self.want(chain.sink.name, count, {})
+        for sink in (sink for chain in stage.chains for sink in chain.sinks):
+            if sink.name in self._repartition_topics:
+                self.want(sink.name, self._merged_count(sink.name, count), _REPARTITION_CONFIG)
+            else:
+                self.want(sink.name, count, {})
         for topic in stage.dead_letter_topics:
             self.want(topic.name, count, {})
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(180)
 JOB = REPOSITORY / "tests" / "jobs" / "joined.py"
 PAIRS_JOB = REPOSITORY / "tests" / "jobs" / "paired.py"
 GROUPS_JOB = REPOSITORY / "tests" / "jobs" / "grouped.py"
+FOREIGN_JOB = REPOSITORY / "tests" / "jobs" / "foreign.py"
 PARTITIONS = 2
 KEYS = 40
 BEGIN_MS = 1_700_000_000_000
@@ -190,6 +191,32 @@ def test_groups_of_joined_tables_are_right_to_the_last_row_when_a_worker_is_kill
         # A row that moves is in no group for a moment, and a total that is off once stays so.
         wait_until(lambda: sum(row["n"] for row in newest().values()) == KEYS, "all are counted", 60, 0.5)
         wait_until(lambda: newest() == expected, f"the groups are {expected}", 60, 0.5)
+
+
+def test_join_by_a_foreign_key_has_the_right_row_for_each_left_row_when_a_worker_is_killed(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    run = Run(kafka, topic_prefix, tmp_path, FOREIGN_JOB)
+    with run.cluster:
+        run.cluster.start()
+        with all_the_time(run.send):
+            wait_until(lambda: run.count() >= 500, "rows change", 60, 0.5)
+            killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+            assert in_flight > 0
+            run.cluster.start_worker(int(killed.rpartition("-")[2]))
+            after = run.count()
+            wait_until(lambda: run.count() >= after + 200, "they go on", 60, 0.5)
+        run.send_last()
+        expected: dict[str, dict[str, Any]] = {}
+        for number in range(run.sent - KEYS, run.sent):
+            target = f"k{number * 3 % KEYS}"
+            row = None if number % 11 == 0 else run.written.get(target)
+            expected[f"k{number - run.sent + KEYS}"] = {"n": number, "row": row}
+
+        def newest() -> dict[str, dict[str, Any]]:
+            return {key: rows[-1] for key, rows in run.joined().items()}
+
+        wait_until(lambda: newest() == expected, f"the rows are {expected}", 60, 0.5)
 
 
 def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(

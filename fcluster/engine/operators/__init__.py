@@ -10,6 +10,12 @@ from fcluster.engine.operators.changes import TellChangesOperator
 from fcluster.engine.operators.counted import CountedOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
+from fcluster.engine.operators.foreign import (
+    AnswerAgainOperator,
+    ForeignTableOperator,
+    SubscribeOperator,
+    SubscribersOperator,
+)
 from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.peek import PeekOperator
@@ -22,9 +28,11 @@ from fcluster.engine.operators.table_join import JoinTableOperator
 from fcluster.engine.operators.window import WindowOperator
 from fcluster.graph.counted import Counted
 from fcluster.graph.operators import (
+    AnswerAgain,
     Branch,
     Filter,
     FlatMap,
+    ForeignTable,
     GroupTable,
     JoinStreams,
     JoinTable,
@@ -33,6 +41,8 @@ from fcluster.graph.operators import (
     Operator,
     Peek,
     Regroup,
+    Subscribe,
+    Subscribers,
     TellChanges,
     Window,
 )
@@ -62,6 +72,14 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return RegroupOperator(node)
     if isinstance(node, GroupTable):
         return GroupTableOperator(node)
+    if isinstance(node, Subscribe):
+        return SubscribeOperator(node)
+    if isinstance(node, Subscribers):
+        return SubscribersOperator(node)
+    if isinstance(node, AnswerAgain):
+        return AnswerAgainOperator(node)
+    if isinstance(node, ForeignTable):
+        return ForeignTableOperator(node)
     if isinstance(node, TellChanges):
         return TellChangesOperator(node)
     if isinstance(node, JoinTable):

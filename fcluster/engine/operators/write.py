@@ -151,7 +151,7 @@ def compile_record_writer(
             topics that the record names.
         sink_place: the place whose rule applies to `target`.
         port_at: returns the port of a place.
-        declared: see `Stage.declared`.
+        declared: see `Stage.declared`; and the topics of the chain.
         pass_on: takes the records that name no topic, if steps follow.
     """
     own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
