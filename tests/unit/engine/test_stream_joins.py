@@ -88,6 +88,23 @@ def test_several_pairs_come_in_the_order_of_time_and_then_of_arrival() -> None:
         ]
 
 
+def test_records_of_one_moment_meet_all_those_of_their_key_that_came_before() -> None:
+    with Driver(joined_job(within=100 * MS), partitions=1) as driver:
+
+        def sent(topic: str, *values: str) -> list[str]:
+            """What comes of values whose first letter is their key."""
+            for value in values:
+                driver.send(topic, value, key=value[0], timestamp=5, partition=0)
+            return ["".join(both) for _key, both, _at in written(driver)]
+
+        assert sent("l", "a1", "b1") == []
+        assert sent("r", "aX", "bX") == ["a1aX", "b1bX"]
+        assert sent("l", "a2", "b2", "c1") == ["a2aX", "b2bX"]
+        assert sent("r", "aY", "bY", "cX") == ["a1aY", "a2aY", "b1bY", "b2bY", "c1cX"]
+        assert sent("l", "a3", "c2", "d1") == ["a3aX", "a3aY", "c2cX"]
+        assert sent("r", "aZ") == ["a1aZ", "a2aZ", "a3aZ"]
+
+
 def test_headers_are_those_of_the_record_that_makes_the_pair() -> None:
     with Driver(joined_job(), partitions=1) as driver:
         driver.send("l", "A", key="k", timestamp=20, headers=[("of", b"left")])

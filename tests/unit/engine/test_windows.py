@@ -16,6 +16,7 @@ from fcluster import (
     Hopping,
     Job,
     Session,
+    Table,
     Tumbling,
     Watermark,
     collect,
@@ -256,6 +257,71 @@ def test_record_with_an_open_window_is_not_late() -> None:
     with Driver(job_with(Hopping(10 * MS, 5 * MS)), partitions=1) as driver:
         send_all(driver, [("a", 1, 12), ("a", 1, 8), ("a", 1, 30)])
         assert (written(driver), driver.late) == ([("a", 5, 15, 2), ("a", 10, 20, 1)], 0)
+
+
+@pytest.mark.parametrize("emit", ["close", "update"])
+def test_late_record_counts_only_in_those_of_its_windows_whose_grace_is_not_over(emit: Any) -> None:
+    job = Job("j")
+    windows = Hopping(10 * MS, 5 * MS, grace=40 * MS)
+    updated = job.stream(job.topic("in")).window(windows, name="w", emit=emit, late=job.topic("late"))
+    updated.aggregate(values=collect()).to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        # Event time is 150. All windows of 104 are over: the last one ended at 110. That of 105 ends at 115.
+        send_all(
+            driver, [("a", "x", 150), ("a", "y", 103), ("a", "z", 104), ("a", "o", 105), ("a", "p", 109)]
+        )
+        assert [row.timestamp for row in driver.records("late")] == [103, 104]
+        send_all(driver, [("a", "q", 155)])  # closes the window from 105 to 115
+        send_all(driver, [("a", "r", 108)])
+        assert [row.timestamp for row in driver.records("late")] == [103, 104, 108]
+        closed = [("a", 105, 115, ["o", "p"])]
+        updates = [
+            ("a", 145, 155, ["x"]),
+            ("a", 150, 160, ["x"]),
+            ("a", 105, 115, ["o"]),
+            ("a", 105, 115, ["o", "p"]),
+            ("a", 150, 160, ["x", "q"]),
+            ("a", 155, 165, ["q"]),
+        ]
+        assert written(driver, "values") == (closed if emit == "close" else updates)
+
+
+def test_record_of_a_window_that_never_was_is_late_when_its_grace_is_over() -> None:
+    windows = Tumbling(10 * MS, grace=40 * MS)
+    with Driver(job_with(windows, late=True), partitions=1) as driver:
+        send_all(driver, [("a", 1, 150), ("a", 1, 100), ("a", 1, 109), ("b", 1, 5), ("a", 1, 110)])
+        assert [row.timestamp for row in driver.records("late")] == [100, 109, 5]
+        driver.advance(to_ms=1_000, clock="event")
+        assert written(driver) == [("a", 110, 120, 1), ("a", 150, 160, 1)]
+
+
+def test_windows_of_two_streams_are_joined_as_tables_once_both_have_closed() -> None:
+    job = Job("j")
+
+    def closed(topic: str) -> Table[Any, Any]:
+        stream = job.stream(job.topic(topic)).window(Hopping(10 * MS, 5 * MS), name=topic)
+        by_window = stream.aggregate(values=collect()).key_by(
+            lambda one: [one["key"], one["start"]], key="json", name=f"{topic}-by-window"
+        )
+        return by_window.table(name=f"{topic}-windows")
+
+    closed("left").join(
+        closed("right"), lambda left, right: [left["values"], right["values"]]
+    ).to_stream().to(job.topic("out", key="json"))
+    with Driver(job, partitions=1) as driver:
+        for topic, key, value, at in (
+            ("left", "a", "x", 6),
+            ("left", "b", "y", 7),
+            ("left", "a", "z", 12),
+            ("right", "a", "r", 9),
+            ("left", "a", "-", 40),
+            ("right", "c", "s", 8),
+        ):
+            driver.send(topic, value, key=key, timestamp=at)
+        assert driver.read("out") == []
+        driver.send("right", "-", key="c", timestamp=40)
+        found = sorted((row.key, row.value) for row in driver.read("out"))
+        assert found == [(["a", 0], [["x"], ["r"]]), (["a", 5], [["x", "z"], ["r"]])]
 
 
 def test_each_update_is_emitted_if_the_job_says_so() -> None:
