@@ -13,11 +13,12 @@ import pytest
 
 from fcluster import Job, Table, Tumbling, count
 from fcluster.common.errors import JobError
-from fcluster.common.ids import ShardId
+from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.engine.entries import EntryTable
 from fcluster.engine.operators import foreign
 from fcluster.graph.compatibility import incompatibility
 from fcluster.graph.foreign import decode_link, decode_version
+from fcluster.kafka.topics import plan_topics
 from fcluster.testing import Driver, JobStopped
 
 Sent = tuple[str, str, Any, int]
@@ -451,10 +452,36 @@ def test_table_is_joined_with_a_copy_of_itself() -> None:
         assert driver.read_values("out") == [[2, [None, 1]]]
 
 
+def test_result_is_not_joined_with_the_left_table_again() -> None:
+    job = Job("j")
+    again = joined(job).join(job.table(job.topic("orders")), lambda row, order: [*row, order])
+    again.to_stream().to(job.topic("out"))
+    with pytest.raises(JobError, match="'priced' by a foreign key would lead back"):
+        Driver(job)
+
+
 def built(grow: Callable[[Job], Table]) -> Any:
     job = Job("j")
     grow(job).to_stream().to(job.topic("out"))
     return Driver(job).topology
+
+
+def test_repartition_topics_have_as_many_partitions_as_the_tables_that_they_lead_to() -> None:
+    counts = plan_topics(built(joined), {"orders": 3, "customers": 2}).counts
+    found = {
+        name: counts[repartition_topic("j", f"priced{name}")] for name in ("", "-subscriptions", "-answers")
+    }
+    assert found == {"": 3, "-subscriptions": 2, "-answers": 3}
+
+
+def test_internal_topics_may_have_other_names() -> None:
+    plain = built(joined)
+    topology = plain.with_internal_topics({name: f"{name}-x" for name in plain.internal_topics})
+    read = {source.topic.name for source in topology.inputs if source.internal}
+    written = {sink.name for stage in topology.stages for chain in stage.chains for sink in chain.sinks}
+    assert read == written - {"out"}
+    assert all(name.endswith("-x") for name in read)
+    assert incompatibility(topology.describe(), plain) is None
 
 
 @pytest.mark.parametrize(
