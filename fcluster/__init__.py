@@ -29,7 +29,7 @@ from fcluster.graph.counted import Counted
 from fcluster.graph.operators import TopicSpec as Topic
 from fcluster.graph.sketches import approx_distinct
 from fcluster.graph.sliding import Sliding
-from fcluster.graph.states import ListState, MapState, ValueState
+from fcluster.graph.states import DocumentState, ListState, MapState, ValueState
 from fcluster.graph.watermark import Watermark
 from fcluster.graph.windows import Cumulative, Hopping, Session, Tumbling
 
@@ -44,6 +44,7 @@ __all__ = [
     "Context",
     "Counted",
     "Cumulative",
+    "DocumentState",
     "FclusterError",
     "GroupedTable",
     "Hopping",

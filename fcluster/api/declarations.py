@@ -144,7 +144,11 @@ class Declarations:
         stores: list[StateStore] = []
         for declared in check_states(handler, states):
             name = f"{handler}/{declared.name}"
-            state = replace(declared, value=self.bound(declared.value, name, "state"))
+            former = {
+                version: replace(one, value=self.bound(one.value, name, "state"))
+                for version, one in declared.migrations.items()
+            }
+            state = replace(declared, value=self.bound(declared.value, name, "state"), migrate=former)
             if isinstance(state, MapState):
                 state = self._with_bound_key(cast("MapState[Any, Any]", state), name)
             stores.append(StateStore(handler, declared, state))

@@ -69,7 +69,8 @@ _REBUILT_AT = 64
 PLAIN = b"\x00"
 TIMED = b"\x01"
 """The marks with which an encoded entry begins."""
-_VALUE_AT = 1 + TIME_BYTES
+VALUE_AT = 1 + TIME_BYTES
+"""Where the value of an entry with a TTL begins."""
 
 
 class ValueCodec(Protocol):
@@ -150,6 +151,10 @@ class EntryTable:
 
     mark = PLAIN
     """What entries without a TTL begin with."""
+    timed_mark = TIMED
+    """What those with a TTL begin with, before their time."""
+    version = b""
+    """What they have after it; see `engine.migrating`."""
 
     def __init__(
         self,
@@ -300,7 +305,7 @@ class EntryTable:
             for key, value in self._open.items():
                 if value is not ABSENT:
                     below = self._below.get(key)
-                    before = decode_time(below[1:_VALUE_AT]) if below else None
+                    before = decode_time(below[1:VALUE_AT]) if below else None
                     self._ttl.note(key, self._times[key], before)
             self._ttl.expire()
 
@@ -327,10 +332,13 @@ class EntryTable:
             values = self._codec.encode_all(live.values())
         except UnkeptError:
             self._raise_first_unkept(live)
-        below, mark = self._below, self.mark
+        below, mark, timed_mark, version = self._below, self.mark, self.timed_mark, self.version
         changed: dict[bytes, bytes] = {}
         for key, raw in zip(live, values, strict=True):
-            encoded = mark + raw if self._ttl is None else TIMED + encode_time(self._times[key]) + raw
+            if self._ttl is None:
+                encoded = mark + raw
+            else:
+                encoded = timed_mark + encode_time(self._times[key]) + version + raw
             if below.get(key) != encoded:
                 changed[key] = encoded
         if len(live) < len(opened):
@@ -434,8 +442,8 @@ class EntryTable:
             return ABSENT
         self._below[key] = raw
         if raw[:1] == TIMED:
-            self._times[key] = decode_time(raw[1:_VALUE_AT])
-            return self._codec.decode(raw[_VALUE_AT:])
+            self._times[key] = decode_time(raw[1:VALUE_AT])
+            return self._codec.decode(raw[VALUE_AT:])
         return self._codec.decode(raw[1:])
 
     def _scan_keys(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes | None]]:

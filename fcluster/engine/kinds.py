@@ -33,6 +33,7 @@ from typing import Any, Protocol, cast, overload
 
 from fcluster.common.failures import bounded_repr, bounded_text, describe_exception, type_name
 from fcluster.engine.entries import ABSENT, Clock, EntryTable, Expiry, Layers, ValueCodec
+from fcluster.engine.migrating import MigratingTable, Migrations
 from fcluster.engine.ordered_keys import (
     TIME_BYTES,
     decode_time,
@@ -160,6 +161,12 @@ def state_codec(kind: Kind) -> ValueCodec:
     return _MsgpackCodec(kind) if kind == "msgpack" else _EachCodec(kind)
 
 
+def migrations_of(store: StateStore) -> Migrations:
+    """How former entries of a declared state become those of its present version."""
+    state = store.state
+    return Migrations(store.name, state.version, state.migrations, lambda kind: state_codec(kind).decode)
+
+
 # --- tables -----------------------------------------------------------------------------------------------
 
 
@@ -170,12 +177,20 @@ def make_tables(
     state = store.state
     made: dict[str, EntryTable] = {}
 
-    def make(name: str, codec: ValueCodec, group_of: Callable[[bytes], bytes] | None = None) -> EntryTable:
-        table = made[name] = EntryTable(name, prefix_of(name), store.handler, layers, codec, group_of)
+    def make(
+        name: str,
+        codec: ValueCodec,
+        group_of: Callable[[bytes], bytes] | None = None,
+        kind: type[EntryTable] = EntryTable,
+    ) -> EntryTable:
+        table = made[name] = kind(name, prefix_of(name), store.handler, layers, codec, group_of)
         return table
 
+    kind = EntryTable if state.version == 1 else MigratingTable
     is_grouped = isinstance(state, MapState)
-    entries = make(store.name, state_codec(state.value_kind), group_of_entry if is_grouped else None)
+    entries = make(store.name, state_codec(state.value_kind), group_of_entry if is_grouped else None, kind)
+    if isinstance(entries, MigratingTable):
+        entries.migrate_with(migrations_of(store))
     if state.kind != "value":
         entries.key_text = _entry_text
     on_expired = None

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from math import ceil
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol, cast
 
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
@@ -49,12 +49,15 @@ from fcluster.engine.kinds import (
     make_tables,
     make_timer_tables,
     make_window_tables,
+    migrations_of,
 )
 from fcluster.engine.memory import MeanBytes, StateMemory
+from fcluster.engine.migrating import PLAIN_VERSIONED, VERSION_BYTES, Migrations
+from fcluster.engine.steps import RecordError
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.joins import PairStore
 from fcluster.graph.stages import AnyStore
-from fcluster.graph.states import StateStore
+from fcluster.graph.states import DocumentState, StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
 from fcluster.graph.windows import WindowStore
@@ -218,7 +221,19 @@ class StateTable:
             that uses no undo may bind `touched.get` once, and call `get` only if that returns None.
     """
 
-    __slots__ = ("_clean", "_encoded", "_images", "_shard", "mean_bytes", "name", "prefix", "step", "touched")
+    __slots__ = (
+        "_begin",
+        "_clean",
+        "_encoded",
+        "_images",
+        "_migrations",
+        "_shard",
+        "mean_bytes",
+        "name",
+        "prefix",
+        "step",
+        "touched",
+    )
 
     def __init__(self, name: str, shard: ShardState) -> None:
         self.name = self.step = name
@@ -231,6 +246,18 @@ class StateTable:
         self._encoded: dict[bytes, bytes] = {}
         # While undo is on: the values of the dicts when the record first saw them.
         self._images: dict[bytes, bytes] | None = None
+        # With versions: what an encoded dict of the present one begins with, before the JSON.
+        self._begin = b""
+        self._migrations: Migrations | None = None
+
+    def migrate_with(self, migrations: Migrations) -> None:
+        """Give its dicts a version. Call it once, before anything else.
+
+        A dict of a former version is migrated when a record gets it. It counts as touched like any other, so
+        it is in the delta in its new form; see `engine.migrating`.
+        """
+        self._migrations = migrations
+        self._begin = PLAIN_VERSIONED + migrations.version.to_bytes(VERSION_BYTES, "big")
 
     def get(self, key: bytes) -> State:
         """The live state of `key`, empty if it has none. The key then counts as touched in the open epoch."""
@@ -252,7 +279,7 @@ class StateTable:
         if state is not None:
             return decode_state(encode_states([state])[0])
         value = self._shard.read(self.prefix + key)
-        return decode_state(value) if value else {}
+        return self._decode(value) if value else {}
 
     def load_many(self, keys: Iterable[bytes]) -> int:
         """Bring the state of `keys` into memory. Unknown ones take one read of the store.
@@ -264,8 +291,10 @@ class StateTable:
         if cold:
             for key, value in zip(cold, self._shard.read_many([prefix + key for key in cold]), strict=True):
                 if value:
+                    if self._migrations is not None and not value.startswith(self._begin):
+                        continue  # whoever meets it migrates it
                     self._encoded[key] = value
-                    clean[key] = decode_state(value)
+                    clean[key] = self._decode(value)
                 else:
                     clean[key] = {}
         return len(cold)
@@ -321,6 +350,8 @@ class StateTable:
             values = encode_states(states)
         except UnkeptError:
             self._raise_first_unkept(touched)
+        if self._begin:
+            values = list(map(self._begin.__add__, values))
         before = map(self._encoded.get, touched)
         changed = {
             key: value for key, value, old in zip(touched, values, before, strict=True) if value != old
@@ -369,8 +400,27 @@ class StateTable:
         value = self._shard.read(self.prefix + key)
         if not value:
             return {}
+        state = self._decode(value)
         self._encoded[key] = value
-        return decode_state(value)
+        return state
+
+    def _decode(self, value: bytes) -> State:
+        migrations = self._migrations
+        if migrations is None:
+            return decode_state(value)
+        version, at = 1, 0
+        if value[:1] == PLAIN_VERSIONED:
+            at = len(self._begin)
+            version = int.from_bytes(value[1:at], "big")
+        if version == migrations.version:
+            return decode_state(value[at:])
+        state = migrations.migrated(version, value[at:])
+        if type(state) is not dict:
+            raise RecordError(
+                f"migrate[{migrations.version - 1}] of ctx.state of {self.name!r} returned "
+                f"{bounded_repr(state)}, not a dict"
+            )
+        return cast("State", state)
 
     def _image(self, key: bytes, state: State) -> bytes:
         try:
@@ -423,6 +473,10 @@ class ShardState:
         self.documents = {name: StateTable(name, self) for name in stores if isinstance(name, str)}
         self._entry_tables: dict[str, EntryTable] = {}
         for wanted in stores:
+            if isinstance(wanted, StateStore) and wanted.state.kind == DocumentState.kind:
+                if wanted.state.version > 1:
+                    self.documents[wanted.handler].migrate_with(migrations_of(wanted))
+                continue
             if isinstance(wanted, StateStore):
                 made = make_tables(wanted, self, store_prefix, self._entry_tables)
             elif isinstance(wanted, TimerStore):

@@ -8,6 +8,8 @@ from typing import Any, Literal, cast
 
 from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
 from fcluster.graph.functions import comparable
+from fcluster.graph.shapes import shape_difference
+from fcluster.graph.states import DocumentState
 from fcluster.graph.timestamps import FROM_KAFKA
 from fcluster.graph.topology import Topology
 
@@ -81,22 +83,80 @@ def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], ad
 def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """Why a declared state of a stage is incompatible with its present declaration."""
     declared = cast("Mapping[str, Mapping[str, Any]]", new.get("states", {}))
-    for name, before in cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})).items():
+    former = dict(cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})))
+    for name, state in declared.items():
+        if state["kind"] == DocumentState.kind and name.partition("/")[0] in old.get("stores", ()):
+            former.setdefault(name, {"kind": DocumentState.kind, "value": "json"})
+    for name, before in former.items():
         now = declared.get(name)
         handler, _, state = name.partition("/")
         what = f"The state {state!r} of the handler {handler!r}"
         if now is None:
-            near = _nearest(name, [other for other in declared if other not in old.get("states", {})])
+            near = _nearest(name, [other for other in declared if other not in former])
             hint = f" (renamed to {near.partition('/')[2]!r}?)" if near else ""
             return f"{what} has entries, but is no longer declared{hint}."
-        if before != now:
+        models = [cast("Mapping[str, Any]", stage.get("models", {})).get(name) for stage in (old, new)]
+        reason = _changed_state(what, before, now, *models)
+        if reason:
+            return reason
+    return None
+
+
+def _changed_state(
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], old_model: Any, new_model: Any
+) -> str | None:
+    was, is_now = _version_of_state(before), _version_of_state(now)
+    others = [part for part in ("kind", "key", "ttl") if before.get(part) != now.get(part)]
+    is_changed = before["value"] != now["value"] and was == is_now
+    if others or is_changed:
+        hint = "" if others else f"{_migrate_hint(was, before['value'])}; or "
+        return (
+            f"{what} was declared as {_state_text(before)}, and is now declared as {_state_text(now)}: "
+            f"its entries can't be read that way. (To change it, {hint}keep the old declaration, declare "
+            "another state under a new name, and let the handler copy each key's entries when a "
+            "record of that key comes.)"
+        )
+    if was > is_now:
+        return (
+            f"{what} has entries of version {was}, and is now declared with version={is_now}. (Start the job "
+            "file that knows that version.)"
+        )
+    if was == is_now and None not in (old_model, new_model):
+        difference = shape_difference(old_model, new_model)
+        if difference is not None:
             return (
-                f"{what} was declared as {_state_text(before)}, and is now declared as {_state_text(now)}: "
-                "its entries can't be read that way. (To change it, keep the old declaration, declare "
-                "another state under a new name, and let the handler copy each key's entries when a "
-                "record of that key comes.)"
+                f"{what} has a model that has changed: {difference}. (Undo the change; or "
+                f"{_migrate_hint(was, before['value'])}, which gets each former value as JSON holds it.)"
+            )
+    known = _kinds_by_version(now)
+    for version, kind in _kinds_by_version(before).items():
+        if version not in known:
+            return (
+                f"{what} may have entries of version {version}, and migrate= has no function for them. (Keep "
+                "the functions of all former versions: entries are migrated when a record meets them.)"
+            )
+        if known[version] != kind:
+            return (
+                f"{what} has entries of version {version} that are {kind} values, and is now declared as if "
+                f"they were {known[version]} values. (Say what they were: migrate={{{version}: "
+                f"({kind!r}, function)}}.)"
             )
     return None
+
+
+def _version_of_state(described: Mapping[str, Any]) -> int:
+    return int(described.get("version", 1))
+
+
+def _kinds_by_version(described: Mapping[str, Any]) -> dict[str, str]:
+    """The kind of values of each version of which there may be entries."""
+    kinds = {**cast("Mapping[str, str]", described.get("former", {}))}
+    kinds[str(_version_of_state(described))] = str(described["value"])
+    return kinds
+
+
+def _migrate_hint(version: int, kind: str) -> str:
+    return f"declare it with version={version + 1} and migrate={{{version}: ({kind!r}, function)}}"
 
 
 def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

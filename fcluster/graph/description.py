@@ -19,8 +19,10 @@ from fcluster.graph.timestamps import describe_timestamp
 
 FORMAT_WITHOUT_STATES = 1
 """The format for jobs without declared states, timers, windows and tables. Older versions can read it."""
-DESCRIPTION_FORMAT = 2
-FORMATS_READ = (FORMAT_WITHOUT_STATES, DESCRIPTION_FORMAT)
+FORMAT_WITHOUT_VERSIONS = 2
+"""The format for jobs none of whose states has a version above 1."""
+DESCRIPTION_FORMAT = 3
+FORMATS_READ = (FORMAT_WITHOUT_STATES, FORMAT_WITHOUT_VERSIONS, DESCRIPTION_FORMAT)
 
 
 def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
@@ -86,6 +88,10 @@ def describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[st
     description = {**_describe_input(first, feeds), "stores": sorted(stage.stores)}
     if stage.state_stores:
         description["states"] = {store.name: store.state.describe() for store in stage.state_stores}
+        shapes = {store.name: store.declared.shape for store in stage.state_stores}
+        models = {name: shape for name, shape in shapes.items() if shape is not None}
+        if models:
+            description["models"] = models
     if stage.timed_processes:
         description["timers"] = {
             process.name: sorted(timer.name for timer in process.timers) for process in stage.timed_processes
@@ -162,6 +168,7 @@ def essence(description: dict[str, Any]) -> dict[str, Any]:
     """
     for name, stage in description["stages"].items():
         stage.pop("changelog", None)
+        stage.pop("models", None)  # the bytes are JSON, whatever the model
         for input_name, source in [(name, stage), *((one["name"], one) for one in stage.get("merged", ()))]:
             key_by = source.get("key_by")
             if key_by is not None:

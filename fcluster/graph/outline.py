@@ -206,7 +206,7 @@ def _step(step: Operator) -> StepOutline:
     details, state = dict[str, str](), tuple[str, ...]()
     if isinstance(step, Process):
         name = step.name
-        state = (name, *(store.name for store in step.stores))
+        state = (name, *(store.name for store in step.stores if store.store_names))
         if step.timers:
             details["timers"] = ", ".join(timer.name for timer in step.timers)
     elif isinstance(step, Window):

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Generic, TypeVar, cast, overload
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast, overload
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.codecs import Codec, Kind, codec_name
+from fcluster.graph.codecs import Codec, Kind, ModelCodec, codec_name
 from fcluster.graph.models import declared_kind
+from fcluster.graph.shapes import Shape, shape_of
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -27,16 +29,42 @@ TTL_MS_MAX = 2**53
 ORDERED_KEYS = ("text", "bytes", "int")
 """The kinds of keys whose bytes sort like the keys."""
 
+VERSION_MAX: Final = 2**16 - 1
+DOCUMENT_NAME: Final = "ctx.state"
+"""The name of a handler's document among its states."""
+
 KeyParts = str | Codec[Any] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """How an entry of one version of a state becomes one of the next.
+
+    Attributes:
+        value: how the entries of that version are encoded.
+        function: gets the value of such an entry, and returns what it is in the next version.
+    """
+
+    value: Kind
+    function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """The common part of all kinds. A handler declares one of the classes below."""
+    """The common part of all kinds. A handler declares one of the classes below.
+
+    Attributes:
+        version: of what the values are. A number from 1 to 65,535.
+        migrate: by former version, the function that turns a value of that version into one of the next, or
+            a pair of the former kind of values and the function. Without a kind, values were "json" if they
+            are JSON or a model now, and of the present kind otherwise.
+    """
 
     name: str
     value: Kind | type[Any] = "json"
     ttl: timedelta | None = None
+    version: int = field(default=1, kw_only=True)
+    migrate: Mapping[int, Any] | None = field(default=None, kw_only=True, hash=False)
 
     kind: ClassVar[str] = ""
 
@@ -47,6 +75,7 @@ class State:
                 remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
         object.__setattr__(self, "value", declared_kind(self.value, "value", f" of the state {self.name!r}"))
+        object.__setattr__(self, "migrate", _migrations(self))
         ttl = self.ttl
         if ttl is None:
             return
@@ -78,7 +107,67 @@ class State:
         described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value_kind)}
         if self.ttl is not None:
             described["ttl"] = True
+        if self.version > 1:
+            described["version"] = self.version
+            if self.migrations:
+                former = self.migrations.items()
+                described["former"] = {str(version): codec_name(one.value) for version, one in former}
         return described
+
+    @property
+    def migrations(self) -> Mapping[int, Migration]:
+        """`migrate`, by former version."""
+        return cast("Mapping[int, Migration]", self.migrate)
+
+    @property
+    def shape(self) -> Shape | None:
+        """The fields of its model. None: it has no model."""
+        kind = self.value_kind
+        return shape_of(kind.model) if isinstance(kind, ModelCodec) else None
+
+
+def _migrations(state: State) -> Mapping[int, Migration]:
+    """`migrate` of a state, after checks. Also checks its version."""
+    version, what = state.version, f"the state {state.name!r}"
+    migrate: Mapping[int, Any] = {} if state.migrate is None else state.migrate
+    if type(version) is not int or not 1 <= version <= VERSION_MAX:
+        raise JobError(
+            f"version={bounded_repr(version)} of {what} is not a number from 1 to {VERSION_MAX:,}.",
+            remedy="Begin with 1, and add 1 with each change.",
+        )
+    example = f"migrate={{{max(version - 1, 1)}: function}}"
+    if not isinstance(migrate, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+        raise JobError(f"migrate={bounded_repr(migrate)} of {what} is not a dict.", remedy=f"Use {example}.")
+    formers = sorted(migrate, key=str) if not all(type(one) is int for one in migrate) else sorted(migrate)
+    if formers and formers != list(range(version - len(formers), version)):
+        raise JobError(
+            f"migrate= of {what} has functions for {', '.join(map(bounded_repr, formers))}, but the state "
+            f"has version={version}.",
+            remedy=f"Give one for each former version that may have entries, up to {version - 1}: {example}."
+            if version > 1
+            else "Set version=2, and give the function for version 1: version=2, migrate={1: function}.",
+        )
+    if formers and formers[0] < 1:
+        raise JobError(f"migrate= of {what} begins with version {formers[0]}.", remedy="The first one is 1.")
+    return MappingProxyType({former: _migration(state, former, migrate[former]) for former in formers})
+
+
+def _migration(state: State, former: int, given: Any) -> Migration:
+    if isinstance(given, Migration):
+        return given
+    what = f"migrate[{former}] of the state {state.name!r}"
+    present = state.value_kind
+    kind: Any = "json" if codec_name(present) == "json" else present
+    function: Any = given
+    if isinstance(given, tuple) and len(cast("tuple[Any, ...]", given)) == 2:
+        kind, function = cast("tuple[Any, Any]", given)
+    if not callable(function):
+        raise JobError(
+            f"{what} is {bounded_repr(function)}, not a function.",
+            remedy="Give a function that takes a value as it was and returns it as it is in the next "
+            "version; or a pair of the former kind of values and that function, such as ('int', function).",
+        )
+    return Migration(declared_kind(kind, what), function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +241,39 @@ class MapState(State, Generic[_K, _V]):
         key = self.key
         named = list(key) if isinstance(key, tuple) else key.name if isinstance(key, Codec) else key
         return {**State.describe(self), "key": named}
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentState(State):
+    """The version of `ctx.state`, which is there without being declared. Without versions, it isn't needed.
+
+    Example::
+
+        def with_cents(state):
+            return {"cents": round(100 * state["euros"])}
+
+        @job.process(orders, states=[DocumentState(version=2, migrate={1: with_cents})])
+        def customer(ctx, order):
+            ctx.state["cents"] += order["cents"]
+
+    Attributes:
+        version: of what `ctx.state` holds. It was 1 before.
+        migrate: by former version, the function that gets the dict as it was, and returns it as it is in the
+            next version.
+    """
+
+    name: str = DOCUMENT_NAME
+
+    kind: ClassVar[str] = "document"
+
+    def __post_init__(self) -> None:
+        State.__post_init__(self)
+        if (self.name, self.value, self.ttl) != (DOCUMENT_NAME, "json", None):
+            raise JobError(
+                f"DocumentState is declared with {bounded_repr(self.name)}, but ctx.state has no name, codec "
+                "or TTL.",
+                remedy="Use DocumentState(version=2, migrate={1: function}).",
+            )
 
 
 class ValueAccess(Generic[_V]):
@@ -278,7 +400,9 @@ class StateStore:
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """The names of all its stores."""
+        """The names of all its stores, apart from the handler's document."""
+        if self.state.kind == DocumentState.kind:
+            return ()
         names = [self.name]
         if self.state.kind == "list":
             names.append(self.bounds_name)

@@ -25,6 +25,7 @@ from fcluster.common.ids import (
 from fcluster.graph.description import (
     DESCRIPTION_FORMAT,
     FORMAT_WITHOUT_STATES,
+    FORMAT_WITHOUT_VERSIONS,
     describe_stage,
     essence,
     feeds_of,
@@ -173,11 +174,13 @@ class Topology:
         They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in feeds_of(stage)}
-        declares_states = any(
-            stage.state_stores or stage.timed_steps or stage.tables for stage in self.stages
-        )
+        form = FORMAT_WITHOUT_STATES
+        if any(stage.state_stores or stage.timed_steps or stage.tables for stage in self.stages):
+            form = FORMAT_WITHOUT_VERSIONS
+        if any(store.state.version > 1 for stage in self.stages for store in stage.state_stores):
+            form = DESCRIPTION_FORMAT
         return {
-            "format": DESCRIPTION_FORMAT if declares_states else FORMAT_WITHOUT_STATES,
+            "format": form,
             "job": self.job,
             "stages": {stage.name: describe_stage(stage, feeds) for stage in self.stages},
         }

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from fcluster.api.job import Job, Table
 from fcluster.api.tables import described_table
-from fcluster.common.errors import FclusterError, JobError, ProcessingError
+from fcluster.common.errors import FclusterError, IncompatibleState, JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
@@ -29,6 +29,7 @@ from fcluster.engine.stamps import orders_of
 from fcluster.engine.steps import StepFailure
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.compatibility import incompatibility
 from fcluster.graph.generics import K, V
 from fcluster.graph.operators import TopicSpec, kept_in
 from fcluster.graph.stages import Stage, check_copartitioned, written_topics
@@ -138,8 +139,7 @@ class Driver:
         auto_barrier: bool = True,
         now_ms: int = START_MS,
     ) -> None:
-        # Schemas are registered in this process, whatever registry the job names.
-        resolved = resolve(job.settings, None, {}, {"schema.registry.url": REGISTRY_URL, **(settings or {})})
+        resolved = _resolved(job, settings)
         self.topology: Topology = job.build(resolved)
         self.now_ms = now_ms
         self.skipped = 0
@@ -151,9 +151,7 @@ class Driver:
         self._passing = (KeyboardInterrupt, *_outcomes_of_tests())
         self._port = OutputPort()
         self._port.produce = self._produce
-        self._stage_sizes = {
-            stage.name: len(self._topics.partitions(stage.topics[0])) for stage in self.topology.stages
-        }
+        self._stage_sizes = self._sizes_of_stages()
         self._telling = Telling(self.topology, seldom_ms=0)
         self._epoch = 0
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
@@ -289,6 +287,35 @@ class Driver:
         self._causes.clear()
         self._roll_back()
         self._advance(one_by_one=self._auto_barrier)
+
+    def restart(self, job: Job, *, settings: Mapping[str, Any] | None = None) -> None:
+        """Stop the job, and go on with another version of it: with its topics, its offsets and its state.
+
+        Topics that only the new version has are empty. What isn't committed is processed by the new version.
+
+        Args:
+            job: the new version. It has the same name.
+            settings: as for the driver.
+
+        Raises:
+            IncompatibleState: the new version doesn't fit the state that there is. Nothing has changed then.
+            JobStopped: a record has stopped the job.
+        """
+        __tracebackhide__ = True
+        resolved = _resolved(job, settings)
+        changed = job.build(resolved)
+        reason = incompatibility(self.topology.describe(), changed)
+        if reason is not None:
+            raise IncompatibleState(reason, remedy="Undo the change, or do what the message says.")
+        self._roll_back()
+        self.topology = changed
+        self._specs = _specs_of(changed)
+        self._topics.add_missing(_partition_counts(changed, self._topics.counts_of(self._specs)))
+        self._message_bytes_max = _message_bytes_max(resolved)
+        self._stage_sizes = self._sizes_of_stages()
+        self._telling = Telling(changed, seldom_ms=0)
+        self._orders = {stage.name: orders_of(stage) for stage in changed.stages}
+        self.crash()
 
     def advance(
         self, *, by_ms: int | None = None, to_ms: int | None = None, clock: TimerClock = "processing"
@@ -617,6 +644,9 @@ class Driver:
             raise
         return True
 
+    def _sizes_of_stages(self) -> dict[str, int]:
+        return {stage.name: len(self._topics.partitions(stage.topics[0])) for stage in self.topology.stages}
+
     def _dirty(self) -> list[Shard]:
         return [shard for shard in self._shards.values() if shard.dirty]
 
@@ -782,6 +812,11 @@ class Driver:
         if handler not in stages:
             raise _unknown("handler", handler, stages, f"is not one of the job {self.topology.job!r}")
         return stages[handler]
+
+
+def _resolved(job: Job, settings: Mapping[str, Any] | None) -> Settings:
+    # Schemas are registered in this process, whatever registry the job names.
+    return resolve(job.settings, None, {}, {"schema.registry.url": REGISTRY_URL, **(settings or {})})
 
 
 def _specs_of(topology: Topology) -> dict[str, TopicSpec]:

@@ -8,7 +8,7 @@ offsets too. They aren't written here.) Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Generic, cast
 
@@ -183,6 +183,15 @@ class Topics:
     def partitions(self, topic: str) -> tuple[Partition, ...]:
         """The topic's partitions."""
         return self._topics[topic]
+
+    def counts_of(self, names: Iterable[str]) -> dict[str, int]:
+        """The partition counts of those of the topics that there are."""
+        return {name: len(self._topics[name]) for name in names if name in self._topics}
+
+    def add_missing(self, partitions: Mapping[str, int]) -> None:
+        """Create those of the topics that don't exist."""
+        for name, count in partitions.items():
+            self._topics.setdefault(name, tuple(Partition() for _ in range(count)))
 
     def partition_for(self, topic: str, key: bytes | None, value: bytes | None) -> int:
         """Where a producer writes a record without a given partition.

@@ -41,7 +41,9 @@ class ProcessOperator:
         )
         tables = surroundings.tables
         context._access = {
-            store.state.name: (store.declared, make_access(store, tables, context)) for store in node.stores
+            store.state.name: (store.declared, make_access(store, tables, context))
+            for store in node.stores
+            if store.store_names
         }
         if node.timers:
             context._timers = surroundings.timers[node.name]

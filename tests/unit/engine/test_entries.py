@@ -50,7 +50,7 @@ class Handler:
         self.shard = ShardState(self.store, ["h", *stores], EntriesMax(self.cache), self.limits)
         self.tables: dict[str, Any] = self.shard.tables
         self.access: dict[str, Any] = {
-            store.state.name: make_access(store, self.tables, self) for store in stores
+            store.state.name: make_access(store, self.tables, self) for store in stores if store.store_names
         }
 
     def map(self, name: str = "m") -> MapOfKey:

@@ -225,6 +225,60 @@ def test_states_may_be_added_and_a_ttl_may_be_longer() -> None:
     assert change(with_states(ValueState("v", ttl=hour)), with_states(ValueState("v", ttl=day))) is None
 
 
+def same(value: Any) -> Any:
+    return value
+
+
+def test_versions_of_states_make_format_3() -> None:
+    description = built(with_states(ValueState("v", version=3, migrate={2: ("int", same)}))).describe()
+    assert description["format"] == 3
+    assert description["stages"]["a"]["states"] == {
+        "count/v": {"kind": "value", "value": "json", "version": 3, "former": {"2": "int"}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (ValueState("s"), ValueState("s", version=2, migrate={1: same})),
+        (ValueState("s", "int"), ValueState("s", version=2, migrate={1: ("int", same)})),
+        (ValueState("s"), ValueState("s", version=3, migrate={1: same, 2: same})),
+        (ValueState("s", version=4), ValueState("s", version=5, migrate={4: same})),
+        (ValueState("s", version=2, migrate={1: same}), ValueState("s", version=2, migrate={1: same})),
+    ],
+)
+def test_state_may_have_a_new_version_that_says_how_its_entries_change(before: Any, after: Any) -> None:
+    assert change(with_states(before), with_states(after)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (ValueState("s"), ValueState("s", version=2), "may have entries of version 1, and migrate= has no"),
+        (
+            ValueState("s", version=2, migrate={1: same}),
+            ValueState("s", version=3, migrate={2: same}),
+            "may have entries of version 1, and migrate= has no function for them",
+        ),
+        (
+            ValueState("s", "int"),
+            ValueState("s", version=2, migrate={1: same}),
+            "has entries of version 1 that are int values, and is now declared as if they were json values",
+        ),
+        (ValueState("s", version=2), ValueState("s"), "has entries of version 2, and is now declared with"),
+        (
+            ValueState("s"),
+            ListState("s", version=2, migrate={1: same}),
+            "is now declared as list of json values",
+        ),
+    ],
+)
+def test_version_that_does_not_fit_the_entries_is_incompatible(before: Any, after: Any, words: str) -> None:
+    reason = change(with_states(before), with_states(after)) or ""
+    assert "The state 's' of the handler 'count'" in reason
+    assert words in reason
+
+
 def pair(name: str) -> Codec[Any]:
     return Codec(name, bytes, bytes)
 
@@ -257,6 +311,12 @@ def test_changed_kind_or_codec_is_incompatible_and_the_message_says_what_to_do(
     assert "The state 's' of the handler 'count'" in reason
     assert words in reason
     assert "declare another state under a new name" in reason
+    only_values = (type(before), before.ttl, getattr(before, "key", None)) == (
+        type(after),
+        after.ttl,
+        getattr(after, "key", None),
+    )
+    assert ("declare it with version=2 and migrate={1: (" in reason) is only_values
 
 
 def test_removed_state_is_incompatible_and_a_new_name_is_suggested() -> None:
