@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.support import Names, cluster, settings_of, topics
 from tests.checker.live import percentile
@@ -71,17 +71,22 @@ def produce(brokers: str, topic: str, rate: float, keys: int, end: Any) -> None:
     producer.flush(30)
 
 
-def consumer_at_end(brokers: str, topic: str, partitions: int, isolation: str) -> Consumer:
+def consumer_at_end(
+    brokers: str, topic: str, partitions: int, isolation: str, group: str = "fcluster-bench"
+) -> Consumer:
     """A consumer that reads what comes from now on."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
-            "group.id": "fcluster-bench",
+            "group.id": group,
             "enable.auto.commit": False,
             "isolation.level": isolation,
         }
     )
-    consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(partitions)])
+    # Not OFFSET_END: the client looks for the end later, and on a busy machine it misses what comes before.
+    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
+    ends = [consumer.get_watermark_offsets(one, timeout=30)[1] for one in wanted]
+    consumer.assign([TopicPartition(topic, *at) for at in enumerate(ends)])
     consumer.poll(1.0)
     return consumer
 

@@ -142,7 +142,6 @@ class Shell:
     ) -> None:
         terms = Terms(1, topology, partitions, PATIENT, workers, VERSION)
         self.core = Coordinator.recover({}, terms, self._now_ms())
-        self.core_s = 0.0
         self._send = send
         self.feed(events.Started())
 
@@ -154,12 +153,7 @@ class Shell:
         """Pass it to the core."""
         waiting = [event]
         while waiting:
-            began_s = time.thread_time()
-            happened = waiting.pop(0)
-            effects = self.core.handle(happened, self._now_ms())
-            if isinstance(happened, events.Tick):
-                self.core.next_deadline_ms()  # once for each batch of messages
-            self.core_s += time.thread_time() - began_s
+            effects = self.core.handle(waiting.pop(0), self._now_ms())
             for effect in effects:
                 match effect:
                     case events.SendMessage(peer, message):
@@ -189,36 +183,39 @@ class InOneProcess:
         self._sent: list[tuple[bytes, messages.FromCoordinator]] = []
         self._shell = Shell(topology, partitions, workers, lambda *sent: self._sent.append(sent))
         self._gate = Gate(1, secured=False)
-        self._frames_s = 0.0
+        self._core_s = self._frames_s = 0.0
 
     def _exchange(self, said: Iterable[tuple[bytes, messages.FromWorker]]) -> None:
         """Pass on what workers say, and then what they answer, until nobody says anything more."""
         waiting = list(said)
         while True:
-            for name, message in waiting:
-                received = FrameReceived(name, messages.encode(message), "worker")
-                began_s = time.thread_time()
-                admitted = self._gate.admit(received)
-                self._frames_s += time.thread_time() - began_s
-                assert not isinstance(admitted, messages.Refused | None), admitted
-                self._shell.feed(events.MessageReceived(name, admitted))
+            received = [FrameReceived(name, messages.encode(one), "worker") for name, one in waiting]
+            began_s = time.thread_time()
+            admitted = [self._gate.admit(one) for one in received]
+            decoded_s = time.thread_time()
+            for (name, _), message in zip(waiting, admitted, strict=True):
+                assert message is not None
+                assert not isinstance(message, messages.Refused), message
+                self._shell.feed(events.MessageReceived(name, message))
             if not self._sent:
                 self._shell.feed(events.Tick())
-                if not self._sent:
-                    return
-            sent, self._sent = self._sent, []
-            began_s = time.thread_time()
-            for _, message in sent:
+            self._shell.core.next_deadline_ms()  # once for each batch of messages
+            handled_s = time.thread_time()
+            for _, message in self._sent:
                 messages.encode(message)
-            self._frames_s += time.thread_time() - began_s
+            self._core_s += handled_s - decoded_s
+            self._frames_s += time.thread_time() - handled_s + decoded_s - began_s
+            if not self._sent:
+                return
+            sent, self._sent = self._sent, []
             answers = [(name, self._workers.answer(name, message)) for name, message in sent]
             waiting = [(name, answer) for name, answer in answers if answer is not None]
 
     def _timed(self, act: Callable[[], object]) -> tuple[float, float]:
         """Milliseconds in the core, and in core and frames."""
-        core_s, frames_s = self._shell.core_s, self._frames_s
+        core_s, frames_s = self._core_s, self._frames_s
         act()
-        core_ms = (self._shell.core_s - core_s) * 1000
+        core_ms = (self._core_s - core_s) * 1000
         return core_ms, core_ms + (self._frames_s - frames_s) * 1000
 
     def start(self) -> tuple[float, float]:

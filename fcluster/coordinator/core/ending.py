@@ -84,7 +84,7 @@ class Ending:
         """Drain once everything that belongs to the run is committed: with `until_caught_up`, the records
         that were in the sources at the start; in a bounded run, all that comes of its records.
         """
-        if self._cluster.phase is not Phase.RUNNING:
+        if not self._progress.has_targets or self._cluster.phase is not Phase.RUNNING:
             return
         for stage, number in self._progress.inputs_to_read():
             self._outbox.add(events.ReadEndOffsets(stage, number))

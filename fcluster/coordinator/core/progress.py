@@ -47,7 +47,8 @@ class Progress:
         self.standings: dict[ShardId, dict[int, ShardStatus]] = {}
         """By shard and by input number."""
         self.targets: dict[StageInput, Mapping[int, int]] = {}
-        self._until_caught_up = until_caught_up or run_end is not None
+        self.has_targets = until_caught_up or run_end is not None
+        """Whether the job ends when something is committed."""
         self._ends_time_of = {stage.name for stage in topology.stages if run_end and stage.keeps_time}
         self._inputs_of = {stage.name: range(len(stage.inputs)) for stage in topology.stages}
         self._upstream = {
@@ -72,11 +73,11 @@ class Progress:
     @property
     def caught_up(self) -> bool:
         """Whether there were targets, and all of them are committed."""
-        return self._until_caught_up and not any(self._behind.values())
+        return self.has_targets and not any(self._behind.values())
 
     def waits_only_for(self, stopped: Collection[ShardId]) -> bool:
         """Whether everything that isn't caught up waits for these shards, which are stopped."""
-        if not self._until_caught_up or not stopped:
+        if not self.has_targets or not stopped:
             return False
         if any(one not in self.targets for one in self._requested):
             return False  # its target isn't known yet
@@ -129,7 +130,7 @@ class Progress:
 
     def inputs_to_read(self) -> list[StageInput]:
         """The inputs whose end offsets are needed now. Each is returned once."""
-        if not self._until_caught_up:
+        if not self.has_targets:
             return []
         ready = [
             one
