@@ -23,8 +23,8 @@ JOBS = {
 }
 EXACTLY_ONCE, AT_LEAST_ONCE = "exactly-once", "at-least-once"
 FLINK_CHECKPOINT_MS, FLINK_QUICK_CHECKPOINT_MS = 1000, 50
-"""From one checkpoint to the next. Flink allows 10 ms, but each takes 20 ms of processor time, even if empty;
-10 ms would make it do little else."""
+"""From one checkpoint to the next. Flink allows 10 ms, but each takes about 15 ms of processor time, even
+if empty: 10 ms would make it do nothing else."""
 
 
 class WrongTreeError(Exception):
@@ -230,14 +230,16 @@ class QuixStreams:
 @dataclass(frozen=True)
 class PyFlink:
     """The same jobs for PyFlink: one process holds a cluster of Flink, with as many slots as the task has
-    workers, and a RocksDB; it starts processes of Python.
+    workers, and a RocksDB.
 
     Attributes:
         flink: see `peers.resolve_flink`.
+        mode: "thread": records are processed by Pythons within that process; "process": by others.
         heap_mb: the most that Java's heap may take.
     """
 
     flink: peers.Flink
+    mode: str = "thread"
     heap_mb: int = 512
     name: str = "PyFlink"
 
@@ -258,6 +260,7 @@ class PyFlink:
                 task.guarantee,
                 str(FLINK_QUICK_CHECKPOINT_MS if task.quick else FLINK_CHECKPOINT_MS),
                 str(task.workers),
+                self.mode,
                 heap_mb=self.heap_mb,
             )
 

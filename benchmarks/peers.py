@@ -249,8 +249,8 @@ def start_flink(
 ) -> ChildProcess:
     """Start the job; its log, and Java's, is `flink.log` in `directory`.
 
-    It is a process that starts Java, which holds the cluster and starts the Pythons in which records are
-    processed. All are of its process group.
+    It is a process that starts Java, which holds the cluster and perhaps starts the Pythons in which records
+    are processed. All are of its session.
 
     Args:
         more: the program's last arguments but the jars: see there.
@@ -259,7 +259,10 @@ def start_flink(
     Raises:
         NoPeerError: there is no suitable Java.
     """
+    packages = next(flink.python.parent.parent.glob("lib/python*/site-packages"))
     environment = os.environ | {
+        # The Python within Java isn't that of the virtual environment.
+        "PYTHONPATH": str(packages),
         "JAVA_HOME": str(_find_java().resolve().parent.parent),
         "JVM_ARGS": f"-Xmx{heap_mb}m",
         "LOG4J_PROPERTIES": str(_configure_logging(directory, "SYSTEM_OUT")),  # nobody reads the other

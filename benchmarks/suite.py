@@ -229,7 +229,9 @@ PEERS: dict[str, Callable[[argparse.Namespace], Lane]] = {
         peers.resolve(), arguments.streams_store, arguments.streams_heap_mb
     ),
     "quix-streams": lambda _arguments: QuixStreams(peers.resolve_quix()),
-    "pyflink": lambda arguments: PyFlink(peers.resolve_flink(), arguments.flink_heap_mb),
+    "pyflink": lambda arguments: PyFlink(
+        peers.resolve_flink(), arguments.flink_mode, arguments.flink_heap_mb
+    ),
 }
 """What `--peer` takes: each fetches what it needs, or raises `peers.NoPeerError`."""
 
@@ -298,6 +300,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--streams-store", choices=("rocksdb", "memory"), default="rocksdb")
     made.add_argument("--streams-heap-mb", type=int, default=512)
+    made.add_argument("--flink-mode", choices=("thread", "process"), default="thread")
     made.add_argument("--flink-heap-mb", type=int, default=512)
     made.add_argument(
         "--compare", type=Path, metavar="DIR", help="Measure the fcluster of another checkout besides."

@@ -2,7 +2,7 @@
 
 Arguments: bootstrap servers, consumer group, source, output, state directory, job ("totals", "regrouped",
 "stateless"), guarantee ("exactly-once", "at-least-once"), milliseconds from one checkpoint to the next,
-parallelism, directory of the jars.
+parallelism, execution mode ("process", "thread"), directory of the jars.
 
 The first operator reads the key out of the value, since a source's own schemas pass on values alone.
 """
@@ -59,13 +59,14 @@ class Totals(KeyedProcessFunction):
         yield output(number, key, count, total, at)
 
 
-def main(brokers, group, source, target, directory, job, guarantee, checkpoint_ms, parallelism, jars):
+def main(brokers, group, source, target, directory, job, guarantee, checkpoint_ms, parallelism, mode, jars):
     state, exactly_once = Path(directory), guarantee == "exactly-once"
     for name in ("checkpoints", "tmp"):
         (state / name).mkdir(parents=True, exist_ok=True)
     settings = {
         "parallelism.default": parallelism,
         "python.executable": sys.executable,
+        "python.execution-mode": mode,
         "state.backend.type": "rocksdb",
         "execution.checkpointing.incremental": "true",
         "execution.checkpointing.dir": (state / "checkpoints").as_uri(),

@@ -41,11 +41,13 @@ def test_java_s_peers_say_which_tool_they_lack(
             resolve()
 
 
-def test_pyflink_is_a_lane_with_its_version_and_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyflink_is_a_lane_with_its_version_mode_and_heap(monkeypatch: pytest.MonkeyPatch) -> None:
     flink = peers.Flink(Path("python"), Path("jars"))
     monkeypatch.setattr(peers, "resolve_flink", lambda: flink)
-    arguments = suite.new_parser().parse_args(["--peer", "pyflink", "--flink-heap-mb", "300"])
-    assert suite.lanes_of(arguments).jobs[1:] == [PyFlink(flink, 300)]
+    arguments = suite.new_parser().parse_args(
+        ["--peer", "pyflink", "--flink-mode", "process", "--flink-heap-mb", "300"]
+    )
+    assert suite.lanes_of(arguments).jobs[1:] == [PyFlink(flink, "process", 300)]
     assert suite.versions_of(arguments)["PyFlink"] == peers.FLINK.partition("==")[2]
 
 
