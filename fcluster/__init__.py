@@ -5,6 +5,7 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
+from fcluster.api.context import CallContext
 from fcluster.api.job import UNSET, Context, Job, Record, Stream, Table, WindowedStream
 from fcluster.api.tables import GroupedTable
 from fcluster.common.errors import FclusterError
@@ -23,6 +24,7 @@ from fcluster.graph.aggregates import (
     top_n,
     variance,
 )
+from fcluster.graph.calls import Circuit, CircuitOpenError, Retry
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.counted import Counted
@@ -38,7 +40,10 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "Aggregate",
+    "CallContext",
     "Change",
+    "Circuit",
+    "CircuitOpenError",
     "Codec",
     "CodecUse",
     "Context",
@@ -52,6 +57,7 @@ __all__ = [
     "ListState",
     "MapState",
     "Record",
+    "Retry",
     "Session",
     "Sliding",
     "Stream",

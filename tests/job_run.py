@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.checker.generate import create_topic, plain_producer
@@ -21,12 +22,21 @@ class JobRun:
         job_file: the job file. It reads the names from `FCLUSTER_TEST_JOB`, `FCLUSTER_TEST_SOURCE` and
             `FCLUSTER_TEST_OUTPUT`.
         partitions: the partition count of source and output.
+        environment: what else the job file reads.
 
     Attributes:
         sent: how many records were written to the source.
     """
 
-    def __init__(self, brokers: str, prefix: str, directory: Path, job_file: Path, partitions: int) -> None:
+    def __init__(
+        self,
+        brokers: str,
+        prefix: str,
+        directory: Path,
+        job_file: Path,
+        partitions: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.brokers, self.partitions = brokers, partitions
         self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
         for topic in (self.source, self.output):
@@ -35,6 +45,7 @@ class JobRun:
             "FCLUSTER_TEST_JOB": self.job,
             "FCLUSTER_TEST_SOURCE": self.source,
             "FCLUSTER_TEST_OUTPUT": self.output,
+            **(environment or {}),
         }
         self.cluster = Cluster(
             job_file,

@@ -28,6 +28,7 @@ from fcluster.graph.operators import (
     JoinStreams,
     JoinTable,
     KeptTable,
+    MapAsync,
     OnError,
     Operator,
     Peek,
@@ -184,6 +185,8 @@ class Builder:
                 )
             if isinstance(step, JoinStreams) or (isinstance(step, Window) and step.is_timed):
                 _check_in_time(step, before)
+            if isinstance(step, MapAsync):
+                _check_before_calls(step, before)
             if isinstance(step, KeptTable):
                 self._walk_table(node, step, source, before)
             elif isinstance(step, Subscribe):
@@ -206,7 +209,9 @@ class Builder:
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
             self._end_chain(source, operators, None, None)
-        stateful = [operator.name for operator in operators if isinstance(operator, StatefulOperator)]
+        stateful = [
+            operator.name for operator in operators if isinstance(operator, StatefulOperator | MapAsync)
+        ]
         if len(node.children) > 1 and stateful:
             raise JobError(
                 f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so it "
@@ -380,6 +385,17 @@ def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> No
                 f"The {what} {step.name!r} follows the {kind} {former.name!r} directly: results of "
                 f"{former.name!r} would be too late for it, as event time has passed them.",
                 remedy="Put .key_by('key') between them, or a function that gives another key.",
+            )
+
+
+def _check_before_calls(step: MapAsync, before: Sequence[Operator]) -> None:
+    """Calls are made before the shard's state gets to see the record: what is called mustn't depend on it."""
+    for former in before:
+        if isinstance(former, StatefulOperator | JoinTable | TellChanges):
+            raise JobError(
+                f"The map_async {step.name!r} follows {step_name(former)}, in the same stage. Its calls are "
+                "made in advance, when the state of the stage isn't that of the record yet.",
+                remedy="Put .through(topic) or .key_by(...) between them, or map_async in front.",
             )
 
 

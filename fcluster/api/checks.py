@@ -31,13 +31,18 @@ def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
             raise JobError(
                 f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
-                remedy="Declare it with plain def.",
+                remedy="Declare it with plain def. Calls to other services are made by a step of their own: "
+                "stream.map_async(function), and the other steps behind it get the results.",
             )
         if not may_yield and inspect.isgeneratorfunction(candidate):
             raise JobError(
                 f"The {role} function {name!r} yields, but it has to return one result.",
                 remedy="Return it, or use .flat_map(function) to emit several values.",
             )
+    _check_parameters(function, name, role, parameters)
+
+
+def _check_parameters(function: Any, name: str, role: str, parameters: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -64,6 +69,27 @@ def given(value: object) -> str:
     if inspect.isfunction(value):
         return f"the function {value.__name__!r}"
     return bounded_repr(value)
+
+
+def check_async_function(function: Any, role: str, parameters: tuple[str, ...]) -> None:
+    """Like `check_function`, for a function that has to be async."""
+    if not callable(function):
+        raise JobError(
+            f"{role} got {given(function)}, not a function.",
+            remedy=f"Pass an async function for {role}({', '.join(parameters)}).",
+        )
+    name = getattr(function, "__name__", repr(function))
+    called = (function, inspect.unwrap(function), getattr(function, "__call__", None))  # noqa: B004
+    if not any(map(inspect.iscoroutinefunction, called)):
+        yields = any(map(inspect.isasyncgenfunction, called))
+        raise JobError(
+            f"The {role} function {name!r} " + ("yields." if yields else "isn't declared with async def."),
+            remedy="Return a list, and put .flat_map(lambda values: values) behind it."
+            if yields
+            else "Declare it with async def, and await the client of the service in it; for a function that "
+            "doesn't wait, use .map(function).",
+        )
+    _check_parameters(function, name, role, parameters)
 
 
 def check_name(name: str, what: str, how: str = "") -> None:

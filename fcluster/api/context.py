@@ -106,6 +106,54 @@ class Context(Protocol[K_co]):
         ...
 
 
+class CallContext(Protocol[K_co]):
+    """What the function of a `map_async` may know about the record for which it calls a service."""
+
+    @property
+    def key(self) -> K_co:
+        """The record's key, decoded as declared for its topic."""
+        ...
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Pairs of a name and a value, in order."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """The topic that the record was read from."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """The partition that the record was read from."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """The record's offset in its partition."""
+        ...
+
+    @property
+    def idempotency_key(self) -> str:
+        """Tells the service which record it is. The text is the same for each attempt and each replay.
+
+        It has the topic, the partition and the offset, such as "payments/3/4711". If the steps in front have
+        made several values of the record, the number of the value follows.
+        """
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, from 1."""
+        ...
+
+
 Handler = Callable[[Any, Any], Any]
 JoinFunction = Callable[[Any, Any], Any]
 """Makes one value of two that belong together."""

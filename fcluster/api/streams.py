@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function, check_name, checked_version, given
-from fcluster.api.context import Context, Handler, JoinFunction
+from fcluster.api.checks import check_async_function, check_function, check_name, checked_version, given
+from fcluster.api.context import CallContext, Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
 from fcluster.api.nodes import KeyBy, Node, Sink, value_of
@@ -16,7 +16,9 @@ from fcluster.api.tables import Table, checked_history, looked_up, pair
 from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
 from fcluster.graph.codecs import Codec
+from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
 from fcluster.graph.operators import (
@@ -28,6 +30,7 @@ from fcluster.graph.operators import (
     KeepTable,
     KeyKind,
     Map,
+    MapAsync,
     OnError,
     Operator,
     Peek,
@@ -88,6 +91,54 @@ class Stream(Generic[K_co, V_co]):
         """Replace each value with `function(value)`. Key, timestamp and headers don't change."""
         check_function(function, "map", ("value",))
         return self._then(Map(function, self._declared.rule(on_error, "map")))
+
+    def map_async(
+        self,
+        function: Callable[[CallContext[K_co], V_co], Awaitable[_T]],
+        *,
+        concurrency: int = 100,
+        timeout: timedelta = timedelta(seconds=30),
+        retry: Retry | None = None,
+        circuit: Circuit | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]:
+        """Replace each value with `await function(call, value)`, for calls to other services. Key, timestamp
+        and headers don't change.
+
+        Many calls run at the same time. For each key there is one after the other, and results go on in the
+        order of the records. A record waits outside of the epochs until its calls are done: its offset isn't
+        committed, and barriers don't wait for it. A record that is replayed after a failure is called again;
+        `call.idempotency_key` is then the same.
+
+        Args:
+            function: declared with `async def`. It runs in the event loop of the worker, which it mustn't
+                block.
+            concurrency: how many calls run at the same time in a worker, at most, over all its partitions.
+            timeout: how long an attempt may take. Then it is cancelled, and has failed with `TimeoutError`.
+            retry: when a call is made again. Default: never.
+            circuit: when nobody is called for a while. Default: calls are always made.
+            on_error: what to do with a record whose call has failed, after all attempts. Default: that of the
+                job.
+
+        Raises:
+            JobError: an argument isn't valid.
+        """
+        check_async_function(function, "map_async", ("call", "value"))
+        what = f"map_async {getattr(function, '__name__', '?')!r}"
+        check_count("concurrency", concurrency, what, CONCURRENCY_MAX)
+        check_duration(what, "timeout", timeout, MILLISECOND)
+        options: list[tuple[str, Any, type]] = [("retry", retry, Retry), ("circuit", circuit, Circuit)]
+        for name, option, kind in options:
+            if not isinstance(option, kind | None):
+                raise JobError(
+                    f"{name}={bounded_repr(option)} of {what} is no {kind.__name__}.",
+                    remedy=f"Use {name}={kind.__name__}(...), from fcluster.",
+                )
+        retries = ONCE if retry is None else retry
+        check_together(what, retries, circuit)
+        rule = self._declared.rule(on_error, "map_async")
+        timeout_ms = timeout // MILLISECOND
+        return self._then(MapAsync(function, concurrency, timeout_ms, retries, circuit, rule))
 
     def flat_map(
         self, function: Callable[[V_co], Iterable[_T]], *, on_error: OnError | None = None

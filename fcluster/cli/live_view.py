@@ -658,7 +658,16 @@ def progress_of(document: Document, restarts: int) -> object:
 
 
 def _held_back(document: Document) -> str:
-    return _long_record(document) or _open_epoch(document)
+    return _long_record(document) or _calls_wait(document) or _open_epoch(document)
+
+
+def _calls_wait(document: Document) -> str:
+    """Which calls to other services hold records up."""
+    for worker in _list(document, "workers"):
+        wait = worker.get("calls_wait")
+        if isinstance(wait, str) and wait:
+            return f"slot {worker.get('slot')}: {wait}"
+    return ""
 
 
 def _long_record(document: Document) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fcluster.engine.call_results import CallResults
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
 from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord
+from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.write import (
     Target,
     compile_passing_on,
@@ -63,6 +65,7 @@ def compile_chain(
     passing: tuple[type[BaseException], ...],
     held: HeldOutputs | None,
     timers: Mapping[str, KeyTimers | AnyOpen],
+    results: CallResults,
 ) -> CompiledChain:
     """Compile the chain for the shard `partition` of `stage`.
 
@@ -72,6 +75,8 @@ def compile_chain(
         passing: exceptions that no record causes, wherever they are raised.
         held: takes the outputs until the record is through.
         timers: the timers of the shard's handlers that set some, and its open windows, by the step's name.
+        results: what has come of the calls of records. The steps in front of the last `map_async` run when
+            these calls are made, and not here.
     """
     operators = [
         operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)
@@ -105,6 +110,7 @@ def compile_chain(
         HandlerContext if held is None else UndoableContext,
         (StepFailure, UnkeptStateError, *passing),
         record_writer,
+        results,
         timers,
     )
     step: Step = discard
@@ -124,6 +130,8 @@ def compile_chain(
             step = compile_write(target, source, port_at(sink_place))
     for operator in reversed(operators):
         step = operator.compile(surroundings, step)
+        if isinstance(operator, MapAsyncOperator):
+            break
     stores = [store for operator in operators for store in operator.stores]
     used = tuple(tables[store] for store in stores)
     return CompiledChain(chain.name, step, places, used, held, surroundings.fire)

@@ -36,6 +36,7 @@ from typing import Any, Final, Protocol
 
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import Failure
+from fcluster.engine.call_results import CallResults
 from fcluster.engine.clock import END_MS, EventClock
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
@@ -481,6 +482,7 @@ class TimerRunner:
                 self._passing,
                 HeldOutputs(self._refusals),
                 self.steps,
+                CallResults(),  # no calls follow a step with timers
             )
         return handler.chain
 

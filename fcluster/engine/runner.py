@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import Failure, frame_of
+from fcluster.engine.call_results import CallResults
+from fcluster.engine.calling import InputCalls, RecordCalls
 from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable, KeyTimers
@@ -87,6 +89,8 @@ class StageRunner:
         timers: the shard's timers, if its handlers set some. Shared by its inputs.
 
     Attributes:
+        calls: the calls that records wait for. None: there are none. Otherwise `begin_calls` comes first for
+            each record, and `handle` when they are done.
         handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
             or an exception in `passing`. `condemn` replaces it, so read the attribute again for each record.
     """
@@ -98,10 +102,12 @@ class StageRunner:
         "_decode",
         "_passing",
         "_port",
+        "_results",
         "_source",
         "_stamper",
         "_tables",
         "_timers",
+        "calls",
         "clock",
         "handle",
         "number",
@@ -135,12 +141,20 @@ class StageRunner:
         timestamp = self._source.timestamp
         self._stamper = None if timestamp is None else Stamper(timestamp, self._source.topic.value)
         self._timers = timers
+        calls = InputCalls(self._source, self._chains, partition)
+        self.calls = calls if calls.chains else None
+        self._results = calls.results
         self.handle: Callable[[SourceRecord], None] = self._keep_time(self._compile())
 
     def passed(self, record: SourceRecord) -> None:
         """Called when a record is through, before the timers that are due after it fire. For shells. Only
         called if there are timers.
         """
+
+    def begin_calls(self, record: SourceRecord) -> RecordCalls:
+        """Begin with the calls of a record, in advance. `calls` isn't None."""
+        assert self.calls is not None
+        return self.calls.begin(record, self._condemned.get(record.offset(), ()))
 
     def condemn(self, offset: int, condemnation: Condemnation) -> None:
         """Let the record at `offset` fail as `condemnation` says when it comes, by the rule of the
@@ -197,6 +211,7 @@ class StageRunner:
                 self._passing,
                 self._timed_steps,
                 self._stamper,
+                self._results,
             )
         self._careful.run(record, self._condemned[record.offset()])
 
@@ -235,7 +250,7 @@ class StageRunner:
 
     def _compile(self) -> Callable[[SourceRecord], None]:
         port, chains = self._port, self._chains
-        shared = SharedSteps(chains)
+        shared, results = SharedSteps(chains), self._results
         on_unreadable = _compile_unreadable(self._source, _source_place(self.stage, self.number), port)
         runs: list[RunChain] = []
         for chain in chains:
@@ -249,6 +264,7 @@ class StageRunner:
                 self._passing,
                 held,
                 self._timed_steps,
+                results,
             )
             runs.append(
                 _stopping(compiled, self._passing)
@@ -584,6 +600,7 @@ class _CarefulRun:
         passing: tuple[type[BaseException], ...],
         timers: Mapping[str, KeyTimers | AnyOpen],
         stamper: Stamper | None,
+        results: CallResults,
     ) -> None:
         self._source = stage.inputs[number]
         self._stamper = stamper
@@ -595,7 +612,9 @@ class _CarefulRun:
         self._source_place = _source_place(stage, number)
         self._decode = value_codec(self._source.topic.value)[0]
         self._chains = [
-            compile_chain(chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals), timers)
+            compile_chain(
+                chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals), timers, results
+            )
             for chain in stage.chains_of(number)
         ]
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal
 
 from fcluster.common.isolation import Isolation
 from fcluster.graph.aggregates import Aggregate
+from fcluster.graph.calls import ONCE, Circuit, Retry
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.counted import Counted
 from fcluster.graph.foreign import ForeignHow, pair_codec
@@ -65,6 +66,32 @@ class Map:
 
     function: Callable[[Any], Any]
     on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class MapAsync:
+    """Replaces each value by what `await function(call, value)` returns; key, timestamp and headers stay.
+
+    Attributes:
+        function: the async function.
+        concurrency: how many calls run at the same time in a worker, at most.
+        timeout_ms: how long an attempt may take.
+        retry: when a call is made again.
+        circuit: when nobody is called. None: calls are always made.
+        on_error: what to do if a call has failed.
+    """
+
+    function: Callable[[Any, Any], Any]
+    concurrency: int = 100
+    timeout_ms: int = 30_000
+    retry: Retry = ONCE
+    circuit: Circuit | None = None
+    on_error: OnError = "stop"
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,6 +646,7 @@ class JoinStreams:
 Operator = (
     Filter
     | Map
+    | MapAsync
     | FlatMap
     | Peek
     | Branch

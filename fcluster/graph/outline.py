@@ -24,6 +24,7 @@ from fcluster.graph.operators import (
     JoinStreams,
     JoinTable,
     KeepTable,
+    MapAsync,
     OnError,
     Operator,
     Process,
@@ -261,10 +262,22 @@ def _step(step: Operator) -> StepOutline:
         rule = ", ".join(dict.fromkeys(said for said, _flows in of_table)) or "stop"
         writes = tuple(flow for _said, flows in of_table for flow in flows)
     else:
+        if isinstance(step, MapAsync):
+            details |= _calls(step)
         if isinstance(step, JoinTable):
             details |= {"table": _named(step.table), "how": step.how}
         name = str(getattr(step.function, "__name__", type(step.function).__name__))
     return StepOutline(kind, name, {**details, **_unless_stop(rule)}, state, writes)
+
+
+def _calls(step: MapAsync) -> dict[str, str]:
+    """How the step makes its calls, in words."""
+    said = {"concurrency": str(step.concurrency), "timeout_ms": str(step.timeout_ms)}
+    if step.retry.attempts > 1:
+        said["attempts"] = str(step.retry.attempts)
+    if step.circuit is not None:
+        said["circuit"] = f"opens after {step.circuit.failures} failures, then {step.circuit.when_open}s"
+    return said
 
 
 def _named(table: AnyTable) -> str:

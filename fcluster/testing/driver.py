@@ -36,6 +36,7 @@ from fcluster.graph.stages import Stage, check_copartitioned, written_topics
 from fcluster.graph.states import State
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.topology import Topology
+from fcluster.testing.calls import DriverCalls
 from fcluster.testing.shards import Shard
 from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
 
@@ -162,6 +163,8 @@ class Driver:
         self._stopped: JobStopped | None = None
         self._read: dict[str, int] = {}
         self._finished = False
+        self._calls = DriverCalls(lambda: self.now_ms, self._passing)
+        self._held_up: set[ShardId] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -286,6 +289,7 @@ class Driver:
         self._condemned.clear()
         self._causes.clear()
         self._roll_back()
+        self._calls.reset()
         self._advance(one_by_one=self._auto_barrier)
 
     def restart(self, job: Job, *, settings: Mapping[str, Any] | None = None) -> None:
@@ -550,6 +554,7 @@ class Driver:
             until: process no records that were written after the record with this sequence.
         """
         __tracebackhide__ = True
+        self._held_up.clear()
         while True:
             shard = self._next_timed()
             record: StoredRecord | None = None
@@ -560,11 +565,19 @@ class Driver:
                 shard, record = found
                 if until is not None and record.sequence > until:
                     return
+                if not self._called(shard, record):
+                    self._held_up.add(shard.id)
+                    continue
             if self._process(shard, record) and one_by_one and not self._commit():
                 found = shard.find_unkept()
                 assert found is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
                 self._condemn(shard, record, found)
+
+    def _called(self, shard: Shard, record: StoredRecord) -> bool:
+        """Make the calls of the shard's next record. Returns False if it has to wait for a circuit."""
+        runner = shard.runners[shard.stage.input_of(record.topic())]
+        return runner.calls is None or self._calls.make(runner.calls, lambda: runner.begin_calls(record))
 
     def _next_timed(self) -> Shard | None:
         """A shard whose timer is due."""
@@ -581,6 +594,8 @@ class Driver:
         oldest: tuple[Stage, StoredRecord] | None = None
         for stage in self.topology.stages:
             for partition in range(len(self._topics.partitions(stage.topics[0]))):
+                if ShardId(stage.name, partition) in self._held_up:
+                    continue
                 record = self._next_of(stage, partition)
                 if record is not None and (oldest is None or record.sequence < oldest[1].sequence):
                     oldest = (stage, record)
@@ -703,6 +718,7 @@ class Driver:
         """Drop everything that isn't committed."""
         self._topics.abort()
         self._telling.forget(self._shards)
+        self._calls.forget()
         self._shards.clear()
         self._port.skipped = self._port.late = 0
 

@@ -192,7 +192,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     them; `restore_bytes_left` and `restore_ms_left` estimate the rest. -1 is unknown. `record` is a record
     that a handler has been processing for some time, if there is one; then the worker can't react to a
     barrier. `kafka_wait` says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long.
-    They are empty and 0 if that is no longer than usual.
+    They are empty and 0 if that is no longer than usual. `calls_wait` says which calls to other services hold
+    records up. It is empty if that is no longer than usual.
     """
 
     records_in: _Number = 0
@@ -214,6 +215,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     kafka_wait: _Name = ""
     kafka_wait_ms: _Number = 0
     epoch_phases: list[PhaseTimes] = []
+    calls_wait: _Name = ""
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------

@@ -15,6 +15,10 @@ from fcluster.worker.consuming import ReaderEvent
 from fcluster.worker.core import events
 
 
+class CallsEnded:
+    """Calls to other services have ended: the main thread takes what has come of them."""
+
+
 class Inbox:
     """The queue of the main thread.
 
@@ -24,7 +28,7 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[events.Event | ReaderEvent] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[events.Event | ReaderEvent | CallsEnded] = queue.SimpleQueue()
         self.interrupts: list[None] = []
 
     def post(self, event: events.Event) -> None:
@@ -34,15 +38,17 @@ class Inbox:
         self._queue.put(event)
         self.interrupt()
 
-    def put(self, report: ReaderEvent) -> None:
-        """Queue a reader's report. The current chunk continues. May be called from any thread."""
+    def put(self, report: ReaderEvent | CallsEnded) -> None:
+        """Queue a report of a reader or of calls. The current chunk goes on. May be called from any
+        thread.
+        """
         self._queue.put(report)
 
     def interrupt(self) -> None:
         """End the current chunk with the record that is being processed. May be called from any thread."""
         self.interrupts.append(None)
 
-    def take(self, timeout_s: float) -> Iterator[events.Event | ReaderEvent]:
+    def take(self, timeout_s: float) -> Iterator[events.Event | ReaderEvent | CallsEnded]:
         """Everything that is queued, and what arrives meanwhile. Called by the main thread.
 
         Args:

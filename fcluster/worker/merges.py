@@ -9,7 +9,7 @@ Must not: process records, or know of epochs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from confluent_kafka import Message
@@ -133,23 +133,6 @@ class ShardMerge:
 
     def _partition(self, number: int) -> tuple[str, int]:
         return self._inputs[number].topic, self._inputs[number].partition
-
-
-def sorted_out(
-    batch: Batch, merges: Mapping[tuple[str, int], ShardMerge]
-) -> tuple[list[Message], dict[tuple[str, int], list[Message]]]:
-    """The records of a batch that are processed as they come, and those that go into a merge, by
-    partition.
-    """
-    rest: list[Message] = []
-    merged: dict[tuple[str, int], list[Message]] = {}
-    for message in batch.messages:
-        at = (message.topic() or "", message.partition() or 0)
-        if at in merges:
-            merged.setdefault(at, []).append(message)
-        else:
-            rest.append(message)
-    return rest, merged
 
 
 def _size_bytes(messages: Sequence[Message]) -> int:

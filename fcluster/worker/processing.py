@@ -64,10 +64,12 @@ class InputRunner(StageRunner):
         read_position: the position of reading, including control records.
         end: where the partition ends. -1 if unknown.
         stop_at: in a bounded run, the first record that isn't processed. None: not known, or there is none.
+        announced: the offsets at which the process may end; see `announce`.
         generation: records of earlier generations of the assignment aren't for this runner.
     """
 
     __slots__ = (
+        "announced",
         "begun_at",
         "end",
         "generation",
@@ -98,6 +100,7 @@ class InputRunner(StageRunner):
         self.end = -1
         self.stop_at: int | None = None
         self.generation = 0
+        self.announced = range(0)
         self.last: Any = None
 
     @property
@@ -117,6 +120,7 @@ class InputRunner(StageRunner):
     def announce(self, offsets: range, run: Callable[[Any, Callable[[Any], None]], None]) -> None:
         """Make `run(record, handle)` process the records at these offsets, after the condemned ones."""
         inner = self.handle
+        self.announced = offsets
 
         def announcing(record: Any) -> None:
             if record.offset() in offsets:

@@ -38,6 +38,7 @@ from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
 from fcluster.worker import chunks, handler_processes
 from fcluster.worker.announcing import announced_steps
+from fcluster.worker.calls import ShardCalls, WaitingCalls
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.consuming import Batch, ReadFailed, ReadUpTo
 from fcluster.worker.core import events
@@ -175,6 +176,50 @@ class RecordPump:
         for batch in self._shards.merged(monotonic_ms()):
             self._chunks.add(batch)
 
+    def add_called(self) -> None:
+        """Take the next records whose calls are done, and begin with the calls of others."""
+        calls = self._shards.calls
+        if not calls.shards:
+            return
+        calls.collect(monotonic_ms())
+        if not self._paused:
+            self._begin_calls(calls)
+            calls.make(monotonic_ms())
+        for batch in calls.batches():
+            self._chunks.add(batch)
+
+    def _begin_calls(self, calls: WaitingCalls) -> None:
+        """Run the steps in front of calls, for about as long as a chunk of records takes."""
+        until_s = time.monotonic() + chunks.AIM_S
+        calls.has_more = False
+        try:
+            for shard in calls.shards.values():
+                while shard.may_begin:
+                    self._begin_calls_of(calls, shard)
+                    if self._interrupts or time.monotonic() > until_s:
+                        calls.has_more = True
+                        return
+        finally:
+            self._record_watch.record = None
+
+    def _begin_calls_of(self, calls: WaitingCalls, shard: ShardCalls) -> None:
+        one, message = shard.next_record()
+        if one.stop_at is not None and (message.offset() or 0) >= one.stop_at:
+            shard.leave_out()
+            return
+        if one.calls is None:
+            shard.begun(None)
+            return
+        self._record_watch.record = message
+
+        def begin(record: Message) -> None:
+            calls.begin(shard, one.begin_calls(record))
+
+        if message.offset() in one.announced:
+            self._run_announced(one, message, begin)
+        else:
+            begin(message)
+
     # --- shards -------------------------------------------------------------------------------------------
 
     def start(self, effect: events.StartReading, stage: Stage, state: ShardState, port: OutputPort) -> None:
@@ -231,6 +276,8 @@ class RecordPump:
         if self.has_work:
             return 0.0
         wait_s = self._shards.until_merged_s(timeout_s, monotonic_ms())
+        if self._shards.calls.shards and not self._paused:
+            wait_s = self._shards.calls.wait_s(wait_s, monotonic_ms())
         return self._timers.wait_s(wait_s) if self._shards.timed and self._may_work else wait_s
 
     # --- chunks -------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from fcluster.common.clocks import wall_ms
+from fcluster.common.clocks import monotonic_ms, wall_ms
+from fcluster.common.failures import bounded_text
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
 from fcluster.worker.core.state import CoreState
@@ -93,6 +94,7 @@ class Reporting:
             restoring=self._host.restoring,
             resident_bytes=_resident_bytes(),
             snapshot_epoch_min=self._host.snapshot_epoch_min,
+            calls_wait=bounded_text(self._shards.calls.describe_wait(monotonic_ms()), 255),
             shards=[
                 status
                 for runner in self._shards.runners.values()

@@ -2,9 +2,9 @@
 runner.
 
 Responsible for: knowing which records belong to which running shard. Its tables are changed together when a
-shard starts or stops: runners by shard, their inputs by topic and partition, and the merges of shards with
-several inputs. Also responsible for the readers and their consumers, one for each isolation level, and
-another one for merged topics. All of it belongs to the main thread.
+shard starts or stops: runners by shard, their inputs by topic and partition, the merges of shards with
+several inputs, and the records that wait for calls. Also responsible for the readers and their consumers, one
+for each isolation level, and another one for merged topics. All of it belongs to the main thread.
 
 Invariants:
 - A shard's records reach its runner only if they were fetched after its reading began: they carry the
@@ -33,8 +33,9 @@ from fcluster.graph.stages import Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.clients import LASTING, make_consumer
 from fcluster.wire.messages import EndOffset
+from fcluster.worker.calls import ShardCalls, WaitingCalls, taken_out
 from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourcePartition, SourceReader
-from fcluster.worker.merges import ShardMerge, sorted_out
+from fcluster.worker.merges import ShardMerge
 from fcluster.worker.processing import InputRunner, ShardRunner
 
 READ_AHEAD_KIB = 16 * 1024
@@ -51,6 +52,8 @@ class RunningShards:
         topology: the job's topology.
         settings: the worker's settings.
         emit: called in a reader's thread with each event.
+        wake: called in another thread when calls have ended.
+        say: called with a line for the log about calls.
 
     Attributes:
         runners: by shard. A shard that is no longer read stays until its epoch is committed.
@@ -58,9 +61,17 @@ class RunningShards:
         inputs: the inputs of all runners.
         routes: the inputs that are read, by topic and partition. Looked up once for each record.
         group_metadata: the metadata of the job's group, once there is a reader.
+        calls: the records that wait for calls, and these calls.
     """
 
-    def __init__(self, topology: Topology, settings: Settings, emit: Callable[[ReaderEvent], None]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        settings: Settings,
+        emit: Callable[[ReaderEvent], None],
+        wake: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
         self._topology = topology
         self._settings = settings
         self._emit = emit
@@ -68,6 +79,7 @@ class RunningShards:
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[SourcePartition, ShardMerge] = {}
         self._ending: dict[SourcePartition, InputRunner] = {}  # those that are read and have an end
+        self.calls = WaitingCalls(wake, say)
         self.runners: dict[ShardId, ShardRunner] = {}
         self.timed: dict[ShardId, ShardRunner] = {}
         self.inputs: list[InputRunner] = []
@@ -135,6 +147,7 @@ class RunningShards:
         """Close the readers, and forget all shards."""
         for reader in self._readers.values():
             reader.close(READER_CLOSE_S)
+        self.calls.close()
         self.forget()
 
     # --- shards -------------------------------------------------------------------------------------------
@@ -149,6 +162,7 @@ class RunningShards:
             merge = ShardMerge(runner.inputs, readers, idle_ms, precedence, orders)
             self._merges[runner.shard] = merge
             self._merge_at |= {(one.topic, one.partition): merge for one in runner.inputs}
+        self.calls.start(runner, None if merged else readers[0])
         for one, reader in zip(runner.inputs, readers, strict=True):
             one.generation = reader.start({(one.topic, one.partition): one.begun_at}, watched=merged)
             self.routes[one.topic][one.partition] = one
@@ -180,6 +194,8 @@ class RunningShards:
             merge = self._merges.pop(shard, None)
             if merge is not None:
                 merge.close()
+            if shard in self.runners:
+                self.calls.stop(self.runners[shard])
 
     def release(self, shards: Sequence[ShardId]) -> None:
         """Drop the runners of these shards, which are stopped."""
@@ -202,20 +218,30 @@ class RunningShards:
 
     def sort_out(self, batch: Batch) -> list[Message]:
         """The records of the batch that are processed as they come. Records of a shard with several inputs
-        wait in its merge until their turn comes.
+        wait in its merge until their turn comes, and those of a shard that makes calls until these are done.
         """
         if self._ending:
             batch = self._up_to_ends(batch)
-        if not self._merge_at:
-            return batch.messages
-        rest, merged = sorted_out(batch, self._merge_at)
-        for (topic, partition), records in merged.items():
-            runner = self.routes[topic].get(partition)
-            if runner is not None and runner.generation <= batch.generation:
-                self._merge_at[topic, partition].add(runner.number, records)
-        for at, (position, end) in batch.standings.items():
-            self._note_standing(at, batch.generation, position, end)
+        rest = batch.messages
+        if self._merge_at:
+            rest, merged = taken_out(rest, self._merge_at)
+            for (topic, partition), records in merged.items():
+                runner = self._runner_of(topic, partition, batch.generation)
+                if runner is not None:
+                    self._merge_at[topic, partition].add(runner.number, records)
+            for at, (position, end) in batch.standings.items():
+                self._note_standing(at, batch.generation, position, end)
+        if self.calls.at:
+            rest, waiting = taken_out(rest, self.calls.at)
+            for (topic, partition), records in waiting.items():
+                if self._runner_of(topic, partition, batch.generation) is not None:
+                    self.calls.at[topic, partition].add(records)
         return rest
+
+    def _runner_of(self, topic: str, partition: int, generation: int) -> InputRunner | None:
+        """The runner to which records belong that were read in this generation."""
+        runner = self.routes[topic].get(partition)
+        return runner if runner is not None and runner.generation <= generation else None
 
     def _up_to_ends(self, batch: Batch) -> Batch:
         """The batch without records behind the ends of their partitions. Those aren't read any further."""
@@ -234,7 +260,7 @@ class RunningShards:
 
     def current(self, chunk: Sequence[Message], batch: Batch) -> list[Message]:
         """The batch without records that were fetched before their partition was rewound or released."""
-        if isinstance(batch.reader, ShardMerge):
+        if isinstance(batch.reader, ShardMerge | ShardCalls):
             # All records belong to one shard, and to the generation in which its reading began.
             return [] if batch.generation < batch.reader.newest_generation else list(chunk)
         current: list[Message] = []
@@ -263,6 +289,10 @@ class RunningShards:
             if (topic, partition) in self._merge_at:
                 continue  # its records may wait in the merge
             if runner is not None and runner.generation <= told.generation:
+                waiting = self.calls.at.get((topic, partition))
+                if waiting is not None:
+                    waiting.note_read(_up_to(runner, position))
+                    continue
                 runner.read_position = max(_up_to(runner, position), runner.next_offset)
 
     def _note_standing(self, at: SourcePartition, generation: int, position: int, end: int | None) -> None:
@@ -279,10 +309,15 @@ class RunningShards:
     # --- merges -------------------------------------------------------------------------------------------
 
     def merged(self, now_ms: float) -> Iterator[Batch]:
-        """The next records of the shards with several inputs."""
-        for merge in self._merges.values():
+        """The next records of the shards with several inputs, unless they have to wait for calls."""
+        for shard, merge in self._merges.items():
             batch = merge.next_batch(now_ms)
-            if batch is not None:
+            if batch is None:
+                continue
+            calls = self.calls.shards.get(shard)
+            if calls is not None:
+                calls.add_merged(batch)
+            else:
                 yield batch
 
     def until_merged_s(self, timeout_s: float, now_ms: float) -> float:

@@ -9,6 +9,7 @@ it through one queue (`inbox`):
 - a reader thread for each isolation level, and another one for merged topics, fetches batches of records
   (`consuming`); `running_shards` knows which shard they are for, and `record_pump` processes them,
 - the commit thread prepares and commits epochs (`epoch_pipeline`), one thread for each session,
+- the thread of calls awaits the job's async functions (`call_thread`); `calls` has the records that wait,
 - the restore thread restores, opens and closes shards, and the snapshot thread uploads them (`shards`),
 - the standby thread keeps warm copies of other workers' shards (`standby`),
 - the pulse thread sends heartbeats (`reporting`) and watches for hung threads (`pulse`).
@@ -52,7 +53,7 @@ from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.health import WorkerHealth
-from fcluster.worker.inbox import Inbox
+from fcluster.worker.inbox import CallsEnded, Inbox
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.leader_link import LeaderLink
 from fcluster.worker.processing import OutputPort
@@ -117,7 +118,13 @@ class Worker:
             self._inbox.post,
             on_job_over=self._on_job_over,
         )
-        self._shards = RunningShards(self._topology, settings, self._inbox.put)
+        self._shards = RunningShards(
+            self._topology,
+            settings,
+            self._inbox.put,
+            wake=lambda: self._inbox.put(CallsEnded()),
+            say=lambda text: _log.warning("%s", text),
+        )
         self._pipeline = EpochPipeline(
             self._topology,
             self._core.state,
@@ -182,6 +189,7 @@ class Worker:
                 while self._exit is None:
                     self._health.turned(turn_bound_s)
                     self._pump.add_merged()
+                    self._pump.add_called()
                     self._take_events()
                     self._tick_if_due()
                     if self._exit is None and self._pump.has_work:
@@ -215,7 +223,7 @@ class Worker:
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
                 self._handle(item)
 
-    def _handle(self, item: events.Event | ReaderEvent) -> None:
+    def _handle(self, item: events.Event | ReaderEvent | CallsEnded) -> None:
         match item:
             case Batch():
                 self._pump.add(item)
@@ -223,6 +231,8 @@ class Worker:
                 self._pump.add_told(item)
             case ReadFailed():
                 self._pump.read_failed(item)
+            case CallsEnded():
+                pass  # the next iteration takes them
             case ReaderDied():
                 self._exit_now(Failure(FailureKind.BUG, f"reading failed: {item.reason}").fitted())
             case events.MessageReceived(messages.Drain()):

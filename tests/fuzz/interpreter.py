@@ -133,7 +133,7 @@ def run_chain(
             elif step.kind == "peek":
                 apply_peek(step.behaviour, value)
                 going_on = [value]
-            elif step.kind == "map":
+            elif step.kind in ("map", "map_async"):
                 going_on = [apply_map(step.behaviour, value)]
             elif step.kind == "flat_map":
                 going_on = apply_flat_map(step.behaviour, value)

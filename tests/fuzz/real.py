@@ -7,6 +7,8 @@ is condemned. So is one whose failure shows only at the barrier, after a replay 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -19,6 +21,7 @@ from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStat
 from fcluster.engine.state import ShardState
 from fcluster.graph.operators import TopicSpec
 from fcluster.testing import Driver, JobStopped
+from fcluster.testing.calls import DriverCalls
 from fcluster.testing.shards import MemoryStore
 from fcluster.worker.core.model import Condemned
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
@@ -67,6 +70,8 @@ def build(plan: JobPlan) -> Job:
                 stream = stream.filter(function, on_error=rule(step.rule))
             elif step.kind == "map":
                 stream = stream.map(function, on_error=rule(step.rule))
+            elif step.kind == "map_async":
+                stream = stream.map_async(function, on_error=rule(step.rule))
             elif step.kind == "flat_map":
                 stream = stream.flat_map(function, on_error=rule(step.rule))
             elif step.kind == "peek":
@@ -85,6 +90,8 @@ def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., 
         return lambda value: apply_filter(behaviour, value)
     if kind == "map":
         return lambda value: apply_map(behaviour, value)
+    if kind == "map_async":
+        return _async_map(behaviour)
     if kind == "flat_map":
         return lambda value: apply_flat_map(behaviour, value)
     if kind == "peek":
@@ -98,6 +105,14 @@ def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., 
         yield from apply_handler(behaviour, ctx, value, elsewhere)
 
     return generator
+
+
+def _async_map(behaviour: str) -> Callable[..., Any]:
+    async def call(_call: Any, value: Any) -> Any:
+        await asyncio.sleep(0)
+        return apply_map(behaviour, value)
+
+    return call
 
 
 class Shell:
@@ -130,6 +145,14 @@ class Shell:
             runner.condemn(Condemned(offset, condemnation))
         return runner
 
+    def _make_calls(self, runner: ShardRunner, offsets: range) -> None:
+        """Make the calls of these records, in advance."""
+        one, calls = runner.inputs[0], DriverCalls(lambda: 0, ())
+        for offset in offsets:
+            message: Any = self._messages[offset]
+            if one.calls is not None:
+                assert calls.make(offset, functools.partial(one.begin_calls, message))
+
     def run(self) -> None:
         """Process all records, or up to the one that stops the job."""
         position, epoch, replays = 0, 1, 0
@@ -144,6 +167,7 @@ class Shell:
             runner = self._runner(port)
             self._open.clear()
             reached, at = end, position
+            self._make_calls(runner, range(position, end))
             try:
                 for at in range(position, end):
                     runner.inputs[0].handle(self._messages[at])  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fcluster.engine import runner
+from fcluster.engine import calling, runner
 from fcluster.engine.operators import write
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from tests.fuzz.interpreter import interpret
@@ -139,7 +139,11 @@ def rule_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tombstones_become_json(monkeypatch: pytest.MonkeyPatch) -> None:
     """A former bug: a null value is written as the four bytes."""
-    monkeypatch.setattr(write, "unchanged", lambda record, _value: record.value() or b"null")
+
+    def planted(record: Any, _value: Any) -> bytes:
+        return b"null" if record.value() is None else record.value()
+
+    monkeypatch.setattr(write, "unchanged", planted)
 
 
 def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +163,11 @@ def headers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 def skipped_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs that were held back are forgotten."""
     monkeypatch.setattr(runner._CarefulRun, "_dead_letter", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
+
+
+def results_of_calls_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a generator yields in front of a call is called for as it is at the end."""
+    monkeypatch.setattr(calling, "deepcopy", lambda value: value)
 
 
 def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +196,7 @@ def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
         headers_are_lost,
         skipped_are_not_counted,
         values_are_collected_first,
+        results_of_calls_are_not_copied,
     ],
 )
 def test_planted_bug_is_found(

@@ -209,6 +209,7 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "snapshot_epoch_min": stats.snapshot_epoch_min if stats else -1,
         "standbys": len(session.standbys),
         "record": _running_record(session, now_ms),
+        "calls_wait": stats.calls_wait if stats else "",
         "restore_bytes": stats.restore_bytes if stats else 0,
         "restore_bytes_left": stats.restore_bytes_left if stats else -1,
         "restore_ms_left": stats.restore_ms_left if stats else -1,

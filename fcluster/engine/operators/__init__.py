@@ -18,6 +18,7 @@ from fcluster.engine.operators.foreign import (
 )
 from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator
 from fcluster.engine.operators.map import MapOperator
+from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
 from fcluster.engine.operators.session import SessionOperator
@@ -38,6 +39,7 @@ from fcluster.graph.operators import (
     JoinTable,
     KeepTable,
     Map,
+    MapAsync,
     Operator,
     Peek,
     Regroup,
@@ -58,6 +60,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return FilterOperator(node, number, chain)
     if isinstance(node, Map):
         return MapOperator(node, number, chain)
+    if isinstance(node, MapAsync):
+        return MapAsyncOperator(node, number, chain)
     if isinstance(node, FlatMap):
         return FlatMapOperator(node, number, chain)
     if isinstance(node, Peek):

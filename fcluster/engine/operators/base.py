@@ -9,6 +9,7 @@ from types import GeneratorType
 from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text, type_of
+from fcluster.engine.call_results import CallResults
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import SourceRecord, TimerRecord
@@ -36,6 +37,7 @@ class Surroundings:
             `StepFailure`, which already has its place.
         record_writer: returns the function that takes a `Record` of the step at a place: it writes it, or
             passes it to the following step if the record has no topic. None: all have one.
+        results: what has come of the calls of records.
         timers: the timers of the handlers that set some, and what is open in windows and joins, by the step's
             name.
         fire: collects what to call when a timer is due, by the names of step and timer.
@@ -47,6 +49,7 @@ class Surroundings:
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
     record_writer: Callable[[Place, Step | None], WriteRecord]
+    results: CallResults
     timers: Mapping[str, KeyTimers | AnyOpen] = field(default_factory=dict[str, KeyTimers | AnyOpen])
     fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])
 

@@ -22,8 +22,8 @@ from typing import Any, assert_type
 import msgspec
 
 from fcluster import (
-    Change, Codec, Context, GroupedTable, Job, Record, Stream, Table, Topic, Tumbling, ValueState, Watermark,
-    count, sum_, top_n,
+    CallContext, Change, Codec, Context, GroupedTable, Job, Record, Stream, Table, Topic, Tumbling,
+    ValueState, Watermark, count, sum_, top_n,
 )
 from fcluster.testing import Driver
 
@@ -52,6 +52,11 @@ assert_type(job.topic("t", key="bytes", value="int"), Topic[Any, int])
 settled = job.stream(payments).filter(lambda p: p.status == "settled")
 assert_type(settled, Stream[str, Payment])
 assert_type(settled.map(lambda p: p.amount), Stream[str, int])
+async def score(call: CallContext[str], p: Payment) -> float:
+    return p.amount / len(call.key)
+
+
+assert_type(settled.map_async(score), Stream[str, float])
 assert_type(settled.flat_map(lambda p: [p.account, p.status]), Stream[str, str])
 assert_type(settled.peek(lambda p: print(p.amount)), Stream[str, Payment])
 assert_type(settled.branch(lambda p: p.amount > 5), tuple[Stream[str, Payment], ...])

@@ -160,6 +160,11 @@ def test_status_shows_where_the_time_of_an_epoch_goes() -> None:
     assert "epoch: ms" not in printed(document())
 
 
+def test_status_shows_that_records_wait_for_a_service() -> None:
+    wait = "map_async 'score': the circuit is open, the next call in 7 s (ConnectionError: refused)"
+    assert f"slot 1: {wait}" in printed(document(workers=[worker(0), worker(1, calls_wait=wait)]))
+
+
 def test_shard_that_does_not_run_shows_its_phase() -> None:
     assert "flights/0 restoring" in printed(document(shards=[shard(0, phase="restoring")]))
 

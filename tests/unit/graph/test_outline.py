@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from fcluster import Job, MapState, Tumbling, Watermark, count
+from fcluster import Circuit, Job, MapState, Retry, Tumbling, Watermark, count
 from fcluster.common.settings import Settings
 from fcluster.graph.outline import Flow, JobOutline, changes_to_state, outline
 from fcluster.graph.topology import Topology
@@ -178,3 +178,23 @@ def test_both_sides_of_a_join_of_streams_are_steps_with_one_state() -> None:
     ]
     assert sides[0].details["within"] == "1000 ms earlier, 9000 ms later"
     assert roles(found)["late"] == ("late records",)
+
+
+def test_step_that_makes_calls_says_how() -> None:
+    async def score(_call: object, value: object) -> object:
+        return value
+
+    job = Job("scoring")
+    stream = job.stream(job.topic("in")).map_async(
+        score, concurrency=7, timeout=timedelta(seconds=2), retry=Retry(attempts=3), circuit=Circuit()
+    )
+    stream.to(job.topic("out"))
+    (stage,) = outline(job.build(Settings())).stages
+    step = stage.chains[0].steps[0]
+    assert (step.kind, step.name) == ("map_async", "score")
+    assert step.details == {
+        "concurrency": "7",
+        "timeout_ms": "2000",
+        "attempts": "3",
+        "circuit": "opens after 20 failures, then waits",
+    }

@@ -66,7 +66,9 @@ class Bench:
     def __init__(self, *ends: int | None) -> None:
         topology = windowed(merged=len(ends) > 1)
         (self.stage,) = topology.stages
-        self.shards = RunningShards(topology, Settings(), lambda _event: None)
+        self.shards = RunningShards(
+            topology, Settings(), lambda _event: None, lambda: None, lambda _text: None
+        )
         self.reader: Any = Reader()
         self.shards._reader_of = lambda _stage, _number: self.reader  # type: ignore[method-assign]
         state = ShardState(MemoryStore(), self.stage.all_stores, EntriesMax(0))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fcluster.worker import merges
-from fcluster.worker.consuming import Batch
-from fcluster.worker.merges import ShardMerge, sorted_out
+from fcluster.worker.calls import taken_out
+from fcluster.worker.merges import ShardMerge
 
 
 class Reader:
@@ -121,8 +121,6 @@ def test_handed_out_records_are_outdated_once_the_shard_is_no_longer_read() -> N
 def test_batch_is_split_by_partition() -> None:
     mine, others = FakeMessage("a", 1), [FakeMessage("a", 2, partition=4), FakeMessage("c", 3)]
     messages: list[Any] = [others[0], mine, others[1]]
-    reader: Any = Reader()
-    batch = Batch(reader, 1, messages, full=False)
-    rest, merged = sorted_out(batch, {("a", 3): Bench().merge})
+    rest, merged = taken_out(messages, {("a", 3): Bench().merge})
     assert rest == others
     assert merged == {("a", 3): [mine]}

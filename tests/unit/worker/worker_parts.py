@@ -21,7 +21,7 @@ from fcluster.worker.consuming import Batch
 from fcluster.worker.core import events, model
 from fcluster.worker.core.state import CoreState
 from fcluster.worker.epoch_pipeline import EpochPipeline
-from fcluster.worker.inbox import Inbox
+from fcluster.worker.inbox import CallsEnded, Inbox
 from fcluster.worker.processing import OutputPort, ShardRunner
 from fcluster.worker.record_pump import RecordPump
 from fcluster.worker.record_watch import RecordWatch
@@ -284,7 +284,14 @@ class Pumping:
         self.writer = FakeWriter()
         self.record_watch = RecordWatch()
         self.told = 0
-        self.shards = RunningShards(topology, settings, self.inbox.put)
+        self.said: list[str] = []
+        self.shards = RunningShards(
+            topology,
+            settings,
+            self.inbox.put,
+            wake=lambda: self.inbox.put(CallsEnded()),
+            say=self.said.append,
+        )
         for stage in topology.stages:
             for source in stage.inputs:
                 key = (source.topic.isolation, len(stage.inputs) > 1)

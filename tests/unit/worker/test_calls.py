@@ -1,0 +1,252 @@
+"""Records that wait in a worker for calls: what they wait for, and when they are processed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fcluster import Circuit, Job
+from fcluster.common.failures import Failure
+from fcluster.common.settings import Settings
+from fcluster.engine.failure import Condemnation
+from fcluster.graph.topology import Topology
+from fcluster.worker import calls
+from fcluster.worker.consuming import ReadUpTo
+from fcluster.worker.core import events
+from fcluster.worker.core.model import Condemned
+from tests.unit.worker.worker_parts import PATIENCE_S, Message, Pumping, count, shard_of
+
+
+class Service:
+    """Answers when the test says so. `answer` may be called in the test's thread."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.fronted: list[str] = []
+        self._free: dict[str, threading.Event] = {}
+        self.error: BaseException | None = None
+        self.cancelled: list[str] = []
+
+    def front(self, value: str) -> str:
+        self.fronted.append(value)
+        return value
+
+    async def ask(self, _call: Any, value: str) -> str:
+        self.called.append(value)
+        free = self._free.setdefault(value, threading.Event())
+        try:
+            while not free.is_set():
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            self.cancelled.append(value)
+            raise
+        if self.error is not None:
+            raise self.error
+        return value
+
+    def answer(self, *values: str) -> None:
+        for value in values:
+            self._free.setdefault(value, threading.Event()).set()
+
+
+def topology_with(service: Service, **options: Any) -> Topology:
+    """A job that calls the service, then counts."""
+    job = Job("j")
+    stream = job.stream(job.topic("in")).map(service.front).map_async(service.ask, **options)
+    stream.process(count, name="count", on_error=options.get("on_error")).to(job.topic("out"))
+    return job.build(Settings())
+
+
+class Bench:
+    def __init__(self, service: Service | None = None, **options: Any) -> None:
+        self.service = service or Service()
+        self.topology = topology_with(self.service, **options)
+        self.pumping = Pumping(self.topology)
+
+    def turn(self) -> None:
+        """One turn of the worker's main loop, without its events."""
+        self.pumping.pump.add_merged()
+        self.pumping.pump.add_called()
+        while self.pumping.pump.has_work:
+            self.pumping.pump.run_chunk()
+
+    def turn_until(self, is_so: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert time.monotonic() < until_s
+            list(self.pumping.inbox.take(0.01))
+            self.turn()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make_one(**options: Any) -> Bench:
+        made.append(Bench(**options))
+        return made[-1]
+
+    yield make_one
+    for bench in made:
+        bench.pumping.shards.calls.close()
+        bench.pumping.close()
+
+
+def record(offset: int, value: str, key: bytes | None = None, partition: int = 0) -> Any:
+    message = Message(offset, f'"{value}"'.encode(), partition=partition)
+    message.key = lambda: key  # type: ignore[method-assign,assignment,return-value]
+    return message
+
+
+def test_records_are_processed_in_order_when_their_calls_are_done(make: Callable[..., Bench]) -> None:
+    bench = make(concurrency=2)
+    runner = bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"), record(1, "b", b"l"), record(2, "c", b"m"), record(3, "d", b"k"))
+    bench.turn_until(lambda: len(bench.service.called) == 2)
+    assert bench.service.called == ["a", "b"]
+    assert bench.service.fronted == ["a", "b", "c", "d"]
+    assert bench.pumping.fed == [], "nothing was processed, so there is nothing to commit"
+    bench.service.answer("b")
+    bench.turn_until(lambda: "c" in bench.service.called)
+    assert runner.inputs[0].next_offset == 0, "the first record still waits"
+    bench.service.answer("c")
+    bench.service.answer("a")
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 3)
+    bench.turn_until(lambda: bench.service.called[3:] == ["d"])
+    bench.service.answer("d")
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 4)
+    assert len(bench.pumping.counts()) == 4
+
+
+def test_shard_whose_calls_take_long_does_not_hold_up_another_one(make: Callable[..., Bench]) -> None:
+    bench = make()
+    first, second = bench.pumping.start(), bench.pumping.start(partition=1)
+    bench.service.answer("fast")
+    bench.pumping.read(record(0, "slow", b"k"), record(0, "fast", b"l", partition=1))
+    bench.turn_until(lambda: second.inputs[0].next_offset == 1)
+    assert first.inputs[0].next_offset == 0
+
+
+def test_shard_that_stops_gives_up_its_calls_and_its_records_are_called_for_again(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"))
+    bench.turn_until(lambda: bench.service.called == ["a"])
+    bench.pumping.shards.stop([shard_of(bench.topology)])
+    bench.turn_until(lambda: bench.service.cancelled == ["a"])
+    runner = bench.pumping.start()
+    bench.service.answer("a")
+    bench.pumping.read(record(0, "a", b"k"))
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 1)
+    assert bench.service.called == ["a", "a"]
+
+
+def test_position_behind_the_records_is_known_once_they_are_processed(make: Callable[..., Bench]) -> None:
+    bench = make()
+    runner = bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"))
+    reader: Any = bench.pumping.reader
+    bench.pumping.pump.add_told(ReadUpTo(reader, reader.newest_generation, {("in", 0): 5}, {("in", 0): 5}))
+    bench.turn_until(lambda: bench.service.called == ["a"])
+    assert runner.inputs[0].read_position == 0
+    bench.service.answer("a")
+    bench.turn_until(lambda: runner.inputs[0].read_position == 5)
+
+
+def test_failed_call_is_an_event_with_the_record_and_the_step(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.pumping.start()
+    bench.service.error = SystemExit("not even this ends the thread")
+    bench.service.answer("a")
+    bench.pumping.read(record(3, "a", b"k"))
+    bench.turn_until(lambda: bool(bench.pumping.fed))
+    (failed,) = bench.pumping.fed
+    assert isinstance(failed, events.HandlerFailed)
+    assert failed.offset == 3
+    assert "in map_async 'ask' (step 2 of 'count'): SystemExit" in failed.failure.message
+
+
+def test_record_whose_step_is_condemned_makes_no_call_and_runs_no_step_in_front(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    known = Condemnation(Failure.of_record("it took too long"), step="map 'front' (step 1 of 'count')")
+    bench.pumping.start(condemned=(Condemned(0, known),))
+    bench.pumping.read(record(0, "a", b"k"))
+    bench.turn_until(lambda: bool(bench.pumping.fed))
+    (failed,) = bench.pumping.fed
+    assert isinstance(failed, events.StopRecordReached)
+    assert (bench.service.fronted, bench.service.called) == ([], [])
+
+
+class Blocking(Service):
+    """Its function blocks the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+
+    async def ask(self, _call: Any, value: str) -> str:
+        self.called.append(value)
+        self.free.wait(60)
+        return value
+
+
+def test_function_that_blocks_the_event_loop_is_named(make: Callable[..., Bench]) -> None:
+    service = Blocking()
+    bench = make(service=service, timeout=timedelta(seconds=3))
+    bench.pumping.start()
+    try:
+        bench.pumping.read(record(0, "a", b"k"))
+        bench.turn_until(lambda: service.called == ["a"])
+        bench.pumping.read(record(1, "b", b"l"))  # a call that can't begin
+        bench.turn_until(lambda: bool(bench.pumping.fed))
+    finally:
+        service.free.set()
+    (failed,) = bench.pumping.fed
+    assert isinstance(failed, events.HandlerFailed)
+    assert "no answer within 3,000 ms; the event loop is blocked in Blocking.ask (" in failed.failure.message
+
+
+def test_open_circuit_and_long_waits_are_reported(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make(circuit=Circuit(failures=2, open_for=timedelta(minutes=1)), on_error="skip")
+    waiting = bench.pumping.shards.calls
+    bench.pumping.start()
+    bench.pumping.read(record(0, "a"), record(1, "b"), record(2, "c"))
+    bench.turn_until(lambda: len(bench.service.called) == 3)
+    assert waiting.describe_wait(0) == ""
+    assert waiting.describe_wait(2_000) == "record in/0 at offset 0 has been waiting for its calls for 2.0 s"
+    bench.service.error = ConnectionError("down")
+    bench.service.answer("a", "b", "c")
+    bench.turn_until(lambda: bool(bench.pumping.said))
+    (said,) = bench.pumping.said
+    assert said.startswith("map_async 'ask': the circuit opens after 2 failures in a row.")
+    assert waiting.describe_wait(0).startswith("map_async 'ask': the circuit is open, the next call in ")
+    assert bench.pumping.pump.wait_s(100.0) > 0
+
+
+def test_reading_is_paused_while_too_many_records_wait(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "HELD_ABOVE_RECORDS", 100)
+    bench = make()
+    reader: Any = bench.pumping.reader
+    held: list[Any] = []
+    monkeypatch.setattr(reader, "hold", held.append, raising=False)
+    monkeypatch.setattr(reader, "release", lambda at: held.append(("released", at)), raising=False)
+    bench.pumping.start()
+    bench.service.answer("a")
+    bench.pumping.read(*[record(offset, "a") for offset in range(101)])
+    assert held == [("in", 0)]
+    bench.turn_until(lambda: len(held) == 2)
+    assert held[1] == ("released", ("in", 0))
