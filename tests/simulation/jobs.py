@@ -1022,7 +1022,10 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
     readers: dict[bytes, tuple[str, _ReadEntry]] = {}
     time_of = value_codec("int")[0]
     for name in stage.stores:
-        readers[store_prefix(name)] = (name, lambda key, raw: (key.decode(), decode_state(raw)))
+        readers[store_prefix(name)] = (
+            name,
+            lambda key, raw: (key.decode(errors="replace"), decode_state(raw)),
+        )
     for store in stage.state_stores:
         for name in store.store_names:
             readers[store_prefix(name)] = (name, lambda key, raw: (key, raw))
@@ -1056,14 +1059,15 @@ def _read_timer(key: bytes, raw: bytes) -> tuple[Any, Any]:
     if not key:
         return _COUNT, decode_time(raw[1:])
     group, when = group_of_entry(key), raw[1:]
-    at = key_of_group(group).decode(), key[len(group) :].decode()
+    at = key_of_group(group).decode(errors="replace"), key[len(group) :].decode()
     return at, (_CLOCKS[when[:1]], decode_time(when[1:]))
 
 
 def _read_due(key: bytes, _raw: bytes) -> tuple[Any, Any]:
     """By clock, time, key and name: nothing."""
     of, name_at = take_ended(key, 9)
-    return (_CLOCKS[key[:1]], decode_time(key[1:9]), of.decode(), key[name_at:].decode()), None
+    name = key[name_at:].decode()
+    return (_CLOCKS[key[:1]], decode_time(key[1:9]), of.decode(errors="replace"), name), None
 
 
 def _read_window_at(key: bytes, _raw: bytes) -> tuple[Any, Any]:
