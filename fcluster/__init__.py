@@ -28,6 +28,7 @@ from fcluster.graph.calls import Circuit, CircuitOpenError, Retry
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.counted import Counted
+from fcluster.graph.headers import Header
 from fcluster.graph.operators import TopicSpec as Topic
 from fcluster.graph.sketches import approx_distinct
 from fcluster.graph.sliding import Sliding
@@ -52,6 +53,7 @@ __all__ = [
     "DocumentState",
     "FclusterError",
     "GroupedTable",
+    "Header",
     "Hopping",
     "Job",
     "ListState",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from fcluster.graph.generics import K_co
+from fcluster.graph.headers import Header
 from fcluster.graph.states import ListAccess, ListState, MapAccess, MapState, ValueAccess, ValueState
 from fcluster.graph.timers import TimerClock
 
@@ -32,6 +33,18 @@ class Context(Protocol[K_co]):
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]:
         """Pairs of a name and a value, in order."""
+        ...
+
+    @overload
+    def header(self, header: Header[_V], /) -> _V | None: ...
+    @overload
+    def header(self, header: Header[_V], default: _V, /) -> _V: ...
+    def header(self, header: Header[Any], default: Any = None, /) -> Any:
+        """The value of a header that has a kind: that of the last one of its name. `default` if the record
+        has none, or if it is null.
+
+        If its bytes aren't of that kind, the record fails in the handler.
+        """
         ...
 
     @property

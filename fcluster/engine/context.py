@@ -14,6 +14,8 @@ from fcluster.common.spelling import near_names
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError
+from fcluster.graph.codecs import ModelError
+from fcluster.graph.headers import Header
 from fcluster.graph.states import (
     ListAccess,
     ListState,
@@ -41,6 +43,7 @@ _FOR_HANDLERS = (
     "processing_time",
     "timestamp",
     "headers",
+    "header",
     "topic",
     "partition",
     "offset",
@@ -261,6 +264,24 @@ class HandlerContext:
     def headers(self) -> Sequence[tuple[str, bytes | None]]:
         """The record's headers, in order."""
         return self._record.headers() or []
+
+    def header(self, header: Header[Any], default: Any = None) -> Any:
+        """The value of a header that has a kind.
+
+        Raises:
+            RecordError: its bytes aren't of that kind.
+            TypeError: it isn't a `Header`.
+        """
+        if not isinstance(header, Header):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise TypeError(
+                f"ctx.header got {bounded_repr(header)}, not a Header; declare it as "
+                "TRACE = Header('trace'), and use ctx.header(TRACE)"
+            )
+        try:
+            value = header.read_from(self.headers)
+        except ModelError as error:
+            raise RecordError(str(error)) from error
+        return default if value is None else value
 
     @property
     def offset(self) -> int:
