@@ -173,15 +173,15 @@ class HandlerContext:
     def state(self, _value: Any) -> None:
         raise AttributeError(_NOT_REPLACED)
 
-    def __getattr__(self, name: str) -> Any:
-        """Called for attributes that there aren't, or whose property raises an AttributeError."""
-        if hasattr(type(self), name):
-            return object.__getattribute__(self, name)
+    @staticmethod
+    def hint_for(name: str) -> str:
+        """What to say to a handler that has asked for an attribute that there isn't.
+
+        Not in `__getattr__`: with that, Python looks up every attribute of a context in its slow way.
+        """
         near = near_names(name, _FOR_HANDLERS)
         hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(_FOR_HANDLERS)}"
-        raise AttributeError(
-            f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
-        )
+        return f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
 
     def value(self, state: ValueState[_V]) -> ValueAccess[_V]:
         """The current key's value in a state that the handler declares.

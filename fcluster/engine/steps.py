@@ -8,7 +8,7 @@ nested. Entering a `try` costs nothing. Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fcluster.common.errors import FormatUnusable, failure_of
 from fcluster.common.failures import Failure, describe_exception, place_of
@@ -46,6 +46,15 @@ def where_of_function(function: object) -> str:
     """``file:line`` where a function of the user is defined. Empty if it isn't written in Python."""
     code = getattr(function, "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+@runtime_checkable
+class HasHints(Protocol):
+    """An object of ours that says what to write instead of an attribute that it doesn't have."""
+
+    def hint_for(self, name: str, /) -> str:
+        """The hint."""
+        ...
 
 
 class RecordError(Exception):
@@ -96,8 +105,11 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
     def _hint(self, record: SourceRecord) -> str:
         """What the author of the function has most likely not thought of."""
         error = self.error
-        if isinstance(error, AttributeError) and type(error.obj) is dict and isinstance(error.name, str):
-            return f"; it is a dict: write value[{error.name!r}], or declare the topic with a model"
+        if isinstance(error, AttributeError) and isinstance(error.name, str):
+            if type(error.obj) is dict:
+                return f"; it is a dict: write value[{error.name!r}], or declare the topic with a model"
+            if isinstance(error.obj, HasHints):
+                return f"; {error.obj.hint_for(error.name)}"
         if record.value() is None and not isinstance(record, TimerRecord):
             return "; the record is a tombstone: its value is null, which is None for the step"
         return ""

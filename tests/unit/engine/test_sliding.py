@@ -155,7 +155,7 @@ def test_value_that_an_aggregate_cannot_take_fails_when_it_comes() -> None:
     windows = job.stream(job.topic("in")).window(WITHIN, name="w")
     windows.aggregate(values=collect(lambda value: value["v"])).to(job.topic("out"))
     bench = TimersBench(job)
-    with pytest.raises(HandlerError, match="in the window 'w': KeyError: 'v'"):
+    with pytest.raises(HandlerError, match="in the field 'values' of the window 'w': KeyError: 'v'"):
         bench.run({}, 100)
 
 
