@@ -44,6 +44,12 @@ class Chunks:
         behind = len(self._batches[0].messages) - self._index - self._taken
         return len(self._batches) > 1 or behind * self._record_s > BACKLOG_S
 
+    @property
+    def waiting_s(self) -> float:
+        """About how long those records take that wait after the chunk that was taken."""
+        records = sum(len(batch.messages) for batch in self._batches) - self._index - self._taken
+        return records * self._record_s
+
     def add(self, batch: Batch) -> None:
         """Append a batch."""
         self._batches.append(batch)

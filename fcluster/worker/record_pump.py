@@ -125,6 +125,7 @@ class RecordPump:
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
         self._has_fired = False
+        self._takes_turns = False
         self._paused = False
         self.records = 0
 
@@ -285,20 +286,37 @@ class RecordPump:
     def run_chunk(self) -> None:
         """Fire the timers that are due, otherwise process the next records. There has to be work.
 
-        Windows that are due and records take turns.
+        Windows that are due and records take turns. Batches may be small, so a turn of records has as many
+        as fit into its time: otherwise they would queue up.
         """
-        if self._shards.timed and self._fires_next():
+        self._takes_turns = bool(self._shards.timed) and self._timers.are_due()
+        if self._takes_turns and self._fires_next():
             self._has_fired = True
             self._fire(chunks.AIM_S)
             return
         self._has_fired = False
-        self._run_chunk()
-        for told in self._chunks.reached():
-            self._note_read(told)
+        ends_s = time.monotonic() + chunks.AIM_S
+        while True:
+            self._run_chunk()
+            for told in self._chunks.reached():
+                self._note_read(told)
+            if not (self._takes_turns and self._may_go_on) or _is_past(ends_s):
+                return
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether a turn of records may go on with the next batch."""
+        is_free = self._may_work and bool(self._chunks) and not self._interrupts
+        return is_free and bool(self._shards.timed) and not self._timers.must_fire()
+
+    @property
+    def _has_backlog(self) -> bool:
+        """Whether epochs should become longer. What came during a turn of windows is no backlog, however many
+        batches it is, if the next turn of records is enough for it.
+        """
+        return self._chunks.waiting_s > chunks.BACKLOG_S if self._takes_turns else self._chunks.backlog
 
     def _fires_next(self) -> bool:
-        if not self._timers.are_due():
-            return False
         return not self._has_fired or not self._chunks or self._timers.must_fire()
 
     def fire_due(self) -> None:
@@ -329,7 +347,7 @@ class RecordPump:
             if fired:
                 self._pipeline.count(fired)
                 newest = self._timers.newest(runner.shard) if records_max is not None else None
-                self._feed(events.RecordsProcessed(shards, fired, self._chunks.backlog, newest))
+                self._feed(events.RecordsProcessed(shards, fired, self._has_backlog, newest))
             if failure is not None:
                 with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                     self._feed(failure)
@@ -363,7 +381,7 @@ class RecordPump:
 
     def hold_back(self) -> None:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka accepts them."""
-        lost = self._pipeline.hold_back(self._chunks.backlog)
+        lost = self._pipeline.hold_back(self._has_backlog)
         if lost is not None:
             self._feed(lost)
 
@@ -402,7 +420,7 @@ class RecordPump:
             for one in touched:
                 self._source_checks.read(one.topic, one.partition, one.topic_id)
             if dirty:
-                backlog = batch.full or self._chunks.backlog
+                backlog = batch.full or self._has_backlog
                 newest = None
                 if records_max is not None and len(dirty) == 1:
                     newest = self._shards.runners[next(iter(dirty))].newest()

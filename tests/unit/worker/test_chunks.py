@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fcluster.worker.chunks import AIM_S, CHUNK_RECORDS_MAX, Chunks
 from fcluster.worker.consuming import Batch, ReadUpTo
 
@@ -83,6 +85,14 @@ def test_position_counts_once_the_batches_before_it_are_processed_even_if_others
         process(chunks, 1e-6)
     assert list(chunks.reached()) == [last]
     assert not chunks.hold(before), "nothing waits, so it counts at once"
+
+
+def test_records_of_all_batches_wait_for_about_the_time_that_they_take() -> None:
+    chunks, _ = chunks_of(5, 2, 3)
+    process(chunks, 0.01)
+    assert chunks.waiting_s == pytest.approx(9 * 0.01)
+    chunks.take(1)
+    assert chunks.waiting_s == pytest.approx(8 * 0.01)
 
 
 def test_records_that_take_longer_than_a_moment_count_as_backlog() -> None:

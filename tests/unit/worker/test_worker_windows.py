@@ -15,6 +15,7 @@ from fcluster.common.settings import Settings
 from fcluster.engine import firing
 from fcluster.graph.topology import Topology
 from fcluster.worker import chunks, record_pump
+from fcluster.worker.core import events
 from tests.unit.worker.worker_parts import Message, Pumping
 
 WINDOWS = 20
@@ -65,11 +66,31 @@ def test_windows_and_records_take_turns(pumping: Pumping) -> None:
     assert pumping.counts() == [0] * WINDOWS + [0] + [1] * 2  # two have closed with the record
     for number in range(2):
         pumping.read(*(KeyedMessage(3 * number + one, 5, partition=1) for one in range(3)))
-    assert pumping.pump.has_work
+        if not number:
+            assert pumping.pump.has_work
+            pumping.pump.run_chunk()
+            pumping.pump.run_chunk()
     pumping.run()
     turns = [(n, len(list(found))) for n, found in groupby(pumping.counts()[WINDOWS + 1 :])]
     assert turns == [(1, 2 + 5), (0, 3), (1, 5), (0, 3), (1, 8)]
     assert not pumping.pump.has_work
+
+
+def test_turn_of_records_takes_small_batches_together_and_they_are_no_backlog(
+    pumping: Pumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "BACKLOG_S", 1e7)
+    fill(pumping)
+    del pumping.fed[:]
+    for number in range(4):
+        pumping.read(KeyedMessage(number, 5, partition=1))
+    for _ in range(3):
+        pumping.pump.run_chunk()
+    turns = [(n, len(list(found))) for n, found in groupby(pumping.counts()[WINDOWS + 1 + 2 :])]
+    assert turns == [(1, 5), (0, 4), (1, 5)]
+    processed = [event for event in pumping.fed if isinstance(event, events.RecordsProcessed)]
+    assert processed
+    assert not any(event.backlog for event in processed)
 
 
 def test_turn_of_windows_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
