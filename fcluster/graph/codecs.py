@@ -232,7 +232,7 @@ def _instead_of(value: Any) -> str:
         return "write list(...) of it, or yield its values from a handler or a flat_map"
     if isinstance(value, Coroutine):
         value.close()  # otherwise Python warns that it was never awaited
-        return "async functions aren't supported: declare it with plain def"
+        return "give async functions to .map_async(...), or declare it with plain def"
     if type_of(value) == "Record":
         return "a handler that has several outputs yields them one by one"
     return "write it as text, a number, a list or a dict"

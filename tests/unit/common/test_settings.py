@@ -20,7 +20,11 @@ from fcluster.common.settings import (
     with_settings,
 )
 
-ATTRIBUTES = [name for name in Settings.__dataclass_fields__ if name not in ("kafka", "reading_group")]
+ATTRIBUTES = [
+    name
+    for name in Settings.__dataclass_fields__
+    if name not in ("kafka", "reading_group", "schema_registry")
+]
 
 
 def from_job(settings: Mapping[str, Any]) -> Settings:
