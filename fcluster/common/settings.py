@@ -206,6 +206,8 @@ class Settings:
             a stack dump that names the record, and exits. If the same record takes that long again, the
             step's `on_error` applies to it. 0: the limit is how long a transaction may be open
             (`record_bound_ms`).
+        dead_letters_max: the job stops at the record for which a worker would write more dead letters than
+            this to a topic, since its start. 0: no limit.
         epoch_failures_max: the job stops if an epoch fails this many times in a row for the same reason,
             unless that reason may be temporary.
         snapshot_interval_ms: time between two snapshots of a shard.
@@ -268,6 +270,7 @@ class Settings:
     checkpoint_timeout_ms: int = _duration(30_000, least=100, most=3_600_000)
     checkpoint_straggler_ms: int = _duration(100, least=1, most=3_600_000)
     record_timeout_ms: int = _duration(300_000, least=0, most=86_400_000)
+    dead_letters_max: int = _integer(0, least=0, most=_INT_MAX)
     epoch_failures_max: int = _integer(10, least=1, most=_INT_MAX)
     snapshot_interval_ms: int = _duration(60_000, least=100)
     snapshot_changelog_bytes_max: int = _integer(256 * 1024 * 1024, least=1024 * 1024, most=2**50, also=0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import OutputRefusedError
+from fcluster.engine.letter_limit import LetterLimit
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
     Headers,
@@ -29,7 +30,12 @@ STUB_REASON_CHARACTERS_MAX = 500
 
 
 def write_dead_letter(
-    produce: Callable[..., None], topic: TopicSpec, record: SourceRecord, handler: str, error: str
+    produce: Callable[..., None],
+    topic: TopicSpec,
+    record: SourceRecord,
+    handler: str,
+    error: str,
+    limit: LetterLimit,
 ) -> None:
     """Write `record` to `topic`, or a stub if it is refused. The dead letter of a timer has the timer's key,
     its due time as the timestamp, no value, and its name in a header. Its offset is that of the next record.
@@ -38,10 +44,19 @@ def write_dead_letter(
         produce: see `records.Produce`.
         handler: the name of the step that failed.
         error: what happened, one line.
+        limit: counts it.
 
     Raises:
-        RecordError: the stub is refused too.
+        RecordError: the stub is refused too, or no more dead letters may be written to the topic.
     """
+    if limit.is_reached(topic.name):
+        raise RecordError(
+            Failure.of_record(
+                f"{error}; and {limit.most:,} dead letters were already written to {topic.name!r} since this "
+                "worker has started (dead.letters.max)",
+                "correct the cause, then start the job again: it goes on with this record",
+            )
+        )
     ours: list[tuple[str, bytes | None]] = [
         ("fcluster.error", bounded_text(error, ERROR_CHARACTERS_MAX).encode()),
         ("fcluster.handler", bounded_text(handler, 300).encode()),
@@ -52,6 +67,7 @@ def write_dead_letter(
     if isinstance(record, TimerRecord):
         ours.append(("fcluster.timer", bounded_text(record.name, 300).encode()))
     key, value, timestamp_ms = record.key(), record.value(), record.timestamp()[1]
+    limit.count(topic.name)
     try:
         produce(topic.name, value, key, timestamp_ms, [*_headers(record), *ours])
     except OutputRefusedError as refusal:

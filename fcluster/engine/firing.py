@@ -442,11 +442,9 @@ class TimerRunner:
             if not isinstance(rule, TopicSpec):
                 handler.timers.skipped(timer)
                 return
-            step = failure.place.name
+            step, produce = failure.place.name, self._checked_produce(failure.place)
             try:
-                write_dead_letter(
-                    self._checked_produce(failure.place), rule, record, step, failure.describe()
-                )
+                write_dead_letter(produce, rule, record, step, failure.describe(), self._port.letters)
             except RecordError as error:
                 stops_with = dead_letter_trouble(record, error)
             else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import Condemnation, OutputRefusedError
+from fcluster.engine.letter_limit import LetterLimit
 
 if TYPE_CHECKING:
     from fcluster.engine.steps import Place
@@ -242,10 +243,11 @@ class OutputPort:
         records: how many were written since the process's start.
         skipped: how many records were skipped or became dead letters.
         late: how many records came after their windows had closed.
+        letters: the limit on dead letters.
         watermarks_read: how many watermark records were read; they aren't counted as records anywhere.
     """
 
-    __slots__ = ("late", "produce", "records", "skipped", "watermarks_read")
+    __slots__ = ("late", "letters", "produce", "records", "skipped", "watermarks_read")
 
     def __init__(self) -> None:
         self.produce: Produce = _not_open
@@ -253,10 +255,12 @@ class OutputPort:
         self.skipped = 0
         self.late = 0
         self.watermarks_read = 0
+        self.letters = LetterLimit()
 
     def close(self) -> None:
-        """Release the producer. The next epoch sets another one."""
+        """Release the producer: what isn't committed is lost. The next epoch sets another one."""
         self.produce = _not_open
+        self.letters.abort()
 
 
 def _not_open(*_arguments: Any) -> None:

@@ -518,7 +518,9 @@ def _tolerate(failure: StepFailure, record: SourceRecord, port: OutputPort) -> N
     port.skipped += 1
     if isinstance(rule, TopicSpec):
         try:
-            write_dead_letter(port.produce, rule, record, failure.place.name, failure.describe())
+            write_dead_letter(
+                port.produce, rule, record, failure.place.name, failure.describe(), port.letters
+            )
         except RecordError as error:
             raise HandlerError(dead_letter_trouble(record, error)) from error
         port.records += 1
@@ -696,6 +698,7 @@ class _CarefulRun:
             outputs.append((failure.place, *arguments))
 
         try:
-            write_dead_letter(produce, rule, record, failure.place.name, failure.describe())
+            name, letters = failure.place.name, self._port.letters
+            write_dead_letter(produce, rule, record, name, failure.describe(), letters)
         except RecordError as error:
             raise UnreadableRecordError(dead_letter_trouble(record, error)) from error

@@ -23,6 +23,7 @@ from fcluster.common.settings import Settings, resolve
 from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
+from fcluster.engine.letter_limit import LetterLimit
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.stamps import orders_of
@@ -151,6 +152,7 @@ class Driver:
         self._message_bytes_max = _message_bytes_max(resolved)
         self._passing = (KeyboardInterrupt, *_outcomes_of_tests())
         self._port = OutputPort()
+        self._port.letters.most = resolved.dead_letters_max
         self._port.produce = self._produce
         self._stage_sizes = self._sizes_of_stages()
         self._telling = Telling(self.topology, seldom_ms=0)
@@ -290,6 +292,7 @@ class Driver:
         self._causes.clear()
         self._roll_back()
         self._calls.reset()
+        self._port.letters = LetterLimit(self._port.letters.most)
         self._advance(one_by_one=self._auto_barrier)
 
     def restart(self, job: Job, *, settings: Mapping[str, Any] | None = None) -> None:
@@ -697,6 +700,8 @@ class Driver:
             )
         self._topics.commit()
         self._epoch = epoch
+        self._port.letters.freeze()
+        self._port.letters.commit()
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
         self.late, self._port.late = self.late + self._port.late, 0
         for part in frozen:
@@ -719,6 +724,7 @@ class Driver:
         self._topics.abort()
         self._telling.forget(self._shards)
         self._calls.forget()
+        self._port.letters.abort()
         self._shards.clear()
         self._port.skipped = self._port.late = 0
 

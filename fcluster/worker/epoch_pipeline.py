@@ -332,6 +332,7 @@ class EpochPipeline:
             frozen_s=frozen_s,
         )
         self._open, self._in_flight = None, epoch
+        self._port.letters.freeze()
         self._commit_thread.submit(self._flush, epoch)
 
     def _tell_time(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
@@ -372,6 +373,7 @@ class EpochPipeline:
         failpoints.reach("worker.complete-received", effect.epoch)
         assert self._commit_thread is not None
         epoch, self._in_flight = self._in_flight, None
+        self._port.letters.commit()
         assert epoch is not None
         assert epoch.frozen.epoch == effect.epoch
         self._commit_thread.submit(self._commit, epoch)

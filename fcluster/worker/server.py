@@ -109,6 +109,7 @@ class Worker:
         self._ring = EventRing("worker", __version__, begin, Path(settings.state_dir) / "logs")
         self._health = WorkerHealth(name, identity.worker)
         self._port = OutputPort()
+        self._port.letters.most = settings.dead_letters_max
         record_watch = RecordWatch()
         self._link = LeaderLink(
             settings,

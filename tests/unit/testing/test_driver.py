@@ -665,3 +665,36 @@ def test_stop_after_bad_state_ends_although_timestamps_order_the_records() -> No
         with pytest.raises(JobStopped, match="this time it fails"):
             driver.crash()
         assert (driver.read_values("out"), driver.skipped) == (["x"], 1)
+
+
+@pytest.mark.parametrize("auto_barrier", [True, False])
+def test_job_stops_at_the_record_behind_the_last_dead_letter_that_may_be_written(auto_barrier: bool) -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    job.stream(job.topic("in")).map(lambda value: 1 // value, on_error=dead).to(job.topic("out"))
+    settings = {"dead.letters.max": 2}
+    with Driver(job, partitions=1, settings=settings, auto_barrier=auto_barrier) as driver:
+        for value in (0, 1, 0, 1):
+            driver.send("in", value, key="k")
+        with pytest.raises(JobStopped) as caught:
+            driver.send("in", 0, key="k")
+        assert caught.value.message == (
+            "record in/0 at offset 4 failed: ZeroDivisionError: integer division or modulo by zero; and 2 "
+            "dead letters were already written to 'dead' since this worker has started (dead.letters.max)"
+        )
+        assert [letter.offset for letter in driver.dead_letters()] == [0, 2]
+        assert driver.read_values("out") == [1, 1]
+        driver.crash()  # another worker counts anew
+        assert [letter.offset for letter in driver.dead_letters()][:2] == [0, 2]
+
+
+def test_dead_letters_of_an_epoch_that_is_lost_do_not_count() -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    stream = job.stream(job.topic("in")).map(lambda value: 1 // value, on_error=dead)
+    stream.map(lambda value: {}[value] if value == -1 else value).to(job.topic("out"))
+    with Driver(job, partitions=1, settings={"dead.letters.max": 1}, auto_barrier=False) as driver:
+        driver.send("in", 0, key="k")
+        with pytest.raises(JobStopped, match="KeyError"):
+            driver.send("in", -1, key="k")  # the epoch is lost, and processed again up to here
+        assert len(driver.dead_letters()) == 1
