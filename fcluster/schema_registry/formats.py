@@ -328,6 +328,9 @@ class _Conversion:
                 f"model={bounded_repr(model)} of {format_name} is not a model.",
                 remedy="Give a dataclass, a msgspec.Struct or a pydantic model (the class).",
             )
+        if model is not None and not hasattr(model, "model_validate"):
+            # What msgspec knows about a class has to be there before any thread converts (decision 0086).
+            msgspec.json.Decoder(model)
         return _Conversion(model)
 
     @property

@@ -6,6 +6,7 @@ about all kinds at once. Faults come at random times, or at a certain step of a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -62,6 +63,7 @@ class _FaultPlanner:
         self.cluster = cluster
         self.world = cluster.world
         self.random = cluster.world.random
+        self._inputs: Counter[str] = Counter()
         self.duration_ms = FAULTS_MS_MIN + self.random.randrange(FAULTS_MS_SPREAD)
 
     def plan(self) -> FaultPlan:
@@ -176,7 +178,11 @@ class _FaultPlanner:
             for partition, record in placed:
                 kafka.append_plain(partition, record)
             return
-        producer = kafka.init_producer(f"input-{records[0].timestamp_ms}")
+        name = f"input-{records[0].timestamp_ms}"
+        self._inputs[name] += 1
+        # Bursts may begin with the same time. Each has a producer of its own.
+        again = f"-{self._inputs[name]}" if self._inputs[name] > 1 else ""
+        producer = kafka.init_producer(name + again)
         kafka.append(producer, placed, self.world.now_ms)
         self.world.at(self.world.up_to(60), None, self._end_input, producer, self.world.chance(0.7))
 

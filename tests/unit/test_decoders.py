@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "fcluster"
+PREPARED = {"schema_registry/formats.py"}
+"""Files that create a decoder of the type first, when it is declared: there is none for `msgspec.convert`."""
 
 
 def test_no_struct_is_first_decoded_in_a_thread() -> None:
@@ -15,6 +17,7 @@ def test_no_struct_is_first_decoded_in_a_thread() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))
+        if str(path.relative_to(PACKAGE)) not in PREPARED
         for line in path.read_text(encoding="utf-8").splitlines()
         if lazy.search(line)
     ]
