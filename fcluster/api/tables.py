@@ -39,6 +39,7 @@ from fcluster.graph.operators import (
     TopicSpec,
     ValueKind,
     rows_below,
+    rules_of_table,
     title_of_table,
 )
 
@@ -272,14 +273,16 @@ class Table(Generic[K_co, V_co]):
         subscriptions = TopicSpec("", right_key, SUBSCRIPTIONS)
         to_left = KeyOf(left_key)
 
-        subscribe = self._told_node("changes").add(
+        subscribe = self._told_node("changes", tells_all=True).add(
             Subscribe(f"{name}-links", name, on, said, subscriptions, kinds[0], how, rule)
         )
         asking = subscribe.add(KeyBy(on, f"{name}-subscriptions", right_key, SUBSCRIPTIONS, rule, said))
         rows = subscribe.add(KeyBy(to_left, name, left_key, LEFT_ROWS, rule))
         subscribers = Subscribers(f"{name}-subscribers", other._table, kinds[1])
+        # Not always: each record of a row that a filter leaves out would be told to all that refer to it.
+        may_fail = any(rule_of != "stop" for rule_of in rules_of_table(other._table))
         sides = (
-            other._told_node("values").add(AnswerAgain(subscribers)),
+            other._told_node("values", tells_all=may_fail).add(AnswerAgain(subscribers)),
             asking.add(subscribers),
         )
         answers = declared.join_up(sides, declared.joins).add(
@@ -373,7 +376,7 @@ class Table(Generic[K_co, V_co]):
         rule = self._declared.rule(on_error, f"the groups {name!r}")
         key = self._declared.bound(key, self._declared.repartition_topic(name), "key")
         kind = self._kept_kind() if value is None else "json"
-        told = self._told_node("changes")
+        told = self._told_node("changes", tells_all=True)
         said = checked_version(version, "group_by")
         what = f"the groups {name!r}"
         self._declared.begin(what)
@@ -405,9 +408,9 @@ class Table(Generic[K_co, V_co]):
     def _told(self, gives: Literal["values", "changes"]) -> Stream[Any, Any]:
         return self._stream_of(self._declared, self._told_node(gives))
 
-    def _told_node(self, gives: Literal["values", "changes"]) -> Node:
+    def _told_node(self, gives: Literal["values", "changes"], *, tells_all: bool = False) -> Node:
         nodes = tuple(self._nodes.values())
-        node = Node(TellChanges(self._table, gives), nodes)
+        node = Node(TellChanges(self._table, gives, tells_all=tells_all), nodes)
         for kept in nodes:
             kept.children.append(node)
         if len(nodes) > 1:

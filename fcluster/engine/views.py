@@ -121,18 +121,23 @@ def compile_find(
 
 
 def compile_delta(
-    table: AnyTable, source: str, tables: Mapping[str, StoredTable], passing: Passing
+    table: AnyTable,
+    source: str,
+    tables: Mapping[str, StoredTable],
+    passing: Passing,
+    *,
+    tells_all: bool = False,
 ) -> Delta | None:
     """The function that gives the change of the table that follows from one of the kept table `source`. None
-    if it doesn't depend on that. See `compile_lookup` for the other arguments.
+    if it doesn't depend on that. See `compile_lookup` and `TellChanges` for the other arguments.
     """
     if isinstance(table, KeptTable):
         if table.name != source:
             return None
-        return _group_delta if isinstance(table, GroupTable) else _kept_delta(table)
+        return _group_delta if isinstance(table, GroupTable) else _kept_delta(table, tells_all)
     if isinstance(table, JoinedTable):
-        return _joined_delta(table, source, tables, passing)
-    below = compile_delta(table.table, source, tables, passing)
+        return _joined_delta(table, source, tables, passing, tells_all)
+    below = compile_delta(table.table, source, tables, passing, tells_all=tells_all)
     if below is None:
         return None
     apply = _compile_apply(table, passing)
@@ -144,7 +149,7 @@ def compile_delta(
             return None
         new = None if told.new is None else apply(told.new)
         old = None if told.old is None else apply_to_old(told.old)
-        return None if new is None and old is None else Told(old, new, told.at_ms)
+        return None if new is None and old is None and not tells_all else Told(old, new, told.at_ms)
 
     return delta
 
@@ -174,13 +179,13 @@ def _compile_row(
     return lambda key, at_ms: present(key) if at_ms is None else row_at(key, at_ms)
 
 
-def _kept_delta(table: KeepTable | ForeignTable) -> Delta:
+def _kept_delta(table: KeepTable | ForeignTable, tells_all: bool) -> Delta:
     decode: Decode = value_codec(table.value)[0]
 
     def delta(change: RowChange) -> Told | None:
         old = None if change.old is None else decode(change.old[VALUE_AT:])
         new = None if change.new is None else decode(change.new[VALUE_AT:])
-        return None if new is None and old is None else Told(old, new, change.at_ms)
+        return None if new is None and old is None and not tells_all else Told(old, new, change.at_ms)
 
     return delta
 
@@ -221,9 +226,16 @@ def _joined_lookup(table: JoinedTable, tables: Mapping[str, StoredTable], passin
 
 
 def _joined_delta(
-    table: JoinedTable, source: str, tables: Mapping[str, StoredTable], passing: Passing
+    table: JoinedTable,
+    source: str,
+    tables: Mapping[str, StoredTable],
+    passing: Passing,
+    tells_all: bool,
 ) -> Delta | None:
-    deltas = [compile_delta(side, source, tables, passing) for side in (table.left, table.right)]
+    deltas = [
+        compile_delta(side, source, tables, passing, tells_all=tells_all)
+        for side in (table.left, table.right)
+    ]
     if deltas == [None, None]:
         return None
     left_of, right_of = (
@@ -239,7 +251,7 @@ def _joined_delta(
         if not is_told_left and not is_told_right:
             return None
         new, old = combine(left.new, right.new), combine_old(left.old, right.old)
-        if new is None and old is None:
+        if new is None and old is None and not tells_all:
             return None
         return Told(old, new, max(left.at_ms, right.at_ms))
 

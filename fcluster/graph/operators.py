@@ -538,11 +538,14 @@ class TellChanges:
         table: the table whose changes are told.
         source: the kept table that the chain's records change, and with it `table`.
         gives: "values": the new value of the row, None if it was deleted. "changes": a `Change`.
+        tells_all: also a change from no row to no row. Those behind it remember what they were told, and that
+            may have been a row: one for which a function fails now, or that a new filter leaves out.
     """
 
     table: AnyTable
     gives: Literal["values", "changes"]
     source: str = ""
+    tells_all: bool = False
 
     @property
     def keeps_bytes(self) -> bool:

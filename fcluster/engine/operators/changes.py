@@ -32,7 +32,7 @@ class TellChangesOperator:
         node, place, passing = self._node, self.place, surroundings.passing
         (source,) = (kept for kept in kept_in(node.table) if kept.name == node.source)
         changes_by = cast("FollowedTable", surroundings.tables[source.store.name]).changes_by
-        delta = compile_delta(node.table, node.source, surroundings.tables, passing)
+        delta = compile_delta(node.table, node.source, surroundings.tables, passing, tells_all=node.tells_all)
         assert delta is not None, "a chain follows what its table is computed of"
         gives_values, keeps_bytes = node.gives == "values", node.keeps_bytes
 

@@ -272,3 +272,20 @@ def test_row_whose_value_an_aggregate_does_not_take_counts_with_what_it_was_befo
             {"n": 1, "cents": 1},
         ]
         assert driver.skipped == 2
+
+
+def test_deleted_row_is_taken_away_although_its_function_failed_before() -> None:
+    def unless_bad(account: Any) -> Any:
+        if account[1] == "bad":
+            raise ValueError("bad")
+        return account
+
+    job = Job("j")
+    table = accounts(job).map(unless_bad, on_error="skip").group_by(owner, name="owners").count()
+    table.to_stream().to(job.topic("out"))
+    with Driver(job) as driver:
+        for value in (["ann", 5], ["ann", "bad"], None):
+            driver.send("t", value, key="a")
+        driver.send("t", ["ann", 7], key="b")
+        assert driver.table(table) == {"ann": 1}
+        assert driver.skipped == 1
