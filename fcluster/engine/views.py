@@ -44,6 +44,7 @@ from fcluster.graph.operators import (
     KeptTable,
     MappedTable,
     OnError,
+    rules_of_table,
     title_of_table,
 )
 
@@ -245,12 +246,18 @@ def _joined_delta(
     combine = _compile_combine(table, passing)
     combine_old = _lenient(combine, table.on_error)
 
+    may_fail = any(rule != "stop" for rule in rules_of_table(table))
+
     def delta(change: RowChange) -> Told | None:
         is_told_left, left = left_of(change)
         is_told_right, right = right_of(change)
         if not is_told_left and not is_told_right:
             return None
         new, old = combine(left.new, right.new), combine_old(left.old, right.old)
+        told = [side for is_told, side in ((is_told_left, left), (is_told_right, right)) if is_told]
+        is_silent = all(side.old is None and side.new is None for side in told)
+        if is_silent and new is not None and not may_fail:
+            return None  # the other side's row is what it was
         if new is None and old is None and not tells_all:
             return None
         return Told(old, new, max(left.at_ms, right.at_ms))
