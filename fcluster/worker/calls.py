@@ -69,7 +69,7 @@ class ShardCalls:
         self._merged: Batch | None = None
         self._given = False
         self._held = False
-        self._size_bytes = 0
+        self._size_bytes = self._begun_bytes = 0
         self._read_position = -1
         self.newest_generation = ORDERED
 
@@ -113,17 +113,24 @@ class ShardCalls:
     @property
     def may_begin(self) -> bool:
         """Whether the calls of another record may begin."""
-        return bool(self._waiting) and len(self._begun) < self._begun_max
+        has_room = len(self._begun) < self._begun_max and self._begun_bytes < HELD_ABOVE_BYTES
+        return bool(self._waiting) and (has_room or not self._begun)
 
     def next_record(self) -> tuple[InputRunner, Message]:
         """The record whose calls begin next, and the runner of its input. There must be one: `may_begin`."""
         message = self._waiting[0]
         return self._input_of[message.topic() or ""], message
 
+    def is_behind_end(self, message: Message) -> bool:
+        """Whether a bounded run ends in front of this record."""
+        stop_at = self._input_of[message.topic() or ""].stop_at
+        return stop_at is not None and (message.offset() or 0) >= stop_at
+
     def begun(self, calls: RecordCalls | None) -> None:
         """The calls of `next_record` have begun. None: it makes none."""
         message = self._waiting.popleft()
         self._size_bytes -= len(message)
+        self._begun_bytes += len(message)
         self._begun.append((message, calls))
         low = (
             len(self._waiting) < RELEASED_BELOW * HELD_ABOVE_RECORDS
@@ -136,6 +143,7 @@ class ShardCalls:
     def leave_out(self) -> None:
         """`next_record` isn't processed: a bounded run ends in front of it."""
         self._size_bytes -= len(self._waiting.popleft())
+        self._settle_if_empty()
 
     @property
     def oldest(self) -> Message | None:
@@ -153,13 +161,21 @@ class ShardCalls:
         if self._given:
             return None
         messages: list[Message] = []
+        has_left_out = False
         while self._begun and len(messages) < BATCH_RECORDS_MAX:
             message, calls = self._begun[0]
-            if calls is not None and not calls.is_done:
+            is_behind = self.is_behind_end(message)
+            if not is_behind and calls is not None and not calls.is_done:
                 break
-            messages.append(message)
             self._begun.popleft()
+            self._begun_bytes -= len(message)
+            if is_behind:
+                has_left_out = True
+            else:
+                messages.append(message)
         if not messages:
+            if has_left_out:
+                self._settle_if_empty()
             return None
         self._given = True
         return Batch(self, self.newest_generation, messages, full=len(messages) == BATCH_RECORDS_MAX)
@@ -167,6 +183,10 @@ class ShardCalls:
     def done(self) -> None:
         """See `BatchSource.done`."""
         self._given = False
+        self._settle_if_empty()
+
+    def _settle_if_empty(self) -> None:
+        """If nothing waits, ask the merge for more, or tell how far the input is read."""
         if not self._is_empty:
             return
         if self._merged is not None:

@@ -194,7 +194,8 @@ class RecordPump:
         until_s = time.monotonic() + chunks.AIM_S
         calls.has_more = False
         try:
-            for shard in calls.shards.values():
+            for name, shard in list(calls.shards.items()):
+                calls.shards[name] = calls.shards.pop(name)  # the next turn begins with the others
                 while shard.may_begin:
                     self._begin_calls_of(calls, shard)
                     if self._interrupts or time.monotonic() > until_s:
@@ -205,7 +206,7 @@ class RecordPump:
 
     def _begin_calls_of(self, calls: WaitingCalls, shard: ShardCalls) -> None:
         one, message = shard.next_record()
-        if one.stop_at is not None and (message.offset() or 0) >= one.stop_at:
+        if shard.is_behind_end(message):
             shard.leave_out()
             return
         if one.calls is None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcluster import CallContext, Circuit, Job, Retry, Stream
+from fcluster import CallContext, Circuit, Job, Retry, Stream, Watermark
 from fcluster.common.errors import JobError
 from fcluster.common.settings import Settings
 from fcluster.testing import Driver, JobStopped
@@ -118,6 +118,24 @@ def test_tombstone_and_context_reach_the_function() -> None:
         driver.send("in", None, key="k", timestamp=5, headers=[("h", b"1")])
         assert seen == [(None, "k", "in", 0, 0, 5, [("h", b"1")])]
         assert [record.raw_value for record in driver.read("out")] == [None]
+
+
+def test_watermarks_of_a_repartition_topic_do_not_reach_the_service() -> None:
+    seen: list[Any] = []
+
+    async def look(_call: Any, value: Any) -> Any:
+        seen.append(value)
+        return value
+
+    job = Job("j")
+    source = job.topic("in", value="bytes", watermark=Watermark())
+    stream = job.stream(source).key_by(lambda value: value.decode()).map(lambda value: value)
+    stream.map_async(look).to(job.topic("out", value="bytes"))
+    with Driver(job, partitions=1) as driver:
+        for number, value in enumerate((b"a", b"b")):
+            driver.send("in", value, key="k", timestamp=1_000 * number)
+        driver.finish()
+        assert driver.read_values("out") == seen == [b"a", b"b"]
 
 
 # --- failures -------------------------------------------------------------------------------------------

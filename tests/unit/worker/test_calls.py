@@ -16,7 +16,8 @@ from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.graph.topology import Topology
-from fcluster.worker import calls
+from fcluster.wire.messages import EndOffset
+from fcluster.worker import calls, chunks
 from fcluster.worker.consuming import ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned
@@ -64,9 +65,11 @@ def topology_with(service: Service, **options: Any) -> Topology:
 
 
 class Bench:
-    def __init__(self, service: Service | None = None, **options: Any) -> None:
+    def __init__(
+        self, service: Service | None = None, topology: Topology | None = None, **options: Any
+    ) -> None:
         self.service = service or Service()
-        self.topology = topology_with(self.service, **options)
+        self.topology = topology or topology_with(self.service, **options)
         self.pumping = Pumping(self.topology)
 
     def turn(self) -> None:
@@ -250,3 +253,100 @@ def test_reading_is_paused_while_too_many_records_wait(
     assert held == [("in", 0)]
     bench.turn_until(lambda: len(held) == 2)
     assert held[1] == ("released", ("in", 0))
+
+
+def test_partition_with_many_records_does_not_keep_another_one_from_beginning(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "AIM_S", -1.0)  # the time of a turn is over after one record
+    bench = make()
+    bench.pumping.start()
+    bench.pumping.start(partition=1)
+    bench.pumping.read(*[record(offset, "first") for offset in range(10)])
+    bench.pumping.read(*[record(offset, "second", partition=1) for offset in range(10)])
+    for _ in range(4):
+        bench.pumping.pump.add_called()
+    assert bench.service.fronted == ["first", "second", "first", "second"]
+
+
+def test_records_that_wait_with_their_calls_have_a_limit_in_bytes(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "HELD_ABOVE_BYTES", 10)
+    bench = make()
+    reader: Any = bench.pumping.reader
+    held: list[Any] = []
+    monkeypatch.setattr(reader, "hold", held.append, raising=False)
+    monkeypatch.setattr(reader, "release", lambda at: held.append(("released", at)), raising=False)
+    bench.pumping.start()
+    bench.pumping.read(
+        *[
+            record(offset, value, value.encode())
+            for offset, value in enumerate(("a" * 20, "b" * 4, "c" * 4, "d"))
+        ]
+    )
+    bench.turn()
+    assert bench.service.fronted == ["a" * 20], "one may always begin"
+    bench.service.answer("a" * 20)
+    bench.turn_until(lambda: len(bench.service.fronted) == 3)
+    bench.turn()
+    assert bench.service.fronted[1:] == ["b" * 4, "c" * 4]
+    bench.service.answer("b" * 4)
+    bench.turn_until(lambda: bench.service.fronted[3:] == ["d"])
+    assert held == [("in", 0), ("released", ("in", 0))]
+
+
+# --- bounded runs ---------------------------------------------------------------------------------------
+
+
+def end_at(bench: Bench, offset: int, number: int = 0) -> None:
+    bench.pumping.pump.end(EndOffset(shard_of(bench.topology), offset, number))
+
+
+def test_input_is_read_to_its_end_if_what_waits_lies_behind_it(make: Callable[..., Bench]) -> None:
+    bench = make()
+    runner = bench.pumping.start()
+    bench.pumping.pump.pause("a test")
+    bench.pumping.read(record(2, "behind"))
+    reader: Any = bench.pumping.reader
+    bench.pumping.pump.add_told(ReadUpTo(reader, reader.newest_generation, {("in", 0): 3}, {("in", 0): 3}))
+    end_at(bench, 2)
+    bench.pumping.pump.resume()
+    bench.turn()
+    assert runner.inputs[0].is_read
+    assert (bench.service.fronted, runner.inputs[0].next_offset) == ([], 0)
+
+
+def test_record_behind_the_end_is_not_processed_although_its_call_has_begun(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    runner = bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"), record(1, "answered", b"l"), record(2, "not answered", b"m"))
+    bench.turn_until(lambda: len(bench.service.called) == 3)
+    end_at(bench, 1)
+    bench.service.answer("answered")
+    bench.turn_until(lambda: bench.pumping.shards.calls._scheduler.running == 2)
+    bench.service.answer("a")
+    bench.turn_until(lambda: runner.inputs[0].is_read)
+    bench.turn()
+    assert bench.pumping.shards.calls.shards[runner.shard].oldest is None, "nothing waits any more"
+    assert runner.inputs[0].next_offset == 1
+
+
+def test_merge_goes_on_if_all_records_that_wait_lie_behind_the_ends(make: Callable[..., Bench]) -> None:
+    job, service = Job("j"), Service()
+    merged = job.merge(job.topic("a"), job.topic("b")).map_async(service.ask)
+    merged.process(count, name="count").to(job.topic("out"))
+    bench = make(service=service, topology=job.build(Settings()))
+    runner = bench.pumping.start()
+    bench.pumping.pump.pause("a test")
+    standings = {("a", 0): (1, 1), ("b", 0): (1, 1)}
+    bench.pumping.read(Message(0, topic="a"), Message(0, topic="b"), standings=standings)
+    bench.turn()
+    for number in range(2):
+        end_at(bench, 0, number)
+    bench.pumping.pump.resume()
+    bench.turn()
+    assert [one.read_position for one in runner.inputs] == [1, 1]
+    assert service.called == []
