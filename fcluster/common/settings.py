@@ -352,6 +352,7 @@ _ALIASES: Final = {
 _ATTRIBUTE_BY_NAME: Final = {name.replace("_", "."): name for name in _ATTRIBUTES} | _ALIASES
 
 _REGISTRY: Final = "schema.registry."
+_REGISTRY_URL = re.compile(r"\s*(https?|mock)://")
 _REGISTRY_KEYS: Final = (
     "url",
     "basic.auth.user.info",
@@ -515,7 +516,14 @@ class _Resolution:
             raise SettingsError(
                 f"{_REGISTRY}{key} {origin} is neither text nor a number.", remedy="Write it as text."
             )
-        self._registry[key] = _as_text(value).strip()
+        text = _as_text(value).strip()
+        if key == "url" and text and not all(_REGISTRY_URL.match(one) for one in text.split(",")):
+            # What is no URL isn't shown: it may have a password, which is only found in a URL.
+            raise SettingsError(
+                f"{_REGISTRY}url {origin} isn't a URL.",
+                remedy=f'Write it as {_REGISTRY}url = "http://HOST:8081"; several with commas between them.',
+            )
+        self._registry[key] = text
 
     def settings(self) -> Settings:
         defaults = Settings()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fcluster.common.errors import ProcessingError, failure_of
+from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import bounded_repr, describe_exception
 from fcluster.common.spelling import near_names
 from fcluster.engine.failure import UnkeptStateError
@@ -144,10 +144,13 @@ class HandlerContext:
 
         Raises:
             RecordError: it can't be decoded.
+            FormatUnusable: its format can't be used now.
         """
         key = self._key
         try:
             return None if key is None else self._decode_key(key)
+        except FormatUnusable:
+            raise  # nothing is known about the key
         except BaseException as error:
             raise RecordError(
                 f"its key {bounded_repr(key)} can't be decoded: {describe_exception(error)}; declare the "

@@ -162,7 +162,7 @@ class Avro(RegistryFormat[_T]):
             raise _not_installed("Avro", error) from error
         self._parsed = _parsed(schema, "Avro")
         try:
-            parse_schema(self._parsed)
+            self._checked = parse_schema(self._parsed)
         except Exception as error:  # what fastavro raises
             raise _bad_schema("Avro", error) from error
         self._convert = _Conversion.of(model, "Avro")
@@ -187,7 +187,9 @@ class Avro(RegistryFormat[_T]):
         conf = {**self._writing_conf(), "validate.strict.allow.default": True}
         library = cast("Any", avro)
         return (
-            library.AvroSerializer(client, self._text, self._convert.to_plain, conf),
+            library.AvroSerializer(
+                client, self._text, _checking(self._checked, self._convert.to_plain), conf
+            ),
             library.AvroDeserializer(client, self._text, self._convert.from_plain, conf=self._conf()),
         )
 
@@ -390,6 +392,12 @@ def _encoder(
         except FormatUnusable:
             raise
         except UnknownSchemaError as error:
+            if kind.auto_register:
+                raise FormatUnusable(
+                    f"the schema registry {registry.url} answers that it doesn't have the schema of "
+                    f"{subject!r}, when that is to be registered: {error}",
+                    remedy="Check schema.registry.url, and look for the reason in the registry's log.",
+                ) from error
             raise FormatUnusable(
                 f"the schema registry {registry.url} doesn't have the schema of {subject!r}, and the job may "
                 f"not register it: {error}",
@@ -436,6 +444,22 @@ def _decoder(
             ) from error
 
     return decode
+
+
+def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any]:
+    """`to_plain`, with a check: the serializer writes 1.7 as the int 1, and "false" as True."""
+    from fastavro.validation import ValidationError, validate
+
+    def checked(value: Any, context: Any) -> Any:
+        plain = value if to_plain is None else to_plain(value, context)
+        try:
+            validate(plain, schema)
+        except ValidationError as error:
+            errors: tuple[object, ...] = cast("Any", error).errors
+            raise ValueError("; ".join(map(str, errors))) from error
+        return plain
+
+    return checked
 
 
 # --- schemas ----------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ client asks again, with growing pauses, and in the end the job stops.
 from __future__ import annotations
 
 import atexit
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from fcluster.common.errors import FormatUnusable
-from fcluster.common.failures import describe_exception
+from fcluster.common.failures import bounded_repr, bounded_text, describe_exception
 from fcluster.common.settings import redact
 from fcluster.graph.codecs import CodecUse
 
@@ -36,7 +37,20 @@ _DEFAULTS: Final[Mapping[str, float]] = {
     "retries.max.wait.ms": 10_000,
 }
 """A registry that restarts is waited for: about 15 seconds if nothing listens, a minute if it is silent."""
+_ASKING: Final = (
+    "get_schema",
+    "get_schema_by_guid",
+    "get_version",
+    "lookup_schema",
+    "register_schema_full_response",
+)
+"""The methods with which the serializers ask the registry."""
+_SCHEMES: Final = ("http", "https", "mock")
 _NOT_FOUND: Final = 404
+_UNKNOWN_SCHEMA: Final = (40403, 40402, 40401, 40400)
+"""A registry's own codes for a schema, a version or a subject that it doesn't have; the last is that of the
+client's stand-in. Whatever else answers with 404 (a proxy, or a registry at another path) has none of them.
+"""
 _CONFLICT: Final = 409
 _CONFLICT_PAUSES_S: Final = (0.05, 0.2, 0.8)
 _INVALID: Final = 422
@@ -61,13 +75,15 @@ class Registry:
     def __init__(self, client: Any, url: str) -> None:
         self.client = client
         self.url = url
+        for name in _ASKING:
+            setattr(client, name, self._asking(getattr(client, name)))
 
     def call(self, function: Callable[..., Any], argument: Any, context: Any, subject: str) -> Any:
         """What a serializer or deserializer of the client returns.
 
         Raises:
             UnknownSchemaError: the registry says that it doesn't have the schema.
-            FormatUnusable: the registry can't be asked, or refuses the schema.
+            FormatUnusable: the registry can't be asked, doesn't answer as one does, or refuses the schema.
             Whatever else the function raises: the argument is to blame.
         """
         from confluent_kafka.schema_registry import SchemaRegistryError
@@ -85,7 +101,7 @@ class Registry:
                     time.sleep(pause_s)
             return function(argument, context)
         except SchemaRegistryError as error:
-            if error.http_status_code == _NOT_FOUND:
+            if error.http_status_code == _NOT_FOUND and error.error_code in _UNKNOWN_SCHEMA:
                 raise UnknownSchemaError(error.error_message) from error
             raise self._refused(error, subject) from error
         except (httpx.HTTPError, OAuthTokenError, OSError) as error:
@@ -95,8 +111,43 @@ class Registry:
                 "on with this record.",
             ) from error
 
+    def _asking(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the client, of which no failure is taken for one of the argument.
+
+        Only so can they be told apart: a login page isn't JSON, and neither is many a broken record.
+        """
+        from confluent_kafka.schema_registry import SchemaRegistryError
+        from confluent_kafka.schema_registry.common._httpx_compat import httpx
+        from confluent_kafka.schema_registry.error import OAuthTokenError
+
+        def ask(*arguments: Any, **options: Any) -> Any:
+            try:
+                answer = method(*arguments, **options)
+            except (SchemaRegistryError, httpx.HTTPError, OAuthTokenError, OSError):
+                raise  # `call` knows these
+            except json.JSONDecodeError as error:
+                raise self._no_registry(f"it answered {bounded_repr(error.doc)}") from error
+            except Exception as error:
+                raise self._no_registry(f"its answer can't be read ({describe_exception(error)})") from error
+            if getattr(answer, "schema_str", None) is None and getattr(answer, "schema_id", None) is None:
+                self.client.clear_caches()  # the client keeps whatever was answered
+                raise self._no_registry("its answer has neither a schema nor an id")
+            return answer
+
+        return ask
+
+    def _no_registry(self, what: str) -> FormatUnusable:
+        return FormatUnusable(
+            f"{self.url} doesn't answer as a schema registry does: {what}",
+            remedy="Check schema.registry.url: it needs the path of the registry, if that has one "
+            "(/apis/ccompat/v7 of Apicurio), and a proxy in front has to let workers through. Then start the "
+            "job again: it goes on with this record.",
+        )
+
     def _refused(self, error: Any, subject: str) -> FormatUnusable:
-        status, message = error.http_status_code, error.error_message
+        status, message = error.http_status_code, bounded_text(str(error.error_message or "no message"), 300)
+        if status == _NOT_FOUND:
+            return self._no_registry(f"HTTP status {status}, {message}")
         if status in _NOT_ALLOWED:
             return FormatUnusable(
                 f"the schema registry {self.url} refuses access (HTTP status {status}): {message}",
@@ -116,8 +167,8 @@ class Registry:
             )
         return FormatUnusable(
             f"the schema registry {self.url} can't answer (HTTP status {status}): {message}",
-            remedy="Look for the reason in the registry's log, and start the job again: it goes on with this "
-            "record.",
+            remedy="Check schema.registry.url, look for the reason in the registry's log, and start the job "
+            "again: it goes on with this record.",
         )
 
 
@@ -162,6 +213,7 @@ atexit.register(close_registries)
 def _connect(given: Mapping[str, str]) -> Registry:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
+    _check_url(given["url"])
     try:
         numbers = {name: number(given[name]) for name, number in _NUMBERS.items() if name in given}
         client = cast("Any", SchemaRegistryClient).new_client({**_DEFAULTS, **given, **numbers})
@@ -171,3 +223,22 @@ def _connect(given: Mapping[str, str]) -> Registry:
             remedy="Correct them in fcluster.toml, the environment or the command's flags.",
         ) from error
     return Registry(client, redact(_URL, given["url"]))
+
+
+def _check_url(url: str) -> None:
+    """Check it here: the client's own messages show passwords in it.
+
+    Raises:
+        FormatUnusable: it isn't a URL, or one of several isn't.
+    """
+    from confluent_kafka.schema_registry.common._httpx_compat import httpx
+
+    try:
+        valid = all(httpx.URL(one.strip()).scheme in _SCHEMES for one in url.split(","))
+    except httpx.InvalidURL:
+        valid = False
+    if not valid:
+        raise FormatUnusable(
+            f"the settings {_PREFIX}* can't be used: {_URL} isn't a URL",
+            remedy=f'Write it as {_URL} = "http://HOST:8081"; several with commas between them.',
+        )

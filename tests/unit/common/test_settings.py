@@ -130,6 +130,18 @@ def test_unknown_name_says_where_kafkas_own_settings_go() -> None:
     assert "kafka." in refused({"zzzzzzzz": 1}).remedy
 
 
+@pytest.mark.parametrize("url", ["ann:hunter2@registry:8081", "http://a:8081,hunter2", "ftp://hunter2"])
+def test_registry_that_is_no_url_is_refused_and_not_shown(url: str) -> None:
+    error = refused({"schema.registry.url": url})
+    assert error.message == "schema.registry.url in the job file isn't a URL."
+    assert "hunter2" not in error.remedy
+
+
+def test_registries_may_be_several() -> None:
+    several = "http://a:8081, https://b"
+    assert from_job({"schema.registry.url": several}).schema_registry == {"url": several}
+
+
 def test_bad_value_names_its_origin(tmp_path: Path) -> None:
     toml = tmp_path / "fcluster.toml"
     toml.write_text("workers = 0\n")

@@ -8,7 +8,8 @@ from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = tuple[int, dict[str, Any]]
+Answer = tuple[int, dict[str, Any] | bytes]
+"""Status and body: JSON, or as it is."""
 
 
 class StubRegistry:
@@ -35,7 +36,7 @@ class StubRegistry:
             def _answer(self) -> None:
                 requests.append((self.command, self.path))
                 status, document = waiting.popleft() if len(waiting) > 1 else waiting[0]
-                body = json.dumps(document).encode()
+                body = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

@@ -269,6 +269,48 @@ def test_value_that_does_not_fit_is_not_written(kind: Any, value: Any, named: st
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["key", "value"])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int", 1.7),
+        ("int", True),
+        ("int", 2**31),
+        ("long", 12.99),
+        ("long", 2**63),
+        (["null", "int"], 1.7),
+        ("boolean", "false"),
+        ("boolean", 1),
+        ("string", b"text"),
+        ({"type": "array", "items": "int"}, [1, 2.5]),
+    ],
+)
+def test_avro_writes_no_other_value_than_it_is_given(kind: Any, value: Any, part: Any) -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "amount", "type": kind}]}
+    write = (key_codec if part == "key" else value_codec)(opened(Avro(schema), part=part))[1]
+    with pytest.raises(ModelError, match=r"R\.amount"):
+        write({"amount": value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int", 2**31 - 1),
+        ("long", -(2**63)),
+        (["null", "int", "double"], 1.7),
+        (["null", "int"], None),
+        ("boolean", False),
+        ({"type": "map", "values": "long"}, {"a": 1}),
+        ({"type": "enum", "name": "E", "symbols": ["A", "B"]}, "B"),
+        ({"type": "fixed", "name": "F", "size": 2}, b"ab"),
+    ],
+)
+def test_avro_writes_what_fits(kind: Any, value: Any) -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "amount", "type": kind}]}
+    codec = opened(Avro(schema))
+    assert codec.decode(codec.encode({"amount": value})) == {"amount": value}
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
@@ -327,6 +369,67 @@ def test_registry_that_can_not_be_reached_stops_the_job_and_makes_no_dead_letter
     assert "start the job again: it goes on with this record" in stopped.value.remedy
     assert driver.dead_letters() == []
     assert driver.skipped == 0
+
+
+def test_handler_that_reads_its_key_makes_no_dead_letter_while_the_registry_is_down() -> None:
+    job = Job("spend")
+    dead = job.topic("dead", key="bytes", value="bytes")
+    payments = job.topic("payments", key=Avro(KEY))
+    job.stream(payments).process(lambda ctx, value: ctx.key, name="read", on_error=dead)
+    with StubRegistry((503, {"error_code": 50301, "message": "starting"})) as stub:
+        driver = Driver(job, settings={"schema.registry.url": stub.url, **IMPATIENT})
+        with driver, pytest.raises(JobStopped, match="can't answer"):
+            driver.send_raw(payments, b"1", key=FRAMED)
+        registry.close_registries()
+    assert driver.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((404, {"error": "Not Found", "path": "/schemas/ids/1"}), "HTTP status 404, no message"),
+        ((404, {"error_code": 404, "message": "HTTP 404 Not Found"}), "HTTP status 404, HTTP 404 Not Found"),
+        ((404, b"<html>"), "HTTP status 404, Unknown Schema Registry Error: b'<html>'"),
+        ((200, b"<html>please log in</html>"), "it answered '<html>please log in</html>'"),
+        ((200, {"status": "maintenance"}), "its answer has neither a schema nor an id"),
+        ((200, b"[]"), "its answer can't be read (TypeError"),
+        ((200, b""), "its answer can't be read (AttributeError"),
+    ],
+)
+def test_answer_that_is_not_of_a_registry_stops_the_job(answer: Any, message: str) -> None:
+    with StubRegistry(answer) as stub:
+        driver, payments = reading_from(stub.url)
+        with driver, pytest.raises(JobStopped) as stopped:
+            driver.send_raw(payments, FRAMED)
+        with pytest.raises(FormatUnusable, match="doesn't answer as a schema registry does"):
+            opened(Avro(PAYMENT), **{"schema.registry.url": stub.url}).encode(ANN)
+        registry.close_registries()
+    assert f"{stub.url} doesn't answer as a schema registry does: {message}" in stopped.value.message
+    assert "Check schema.registry.url" in stopped.value.remedy
+    assert driver.dead_letters() == []
+
+
+def test_wrong_answer_is_not_kept() -> None:
+    found = (200, {"schema": json.dumps(PAYMENT)})
+    with StubRegistry((200, {"status": "maintenance"}), found) as stub:
+        codec = opened(Avro(PAYMENT), **{"schema.registry.url": stub.url})
+        with pytest.raises(FormatUnusable):
+            codec.decode(FRAMED)
+        assert codec.decode(FRAMED) == ANN
+        registry.close_registries()
+
+
+def test_schema_that_the_registry_does_not_have_is_the_records_fault() -> None:
+    with StubRegistry((404, {"error_code": 40403, "message": "Schema not found"})) as stub:
+        driver, payments = reading_from(stub.url)
+        with driver:
+            driver.send_raw(payments, FRAMED)
+            (letter,) = driver.dead_letters()
+        with pytest.raises(FormatUnusable, match="when that is to be registered") as caught:
+            opened(Avro(PAYMENT), **{"schema.registry.url": stub.url}).encode(ANN)
+        registry.close_registries()
+    assert f"which the registry {stub.url} doesn't have: Schema not found" in letter.error
+    assert "may not register" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +520,13 @@ def test_registry_that_is_not_set_is_named_with_the_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"schema.registry.url": "localhost:8081"}, {"schema.registry.max.retries": "some"}]
+    "settings",
+    [
+        {"schema.registry.url": "localhost:8081"},
+        {"schema.registry.url": "http://registry:8081x"},
+        {"schema.registry.url": "http://registry:8081,ftp://registry"},
+        {"schema.registry.max.retries": "some"},
+    ],
 )
 def test_settings_that_the_client_does_not_take_are_named(settings: dict[str, str]) -> None:
     with pytest.raises(FormatUnusable, match=r"the settings schema\.registry\.\* can't be used"):
@@ -430,6 +539,13 @@ def test_password_in_the_url_is_not_shown() -> None:
         with pytest.raises(FormatUnusable) as caught:
             opened(Avro(PAYMENT), **{"schema.registry.url": url}).encode(ANN)
         registry.close_registries()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ann:hunter2@registry:8081", "http://ann:hunter2/@registry", "hunter2"])
+def test_password_in_what_is_not_a_url_is_not_shown(url: str) -> None:
+    with pytest.raises(FormatUnusable, match=r"schema\.registry\.url isn't a URL") as caught:
+        opened(Avro(PAYMENT), **{"schema.registry.url": url}).encode(ANN)
     assert "hunter2" not in str(caught.value)
 
 
