@@ -35,6 +35,16 @@ NEVER_MS: Final = float("inf")
 CAUSE_CHARACTERS_MAX: Final = 200
 
 
+class AttemptCancelledError(Exception):
+    """Something within the function, such as a client library, has cancelled the attempt. That is no answer:
+    the attempt has failed, and another one may be made, whatever `Retry.on` says.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("something within the function has cancelled it")
+        self.__traceback__ = error.__traceback__
+
+
 @dataclass(slots=True)
 class _Step:
     """The calls of one step.
@@ -182,7 +192,7 @@ class CallScheduler:
 
     def _judge(self, step: _Step, call: Call, error: BaseException, now_ms: float) -> None:
         retry = step.node.retry
-        if not isinstance(error, retry.on):
+        if not isinstance(error, (*retry.on, AttemptCancelledError)):
             self._answered(step)  # the service is there: it has refused this call
             call.failed += 1
             self._end(call, error=error)

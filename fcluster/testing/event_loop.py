@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from fcluster.engine.call_scheduler import AttemptCancelledError
 from fcluster.engine.calling import Call
 
 Outcome = tuple[Call, Any, BaseException | None]
@@ -41,6 +42,8 @@ async def _attempt(call: Call, passing: tuple[type[BaseException], ...], outcome
             result: Any = await call.node.function(call.context, call.value)
     except passing:
         raise
+    except asyncio.CancelledError as error:
+        outcomes.append((call, None, AttemptCancelledError(error)))
     except BaseException as error:  # noqa: BLE001  whatever it is, the call has failed
         late = TimeoutError(f"no answer within {call.node.timeout_ms:,} ms")
         outcomes.append((call, None, late if limit.expired() else error))

@@ -13,9 +13,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from fcluster.engine.call_scheduler import AttemptCancelledError
 from fcluster.engine.calling import Call
 from fcluster.worker.record_watch import frame_of, handler_of
 
@@ -46,10 +48,12 @@ class CallThread:
 
     Args:
         wake: called in the thread when attempts have ended.
+        threads: how many functions of `asyncio.to_thread` run at the same time, at most.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], threads: int) -> None:
         self._wake = wake
+        self._threads = threads
         self._ended: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._told = threading.Event()
         self._begun = threading.Event()
@@ -113,6 +117,8 @@ class CallThread:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        # At exit, Python waits for these threads, but not for long: see `handler_processes.leave_within`.
+        self._loop.set_default_executor(ThreadPoolExecutor(self._threads, thread_name_prefix="calls"))
         self._begun.set()
         await self._stopping.wait()
 
@@ -130,6 +136,8 @@ class CallThread:
     async def _attempt(self, call: Call, number: int) -> None:
         try:
             attempt = Attempt(call, number, await call.node.function(call.context, call.value))
+        except asyncio.CancelledError as error:  # if the attempt was given up, it isn't looked at
+            attempt = Attempt(call, number, error=AttemptCancelledError(error))
         except BaseException as error:  # noqa: BLE001  whatever it is (also SystemExit), the attempt has failed
             attempt = Attempt(call, number, error=error)
         if self._tasks.get(call) is asyncio.current_task():

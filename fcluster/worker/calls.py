@@ -43,7 +43,13 @@ BEGUN_FOR_EACH_CALL: Final = 4
 than one, because calls of a key are made one after another, and a slow one holds up those behind it.
 """
 BEGUN_MIN: Final = 64
+THREADS_MAX: Final = 500
 WAIT_S_MIN: Final = 0.001
+WAIT_S_MAX: Final = 0.25
+LOOK_GAP_MS_MAX: Final = 500
+"""More time than this between two looks doesn't count for time-outs and pauses: the process was suspended, or
+its main thread was busy, and there may be answers that nobody could take. `WAIT_S_MAX` is shorter.
+"""
 LONG_WAIT_MS: Final = 1_000
 """A record that waits for longer than this is reported."""
 
@@ -206,6 +212,7 @@ class WaitingCalls:
     Args:
         wake: called in another thread when calls have ended: `collect` has something to do.
         say: called with a line for the log when a circuit opens, and when it closes.
+        concurrency: how many calls of a step run at the same time, at most.
 
     Attributes:
         shards: the running shards that make calls.
@@ -213,11 +220,13 @@ class WaitingCalls:
         has_more: whether the calls of more records may begin at once. Set by those who begin them.
     """
 
-    def __init__(self, wake: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._thread = CallThread(wake)
+    def __init__(self, wake: Callable[[], None], say: Callable[[str], None], concurrency: int) -> None:
+        self._thread = CallThread(wake, min(concurrency, THREADS_MAX))
         self._scheduler = CallScheduler(say)
         self._oldest: Message | None = None
         self._oldest_since_ms = 0.0
+        self._looked_ms: float | None = None
+        self._passed_ms = 0.0
         self.shards: dict[ShardId, ShardCalls] = {}
         self.at: dict[SourcePartition, ShardCalls] = {}
         self.has_more = False
@@ -248,12 +257,20 @@ class WaitingCalls:
 
     def collect(self, now_ms: float) -> None:
         """Take what has come of the calls."""
+        self._looked_ms, self._passed_ms = now_ms, self._passed(now_ms)
+        now_ms = self._passed_ms
         for attempt in self._thread.ended():
             if attempt.error is None:
                 self._scheduler.succeeded(attempt.call, attempt.number, attempt.result)
             else:
                 self._scheduler.failed(attempt.call, attempt.number, attempt.error, now_ms)
         self._thread.give_up(self._scheduler.expire(now_ms, lambda _call: self._blocked()))
+
+    def _passed(self, now_ms: float) -> float:
+        """The time of the scheduler. See `LOOK_GAP_MS_MAX`."""
+        if self._looked_ms is None:
+            return self._passed_ms
+        return self._passed_ms + min(now_ms - self._looked_ms, LOOK_GAP_MS_MAX)
 
     def _blocked(self) -> str:
         where = self._thread.blocked_in()
@@ -266,7 +283,7 @@ class WaitingCalls:
 
     def make(self, now_ms: float) -> None:
         """Make the calls that may be made now."""
-        self._thread.make(self._scheduler.start(now_ms))
+        self._thread.make(self._scheduler.start(self._passed(now_ms)))
 
     def batches(self) -> Iterator[Batch]:
         """The next records whose calls are done."""
@@ -282,13 +299,13 @@ class WaitingCalls:
         due_ms = self._scheduler.due_ms()
         if due_ms == NEVER_MS:
             return timeout_s
-        return max(WAIT_S_MIN, min(timeout_s, (due_ms - now_ms) / 1000))
+        return max(WAIT_S_MIN, min(timeout_s, WAIT_S_MAX, (due_ms - self._passed(now_ms)) / 1000))
 
     # --- what is reported ---------------------------------------------------------------------------------
 
     def describe_wait(self, now_ms: float) -> str:
         """What records have been waiting for longer than usual. Empty: none has. Call it regularly."""
-        circuits = self._scheduler.open_circuits(now_ms)
+        circuits = self._scheduler.open_circuits(self._passed(now_ms))
         oldest = [message for calls in self.shards.values() if (message := calls.oldest) is not None]
         if self._oldest not in oldest:
             self._oldest, self._oldest_since_ms = (oldest[0] if oldest else None), now_ms

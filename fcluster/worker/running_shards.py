@@ -29,6 +29,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
 from fcluster.engine.stamps import orders_of
+from fcluster.graph.operators import MapAsync
 from fcluster.graph.stages import Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.clients import LASTING, make_consumer
@@ -79,7 +80,7 @@ class RunningShards:
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[SourcePartition, ShardMerge] = {}
         self._ending: dict[SourcePartition, InputRunner] = {}  # those that are read and have an end
-        self.calls = WaitingCalls(wake, say)
+        self.calls = WaitingCalls(wake, say, _concurrency(topology))
         self.runners: dict[ShardId, ShardRunner] = {}
         self.timed: dict[ShardId, ShardRunner] = {}
         self.inputs: list[InputRunner] = []
@@ -331,6 +332,13 @@ class RunningShards:
 def _up_to(one: InputRunner, offset: int) -> int:
     """The offset, or the end of a bounded run in that input if it comes before."""
     return offset if one.stop_at is None else min(offset, one.stop_at)
+
+
+def _concurrency(topology: Topology) -> int:
+    """How many calls of a step run at the same time, at most."""
+    chains = [chain for stage in topology.stages for chain in stage.chains]
+    nodes = [node for chain in chains for node in chain.operators if isinstance(node, MapAsync)]
+    return max((node.concurrency for node in nodes), default=1)
 
 
 def _no_routes(topology: Topology) -> dict[str, dict[int, InputRunner]]:

@@ -206,6 +206,20 @@ def test_call_without_an_answer_has_failed_with_a_timeout() -> None:
         assert driver.dead_letters()[0].error == "TimeoutError: no answer within 20 ms"
 
 
+def test_call_that_a_library_cancels_has_failed_after_all_attempts() -> None:
+    async def cancel(_call: Any, _value: Any) -> Any:
+        raise asyncio.CancelledError
+
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    retry = Retry(attempts=2, on=(ConnectionError,))
+    job.stream(job.topic("in")).map_async(cancel, retry=retry, on_error=dead).to(job.topic("out"))
+    with Driver(job) as driver:
+        driver.send("in", 1, key="k")
+        (letter,) = driver.dead_letters()
+        assert letter.error == "AttemptCancelledError: something within the function has cancelled it"
+
+
 def test_outcome_of_a_test_is_no_failure_of_the_call() -> None:
     async def fail(_call: Any, _value: Any) -> Any:
         pytest.fail("wrong value")

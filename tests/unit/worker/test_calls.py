@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from fcluster import Circuit, Job
+from fcluster import Circuit, Job, Retry
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.graph.topology import Topology
 from fcluster.wire.messages import EndOffset
-from fcluster.worker import calls, chunks
+from fcluster.worker import calls, chunks, record_pump
 from fcluster.worker.consuming import ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned
@@ -294,6 +295,51 @@ def test_records_that_wait_with_their_calls_have_a_limit_in_bytes(
     bench.service.answer("b" * 4)
     bench.turn_until(lambda: bench.service.fronted[3:] == ["d"])
     assert held == [("in", 0), ("released", ("in", 0))]
+
+
+def test_functions_in_threads_run_as_many_at_once_as_the_step_says(make: Callable[..., Bench]) -> None:
+    together = threading.Barrier(40)
+
+    class InThreads(Service):
+        async def ask(self, _call: Any, value: str) -> str:
+            await asyncio.to_thread(together.wait, PATIENCE_S)
+            return value
+
+    bench = make(service=InThreads(), concurrency=40)
+    runner = bench.pumping.start()
+    bench.pumping.read(*[record(offset, "a", str(offset).encode()) for offset in range(40)])
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 40)
+
+
+def test_time_in_which_the_process_was_suspended_counts_for_no_timeout(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended_ms = [0]
+    monkeypatch.setattr(record_pump, "monotonic_ms", lambda: monotonic_ms() + suspended_ms[0])
+    bench = make(timeout=timedelta(seconds=60))
+    runner = bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"))
+    bench.turn_until(lambda: bench.service.called == ["a"])
+    suspended_ms[0] = 3_600_000
+    bench.turn()
+    assert bench.pumping.fed == []
+    assert bench.pumping.pump.wait_s(100.0) == calls.WAIT_S_MAX
+    bench.service.answer("a")
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 1)
+
+
+def test_attempt_that_a_library_cancels_is_made_again(make: Callable[..., Bench]) -> None:
+    class Cancelling(Service):
+        async def ask(self, call: Any, value: str) -> str:
+            if call.attempt == 1:
+                raise asyncio.CancelledError
+            return value
+
+    retry = Retry(attempts=2, on=(ConnectionError,), backoff=timedelta(milliseconds=1))
+    bench = make(service=Cancelling(), retry=retry)
+    runner = bench.pumping.start()
+    bench.pumping.read(record(0, "a", b"k"))
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 1)
 
 
 # --- bounded runs ---------------------------------------------------------------------------------------
