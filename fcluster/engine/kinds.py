@@ -164,7 +164,9 @@ def state_codec(kind: Kind) -> ValueCodec:
 def migrations_of(store: StateStore) -> Migrations:
     """How former entries of a declared state become those of its present version."""
     state = store.state
-    return Migrations(store.name, state.version, state.migrations, lambda kind: state_codec(kind).decode)
+    return Migrations(
+        store.name, state.version, state.migrations, lambda kind: state_codec(kind).decode, state.value_kind
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------

@@ -17,13 +17,14 @@ later.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
-from fcluster.common.failures import describe_exception, place_of
+from fcluster.common.failures import bounded_repr, describe_exception, place_of, type_of
 from fcluster.engine.entries import ABSENT, DELETED, TIMED, VALUE_AT, EntryTable
 from fcluster.engine.ordered_keys import decode_time
 from fcluster.engine.steps import RecordError
-from fcluster.graph.codecs import Decode, Kind
+from fcluster.graph.codecs import Decode, Kind, ModelCodec, value_codec
+from fcluster.graph.models import is_model, model_codec
 from fcluster.graph.states import Migration
 
 PLAIN_VERSIONED = b"\x02"
@@ -39,6 +40,7 @@ class Migrations:
         version: the present version.
         steps: the migrations, by former version.
         decoder_of: gives what decodes values of a kind.
+        kind: how entries of the present version are encoded.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Migrations:
         version: int,
         steps: Mapping[int, Migration],
         decoder_of: Callable[[Kind], Decode],
+        kind: Kind,
     ) -> None:
         self.version = version
+        self._model = kind.model if isinstance(kind, ModelCodec) else None
         self._title = title
         self._steps = steps
         self._decoders: Mapping[int, Decode] = {
@@ -59,7 +63,7 @@ class Migrations:
         """The value of the present version, from the bytes of one of a former version.
 
         Raises:
-            RecordError: the state doesn't say how, or a function fails.
+            RecordError: the state doesn't say how, a function fails, or it returns what isn't of its version.
         """
         decode = self._decoders.get(former)
         if decode is None:
@@ -69,16 +73,32 @@ class Migrations:
             )
         at = former
         try:
-            value = decode(raw)
-            for at in range(former, self.version):
-                value = self._steps[at].function(value)
+            value = self._steps[at].function(decode(raw))
+            for following in range(former + 1, self.version):
+                # As if it had been stored: the next function gets the same, whatever version it begins with.
+                stored = _encoded(self._steps[following].value, value)
+                at = following
+                value = self._steps[at].function(self._decoders[at](stored))
         except Exception as error:
             where = place_of(error)
             raise RecordError(
                 f"migrate[{at}] of the state {self._title!r} failed: {describe_exception(error)}"
                 + (f" ({where})" if where else "")
             ) from error
+        if self._model is not None and type(value) is not self._model:
+            raise RecordError(
+                f"migrate[{at}] of the state {self._title!r} returned {bounded_repr(value)}, a "
+                f"{type_of(value)}, but {self._model.__name__} is declared"
+            )
         return value
+
+
+def _encoded(kind: Kind, value: Any) -> bytes:
+    """What a function of a migration returned, as an entry of that version."""
+    model = cast("type[Any]", type(value))
+    if kind == "json" and is_model(model):
+        kind = model_codec(model)
+    return value_codec(kind)[1](value)
 
 
 class MigratingTable(EntryTable):

@@ -137,6 +137,41 @@ def test_versions_are_passed_one_after_another() -> None:
     assert handler.map()["k"] == {"mills": 50}
 
 
+@dataclass
+class Cents:
+    cents: int
+
+
+@dataclass
+class Money:
+    cents: int
+    currency: str
+
+
+def as_cents(value: Any) -> Cents:
+    return Cents(round(100 * value["euros"]))
+
+
+@pytest.mark.parametrize("former", [None, Cents], ids=["dict", "model"])
+def test_next_function_gets_the_same_from_an_entry_and_from_the_function_before(former: Any) -> None:
+    handler = Handler((MapState("m"),))
+    handler.map().update({"met": {"euros": 1}, "unmet": {"euros": 2}})
+    handler.barrier()
+    reopened(handler, MapState("m", value=Cents, version=2, migrate={1: as_cents}))
+    assert handler.map()["met"] == Cents(100)
+    handler.barrier()
+    got: list[Any] = []
+
+    def in_money(value: Any) -> Money:
+        got.append(value)
+        return Money(value.cents if former else value["cents"], "EUR")
+
+    last: Any = in_money if former is None else (former, in_money)
+    reopened(handler, MapState("m", value=Money, version=3, migrate={1: as_cents, 2: last}))
+    assert dict(handler.map()) == {"met": Money(100, "EUR"), "unmet": Money(200, "EUR")}
+    assert got == ([{"cents": 100}, {"cents": 200}] if former is None else [Cents(100), Cents(200)])
+
+
 def test_entry_that_is_put_or_deleted_needs_no_migration() -> None:
     handler = Handler((MapState("m"),))
     handler.map().update({"a": 1, "b": 1})
@@ -230,6 +265,34 @@ def test_result_that_can_not_be_stored_is_named() -> None:
     handler.value().get()
     with pytest.raises(ProcessingError, match=r"store 'h/v'.* is a set"):
         handler.freeze()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            ValueState("v", Cents, version=2, migrate={1: lambda value: {"cents": 1}}),
+            r"migrate\[1\] of the state 'h/v' returned \{'cents': 1\}, a dict, but Cents is declared",
+        ),
+        (
+            ValueState("v", version=3, migrate={1: lambda value: {1, 2}, 2: lambda value: value}),
+            r"migrate\[1\] of the state 'h/v' failed: .* is of type set, which JSON can't hold",
+        ),
+        (
+            ValueState("v", version=3, migrate={1: lambda value: 5, 2: (Cents, lambda value: value)}),
+            r"migrate\[1\] of the state 'h/v' failed: .*Cents",
+        ),
+    ],
+    ids=["last", "before-the-last", "not-of-the-former-model"],
+)
+def test_result_that_is_not_of_its_version_is_named_with_its_function(state: Any, message: str) -> None:
+    handler = Handler((ValueState("v"),))
+    handler.value().set({})
+    handler.barrier()
+    reopened(handler, state)
+    with pytest.raises(RecordError, match=message):
+        handler.value().get()
+    assert handler.barrier() == {}
 
 
 def test_entry_of_a_version_that_nobody_knows_is_an_error() -> None:
