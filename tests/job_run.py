@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.checker.generate import create_topic, plain_producer
-from tests.harness import Cluster
+from tests.harness import Cluster, wait_until
 
 BEGIN_MS = 1_700_000_000_000
 """The first timestamp of a `TimedRun`."""
@@ -57,6 +57,22 @@ class JobRun:
         )
         self.sent = 0
         self._producer = plain_producer(brokers)
+
+    def kill_amid(self, count: Callable[[], int], first: int, more: int, what: str) -> None:
+        """Kill a worker in an open epoch with outputs, and start it again.
+
+        Args:
+            count: how many results there are.
+            first: so many results come before.
+            more: so many come afterwards.
+            what: what they are a sign of, for messages.
+        """
+        wait_until(lambda: count() >= first, what, 60, 0.5)
+        killed, in_flight = self.cluster.kill_mid_epoch(range(2), [self.output])
+        assert in_flight > 0
+        self.cluster.start_worker(int(killed.rpartition("-")[2]))
+        after = count()
+        wait_until(lambda: count() >= after + more, f"{what} again", 60, 0.5)
 
 
 class TimedRun(JobRun):

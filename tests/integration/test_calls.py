@@ -118,12 +118,7 @@ def test_answers_count_exactly_once_and_in_order_with_a_killed_worker_and_a_serv
 ) -> None:
     run.cluster.start()
     with all_the_time(run.send):
-        wait_until(lambda: run.count() >= ANSWERS, "answers are counted", 60, 0.5)
-        killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-        assert in_flight > 0
-        run.cluster.start_worker(int(killed.rpartition("-")[2]))
-        after = run.count()
-        wait_until(lambda: run.count() >= after + ANSWERS, "the workers continue", 60, 0.5)
+        run.kill_amid(run.count, ANSWERS, ANSWERS, "answers are counted")
         service.is_down = True
         wait_until(lambda: "the circuit opens after" in run.cluster.logs(), "a circuit opens", 60, 0.2)
         service.is_down = False

@@ -109,12 +109,7 @@ def test_each_record_is_joined_once_when_a_worker_is_killed_and_rows_are_never_o
 ) -> None:
     run.cluster.start()
     with all_the_time(run.send):
-        wait_until(lambda: run.count() >= 1_000, "records are joined", 60, 0.5)
-        killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-        assert in_flight > 0
-        run.cluster.start_worker(int(killed.rpartition("-")[2]))
-        after = run.count()
-        wait_until(lambda: run.count() >= after + 500, "they go on", 60, 0.5)
+        run.kill_amid(run.count, 1_000, 500, "records are joined")
     run.send_last()
     wait_until(lambda: run.count() >= run.sent, f"{run.sent} results are written", 60, 0.5)
     found = run.joined()
@@ -138,12 +133,7 @@ def test_each_pair_comes_once_and_so_does_what_stays_alone_when_a_worker_is_kill
     with run.cluster:
         run.cluster.start()
         with all_the_time(run.send_pairs):
-            wait_until(lambda: run.count() >= 1_000, "records are joined", 60, 0.5)
-            killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-            assert in_flight > 0
-            run.cluster.start_worker(int(killed.rpartition("-")[2]))
-            after = run.count()
-            wait_until(lambda: run.count() >= after + 500, "they go on", 60, 0.5)
+            run.kill_amid(run.count, 1_000, 500, "records are joined")
         run.let_time_pass()
         expected = pairs_of(run.sent)
 
@@ -174,12 +164,7 @@ def test_groups_of_joined_tables_are_right_to_the_last_row_when_a_worker_is_kill
     with run.cluster:
         run.cluster.start()
         with all_the_time(run.send):
-            wait_until(lambda: run.count() >= 1_000, "groups change", 60, 0.5)
-            killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-            assert in_flight > 0
-            run.cluster.start_worker(int(killed.rpartition("-")[2]))
-            after = run.count()
-            wait_until(lambda: run.count() >= after + 500, "they go on", 60, 0.5)
+            run.kill_amid(run.count, 1_000, 500, "groups change")
         run.send_last()
         expected = counted({f"k{number}": run.sent - KEYS + number for number in range(KEYS)}, run.written)
 
@@ -200,12 +185,7 @@ def test_join_by_a_foreign_key_has_the_right_row_for_each_left_row_when_a_worker
     with run.cluster:
         run.cluster.start()
         with all_the_time(run.send):
-            wait_until(lambda: run.count() >= 500, "rows change", 60, 0.5)
-            killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-            assert in_flight > 0
-            run.cluster.start_worker(int(killed.rpartition("-")[2]))
-            after = run.count()
-            wait_until(lambda: run.count() >= after + 200, "they go on", 60, 0.5)
+            run.kill_amid(run.count, 500, 200, "rows change")
         run.send_last()
         expected: dict[str, dict[str, Any]] = {}
         for number in range(run.sent - KEYS, run.sent):

@@ -207,12 +207,7 @@ def test_all_kinds_of_windows_have_each_result_once_when_a_worker_is_killed(
         monkeypatch.setenv(name, value)
     many.cluster.start()
     with all_the_time(many.send):
-        wait_until(lambda: many.results() >= 500, "windows close", 60, 0.5)
-        killed, in_flight = many.cluster.kill_mid_epoch(range(2), [many.output])
-        assert in_flight > 0
-        many.cluster.start_worker(int(killed.rpartition("-")[2]))
-        after = many.results()
-        wait_until(lambda: many.results() >= after + 300, "the workers continue", 60, 0.5)
+        many.kill_amid(many.results, 500, 300, "windows close")
     many.let_time_pass()
     expected = many.expected(runpy.run_path(str(MANY_JOB)))
     assert {kind for kind, _key in expected} == {"cumulative", "sliding", "counted", "session", "all"}
