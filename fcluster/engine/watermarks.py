@@ -15,13 +15,15 @@ from typing import Final, NamedTuple
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.engine.clock import EventClock, Said, decode_watermark, encode_watermark
+from fcluster.engine.clock import END_MS, EventClock, Said, decode_watermark, encode_watermark
 from fcluster.engine.records import Headers, SourceRecord
 from fcluster.graph.stages import Input, Stage
 from fcluster.graph.topology import Topology
 
 SELDOM_MS: Final = 1_000
-"""The shortest time between two reports to a topic if nothing downstream depends on event time."""
+"""The shortest time between two reports to a topic if nothing downstream depends on event time. The end of
+event time is reported at once everywhere: a bounded run waits for it.
+"""
 WATERMARK_HEADER: Final = "fcluster.watermark"
 WATERMARK_HEADERS: Final[Headers] = [(WATERMARK_HEADER, b"")]
 
@@ -140,11 +142,14 @@ class Telling:
         self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], until_ms: float | None
     ) -> list[Said]:
         """What has to be reported. It is postponed until `until_ms`, unless a shard has become idle or active
-        again.
+        again, or has ended. A shard that has ended may have no further epoch. Another worker that takes it
+        over has nothing to do there, so it would never report what was postponed.
         """
         before = {shard: self._told.get((shard, topic), (None, False)) for shard in news}
         unsaid = [shard for shard in news if news[shard] != before[shard]]
-        if until_ms is not None and all(news[shard][1] == before[shard][1] for shard in unsaid):
+        if until_ms is not None and all(
+            news[shard][1] == before[shard][1] and news[shard][0] != END_MS for shard in unsaid
+        ):
             self._put_off |= {(shard, topic): until_ms for shard in unsaid}
             return []
         for shard in news:

@@ -14,7 +14,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.positions import CommittedPosition, decode_position
 from fcluster.common.settings import Settings
-from fcluster.engine.clock import EventClock, decode_watermark
+from fcluster.engine.clock import END_MS, EventClock, decode_watermark
 from fcluster.engine.watermarks import SELDOM_MS, Telling
 from fcluster.graph.topology import Topology
 from fcluster.testing import Driver
@@ -353,6 +353,15 @@ def test_idle_shard_is_told_at_once_even_if_no_stage_needs_it() -> None:
     one[ShardId("orders", 0)].observe(0, 50)
     assert [tuple(said) for said in decode_watermark(telling.due(one, SIZES, 2)[0].value)[1]] == [
         (0, 100, False)
+    ]
+
+
+def test_end_is_told_at_once_even_if_no_stage_needs_it() -> None:
+    telling, one = Telling(topology()), clocks(one=100)
+    telling.due(one, SIZES, 0)
+    one[ShardId("orders", 0)].end()
+    assert [tuple(said) for said in decode_watermark(telling.due(one, SIZES, 1)[0].value)[1]] == [
+        (0, END_MS, False)
     ]
 
 
