@@ -131,9 +131,10 @@ def statuses_of_runner(state: CoreState, runner: ShardRunner, wall_ms: int) -> I
         wall_ms: the time of the wall clock.
     """
     shard = runner.shard
-    owned, flight = state.shards.get(shard), state.in_flight
+    owned = state.shards.get(shard)
     committed = owned.position if owned is not None and owned.position is not None else runner.position
-    dirty = runner.is_touched or (flight is not None and shard in flight.shards)
+    # An epoch that has failed isn't in flight any more. But its shard may not have been rewound yet.
+    dirty = runner.is_touched or runner.position.epoch > committed.epoch
     ended = not dirty and not state.is_uncommitted(shard) and has_ended(runner)
     times = times_of(runner, wall_ms, ended)
     for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):

@@ -16,7 +16,7 @@ from tests.simulation.job_mix import BOUNDED_SEEDS_FROM
 from tests.simulation.run import run
 
 SEEDS = 2000
-BOUNDED_SEEDS = 100
+BOUNDED_SEEDS = 400
 ROOT = Path(__file__).parents[2]
 
 MUST_LAND = (

@@ -134,6 +134,8 @@ class World:
 
     def run(self, until_ms: int, done: Callable[[], bool] | None = None) -> bool:
         """Let time pass. Returns True as soon as `done` is true, and False if the time is over first."""
+        if done is not None and done():
+            return True
         heap = self._heap
         while heap and heap[0][0] <= until_ms:
             self.now_ms, _, process, action, arguments = heapq.heappop(heap)

@@ -123,13 +123,21 @@ def test_lag_is_known_while_a_backlog_is_processed(bench: Bench) -> None:
     assert (shard.position, shard.end) == (0, 700)
 
 
-def test_committed_shard_is_dirty_only_while_its_epoch_is_in_flight(bench: Bench) -> None:
+def test_shard_is_dirty_until_what_it_froze_is_committed_even_if_that_epoch_has_failed(bench: Bench) -> None:
     runner = bench.pumping.start()
+    owned = bench.core_state.shards[SHARD]
+    owned.position = runner.position
     bench.pumping.read(Message(0))
     bench.pumping.run()
-    runner.inputs[0].freeze()
+    runner.freeze(4, "fingerprint")
     flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset({SHARD}))
-    for bench.core_state.in_flight, dirty in ((flight, True), (None, False)):
+    failed = None, owned.position
+    for in_flight, position, dirty in (
+        (flight, owned.position, True),
+        (*failed, True),
+        (None, runner.position, False),
+    ):
+        bench.core_state.in_flight, owned.position = in_flight, position
         bench.reporting.refresh()
         bench.reporting.send_heartbeat()
         (shard,) = bench.link.sent[-1].stats.shards
