@@ -44,15 +44,27 @@ class OwnedShards:
         self._now = state
         self._departure = departure
         self._order = (0, 0)
+        self._missed_after: int | None = None
+        self._is_relinked = False
         self._released_number = 0
 
     # --- orders ---------------------------------------------------------------------------------------
 
     @property
     def orders_heard(self) -> int:
-        """The number of the last order in this session and term."""
+        """The number of the last order in this session and term that was heard, as were all before it. If
+        one is missing, the coordinator sees that, and ends the session.
+        """
         term, number = self._order
-        return number if term == self._now.term else 0
+        if term != self._now.term:
+            return 0
+        return number if self._missed_after is None else self._missed_after
+
+    def relinked(self) -> None:
+        """There is a new connection. Orders that were lost with the old one don't count as missing: the
+        coordinator makes up for them when it hears which shards this worker has.
+        """
+        self._is_relinked, self._missed_after = True, None
 
     def is_new(self, order: messages.Assign | messages.Revoke) -> bool:
         """Whether this order isn't a repetition. The shards of a repeated order may belong to another worker
@@ -60,7 +72,11 @@ class OwnedShards:
         """
         if (order.term, order.number) <= self._order:
             return False
-        self._order = (order.term, order.number)
+        term, number = self._order
+        last = number if term == order.term else 0
+        if order.number > last + 1 and not self._is_relinked and self._missed_after is None:
+            self._missed_after = last
+        self._order, self._is_relinked = (order.term, order.number), False
         return True
 
     def assign(self, message: messages.Assign) -> None:
@@ -168,6 +184,7 @@ class OwnedShards:
         self.keep_standbys(set())
         self._now.shards.clear()
         self._order, self._released_number = (0, 0), 0
+        self._missed_after, self._is_relinked = None, False
 
     # --- running --------------------------------------------------------------------------------------
 

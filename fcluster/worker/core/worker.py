@@ -71,7 +71,7 @@ class WorkerCore:
 
     @property
     def orders_heard(self) -> int:
-        """The number of the last order in this session and term."""
+        """See `OwnedShards.orders_heard`."""
         return self._owned_shards.orders_heard
 
     # --- events ---------------------------------------------------------------------------------------
@@ -176,6 +176,8 @@ class WorkerCore:
     def _on_connected(self) -> None:
         self._now.connected = True
         self._now.heard_ms = self._now.now_ms
+        if self._now.session:
+            self._owned_shards.relinked()
         self._say_hello()
 
     def _say_hello(self) -> None:

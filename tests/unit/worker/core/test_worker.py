@@ -91,6 +91,41 @@ class Scenario:
         return self
 
 
+def assigned(number: int, shard: ShardId, session: int = 7) -> messages.Assign:
+    """The order with this number."""
+    return messages.Assign(1, session, [shard], number)
+
+
+def test_orders_count_as_heard_only_up_to_the_first_that_is_missing() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(assigned(1, A))
+    assert scenario.core.orders_heard == 1
+    scenario.receive(assigned(3, B))
+    assert scenario.did(events.RestoreShards), "it is carried out all the same"
+    assert scenario.core.orders_heard == 1
+    scenario.receive(assigned(4, B))
+    assert scenario.core.orders_heard == 1
+
+
+def test_first_order_of_a_session_may_be_missing_too() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Evicted(1, 7))
+    scenario.joined(session=8)
+    scenario.receive(assigned(2, A, session=8))
+    assert scenario.core.orders_heard == 0
+
+
+def test_orders_that_were_lost_with_a_connection_are_not_missing() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(assigned(1, A))
+    scenario.receive(assigned(3, B))
+    scenario.after(events.Connected())
+    scenario.receive(assigned(6, A))
+    assert scenario.core.orders_heard == 6
+    scenario.receive(assigned(8, B))
+    assert scenario.core.orders_heard == 6
+
+
 def test_new_connection_asks_for_a_new_session() -> None:
     scenario = Scenario()
     scenario.after(events.Connected())
