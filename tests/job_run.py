@@ -56,7 +56,7 @@ class JobRun:
             settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
         )
         self.sent = 0
-        self._producer = plain_producer(brokers)
+        self._producer = plain_producer(brokers, linger_ms=5)  # nothing comes in bursts
 
     def kill_amid(self, count: Callable[[], int], first: int, more: int, what: str) -> None:
         """Kill a worker in an open epoch with outputs, and start it again.

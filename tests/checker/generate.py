@@ -44,14 +44,19 @@ def delete_topic(brokers: str, topic: str) -> None:
         time.sleep(0.05)
 
 
-def plain_producer(brokers: str) -> Producer:
-    """An idempotent producer that routes keys the way Java clients do."""
+def plain_producer(brokers: str, linger_ms: int = 2000) -> Producer:
+    """An idempotent producer that routes keys the way Java clients do.
+
+    Args:
+        brokers: bootstrap servers.
+        linger_ms: how long records may wait. So long is for those who flush; see fcluster/worker/sending.
+    """
     return Producer(
         {
             "bootstrap.servers": brokers,
             "enable.idempotence": True,
             "partitioner": PARTITIONER,
-            "linger.ms": 2000,  # it is flushed; see fcluster/worker/sending
+            "linger.ms": linger_ms,
             "sticky.partitioning.linger.ms": 2,
             "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
             "topic.metadata.refresh.interval.ms": 5_000,  # a broker that was cut off continues as if it led
