@@ -129,6 +129,15 @@ class FaultPlayer:
             AssertionError: a process ended and no fault explains it.
             TimeoutError: the cluster doesn't continue completely.
         """
+        try:
+            self._play(planned_round)
+        except BaseException:
+            for _, _, heal in self._heals:  # some faults are threads, which would never end
+                with suppress(Exception):
+                    heal()
+            raise
+
+    def _play(self, planned_round: Round) -> None:
         self._draw = random.Random(planned_round.number)
         self._broker_was_away = False
         began_s = time.monotonic()

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -262,6 +263,7 @@ def main() -> int:
                 kafka, place, "soak-", folder / "data", seed=seed, seconds=arguments.minutes * 60, say=say
             )
         except BaseException as error:
+            traceback.print_exception(error)  # some have no message
             first = error.__context__ or error  # ending everything may fail too
             say(f"FAILED: {type(first).__name__}: {first}\nthe same again: {again}; logs are in {folder}")
             if isinstance(error, AssertionError | TimeoutError):

@@ -337,5 +337,6 @@ class Cluster:
             worker.dealer.heal()
             worker.resume()
         self.fill_up()
-        if not self.finished and not any(not worker.leaving for worker in self.living_workers):
+        leaving = [worker.leaving or worker.is_drained for worker in self.living_workers]
+        if not self.finished and all(leaving):
             self.start_worker(0)

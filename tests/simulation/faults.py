@@ -362,6 +362,7 @@ class _FaultPlanner:
         if coordinators and self.world.chance(0.4):
             worker.note("## drained by an operator")
             self.world.landed["worker drained by an operator"] += 1
+            worker.is_drained = True
             request = messages.DrainRequest(worker.name)
             self.random.choice(coordinators).feed(events.MessageReceived(b"admin", request))
             return

@@ -295,6 +295,8 @@ class SimWorker(Process):
         self.exit_code: int | None = None
         self.returns = False
         """Whether its supervisor starts a new worker after this one has left (rolling restart)."""
+        self.is_drained = False
+        """Whether an operator has asked for it to leave. It may not know yet."""
         self._terminated = False
         self.disk: Disk | None = None
         self.slot = -1
