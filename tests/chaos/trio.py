@@ -543,8 +543,8 @@ def move_leaders(servers: str, prefix: str) -> int:
     def moved() -> int:
         # The broker that is asked may be away, or about to be. Each client chooses anew.
         with suppress(KafkaException, TimeoutError):
-            client = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-            client.elect_leaders(ElectionType.PREFERRED, None, request_timeout=5).result(10)
+            client = AdminClient({"bootstrap.servers": servers, "log_level": 0, "socket.timeout.ms": 5_000})
+            client.elect_leaders(ElectionType.PREFERRED, None).result(10)
         after = leaders(servers)
         return sum(after[at][0] != leader for at, (leader, _) in before.items() if at in after)
 
