@@ -150,8 +150,8 @@ class Fold:
 
     @property
     def under_way(self) -> int:
-        """Inputs without an output so far."""
-        return sum(len(key.waiting) + len(key.passed) for key in self._keys.values())
+        """Inputs without an output so far. Another thread may add keys meanwhile."""
+        return sum(len(key.waiting) + len(key.passed) for key in list(self._keys.values()))
 
     def _lacking(self) -> Iterator[InputRecord]:
         for key in self._keys.values():
