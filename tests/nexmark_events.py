@@ -7,7 +7,8 @@ days later. It moves event time past everything before it, and is an event like 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ DELAY_MS = 4_000
 END_MS = MIDNIGHT_MS + 4 * DAY_MS
 UNTIL_MS = END_MS - DELAY_MS
 """The event time at the end."""
+FIRST_END_MS = 10_000
+"""The end of the first window of q12."""
 KINDS = ("persons", "auctions", "bids")
 Arrival = tuple[str, int, dict[str, Any]]
 """Topic without its prefix, partition, and value."""
@@ -103,9 +106,24 @@ class Arrivals:
             self.arrivals += [(kind, partition, value) for kind, value in end_of(partition)]
 
     def recount(self, until_ms: int = UNTIL_MS) -> Recount:
-        """DuckDB with these events, until that event time."""
-        rows = ([value for kind, _, value in self.arrivals if kind == wanted] for wanted in KINDS)
+        """DuckDB with these events, until that event time. Bids that don't say when they have arrived are in
+        the first window of q12.
+        """
+        rows = (
+            [{"arrived": 0, **value} for kind, _, value in self.arrivals if kind == wanted]
+            for wanted in KINDS
+        )
         return Recount(*rows, side_inputs(), until_ms)
 
 
-__all__ = ["DIRECTORY", "KINDS", "SIDE_INPUTS", "UNTIL_MS", "Arrivals", "side_records"]
+def in_one_window(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of q12, with all bids of a person in the first window. In which one they are depends on the
+    wall clock, but each bid has to be in one.
+    """
+    bids: Counter[int] = Counter()
+    for row in rows:
+        bids[row["bidder"]] += row["bids"]
+    return [{"bidder": bidder, "end": FIRST_END_MS, "bids": number} for bidder, number in bids.items()]
+
+
+__all__ = ["DIRECTORY", "KINDS", "SIDE_INPUTS", "UNTIL_MS", "Arrivals", "in_one_window", "side_records"]

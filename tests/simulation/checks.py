@@ -616,7 +616,7 @@ class Checks:
             idle = clock.is_idle if self.harm_only else standing.time.is_idle
             for of, at_ms, key, name in self.job.timers_set(shard.stage, standing.encoded):
                 # In a job that is given, some may be due much later.
-                if at_ms <= now_ms if of == "event" else self.job.models:
+                if at_ms <= now_ms if of == "event" else self.job.models or self.job.awaits_timers:
                     yield f"in {shard}, {name} of {key} is due in {of} time, but hasn't fired"
             if self.job.has_idle_inputs and self.job.models and not idle:
                 yield f"{shard} doesn't know that its inputs are idle"

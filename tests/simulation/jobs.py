@@ -918,6 +918,8 @@ class SimJob:
         comes_in_order: whether most records are written in the order of their timestamps.
         stamped: the sources whose records have their time in the value.
         tables: the sources that are read as tables.
+        awaits_timers: whether a run goes on until all timers in processing time have fired. Jobs with models
+            always do.
     """
 
     topology: Topology
@@ -928,6 +930,7 @@ class SimJob:
     comes_in_order: bool = False
     stamped: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
+    awaits_timers: bool = False
 
     def as_in(self, topic: str, record: Written) -> Written:
         """A record that was drawn, as that source has it."""
