@@ -61,6 +61,7 @@ def plain_producer(brokers: str, linger_ms: int = 2000) -> Producer:
             "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
             "topic.metadata.refresh.interval.ms": 5_000,  # a broker that was cut off continues as if it led
             "queue.buffering.max.messages": 1_000_000,
+            "log_level": 0,  # the brokers of some tests die on purpose
         }
     )
 

@@ -34,8 +34,10 @@ _R = TypeVar("_R")
 
 @functools.cache
 def admin_of(brokers: str) -> AdminClient:
-    """One admin client for each bootstrap string, because they are costly to create and safe to share."""
-    return AdminClient({"bootstrap.servers": brokers})
+    """One admin client for each bootstrap string, because they are costly to create and safe to share. They
+    outlive some brokers, and would complain once a second.
+    """
+    return AdminClient({"bootstrap.servers": brokers, "log_level": 0})
 
 
 def forget_admins() -> None:
@@ -174,6 +176,7 @@ def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
             "fetch.wait.max.ms": 20,
             "socket.timeout.ms": 8_000,  # a broker that hangs keeps its connections; the default is 60 s
             "topic.metadata.refresh.interval.ms": 5_000,  # a broker that was cut off continues as if it led
+            "log_level": 0,  # the brokers of some tests die on purpose
             **extra,
         }
     )
