@@ -18,7 +18,7 @@ epoch or session that they are about, and have no effect once that is over.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -735,8 +735,13 @@ def encode(message: Message) -> bytes:
     return _VERSION_BYTE + _encoder.encode(_fitted(message))
 
 
+_WITH_TEXTS: Final = (RecordOverdue, Refused, Shutdown, WorkerFailed, TornTransaction)
+
+
 def _fitted(message: _M) -> _M:
     """The message with reasons and failures that are printable and not too long."""
+    if not isinstance(message, _WITH_TEXTS):
+        return message  # nearly all of them
     if isinstance(message, RecordOverdue | Refused | Shutdown):
         reason = bounded_text(message.reason, REASON_CHARACTERS_MAX)
         if reason != message.reason:

@@ -34,9 +34,9 @@ with the number of workers that take part in it, not with the number of shards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -56,7 +56,16 @@ from fcluster.coordinator.core.leaving import Leaving
 from fcluster.coordinator.core.liveness import Liveness
 from fcluster.coordinator.core.losses import Losses
 from fcluster.coordinator.core.membership import Membership
-from fcluster.coordinator.core.model import EpochPhase, Phase, Session, SessionPhase, ShardPhase, Slot, Terms
+from fcluster.coordinator.core.model import (
+    LONG_AGO_MS,
+    EpochPhase,
+    Phase,
+    Session,
+    SessionPhase,
+    ShardPhase,
+    Slot,
+    Terms,
+)
 from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
 from fcluster.coordinator.core.ownership import Ownership
 from fcluster.coordinator.core.progress import Progress
@@ -123,6 +132,18 @@ class Coordinator:
         self._topics = Topics(cluster, outbox, self._ownership, self.progress, self._ending)
         self._leadership = Leadership(cluster, outbox, self._ending)
         self._ending_resumed: Mapping[str, Any] | None = None
+        self._routine: dict[type[messages.ToCoordinator], Callable[[Session, Any], None]] = {
+            messages.Dirty: self._on_dirty,
+            messages.Prepared: self._on_prepared,
+            messages.Committed: self._on_committed,
+            messages.Heartbeat: self._reports.heartbeat,
+        }
+        """What every worker sends all the time. It moves on the epochs of its session and the standings of
+        its shards. Nothing else becomes possible by it, unless a shard waits for a warm copy, or the job
+        ends.
+        """
+        self._calm_until_ms = LONG_AGO_MS
+        """Until then, a routine message leaves nothing to do but epochs."""
 
     @property
     def phase(self) -> Phase:
@@ -201,12 +222,19 @@ class Coordinator:
 
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
         """Returns the effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
-        if self.phase is Phase.STOPPED:
+        cluster = self._cluster
+        if cluster.phase is Phase.STOPPED:
             return []
         self._liveness.notice_absence(now_ms)
-        self._cluster.now_ms = now_ms
+        cluster.now_ms = now_ms
         self._outbox.begin()
-        self._dispatch(event)
+        if type(event) is events.MessageReceived and type(event.message) in self._routine:
+            self._on_worker_message(event.peer, cast("messages.FromWorker", event.message))
+            if now_ms < self._calm_until_ms and self._is_calm():
+                self._advance_epochs()
+                return self._outbox.finish()
+        else:
+            self._dispatch(event)
         self._advance()
         return self._outbox.finish()
 
@@ -256,11 +284,36 @@ class Coordinator:
         self._joining.place_joiners()
         self._ownership.begin_assigning()
         self._ownership.hand_over_warm()
-        self.rounds.advance(self._cluster.now_ms)
-        self._ending.follow_progress()
+        self._advance_epochs()
         self._leadership.follow_resignation()
         self._ending.follow_drain()
+        self._calm_until_ms = self._find_calm()
+
+    def _advance_epochs(self) -> None:
+        """What a routine message may make possible."""
+        self.rounds.advance(self._cluster.now_ms)
+        if self.progress.has_targets:
+            self._ending.follow_progress()
         self._reserve_epochs()
+
+    def _is_calm(self) -> bool:
+        """Whether the rest of `_advance` would do nothing after a routine message, unless it is time for
+        something.
+        """
+        return self._cluster.phase is Phase.RUNNING and not self._ownership.warming
+
+    def _find_calm(self) -> float:
+        """Until when time alone makes nothing possible except epochs, as far as the cluster stays as it is.
+
+        With thousands of workers, most events are routine messages, and looking for due work after each of
+        them would take half of the coordinator's time.
+        """
+        if not self._cluster.assigning or self._leadership.resignation is not None:
+            return LONG_AGO_MS
+        if any(joiner.slot is None for joiner in self.joiners.values()):
+            return LONG_AGO_MS
+        deadlines = chain(self._liveness.deadlines_ms(), self._membership.deadlines_ms())
+        return min((ms for ms in deadlines if ms is not None), default=LONG_AGO_MS)
 
     def next_deadline_ms(self) -> float | None:
         """When to call `handle(Tick())` if no event comes before. None: never."""
@@ -344,12 +397,19 @@ class Coordinator:
         elif isinstance(message, messages.AgentReport):
             self._scaling.agent_report(peer, message)
         else:
-            session = self.sessions.get(message.session)
-            if session is None or session.peer != peer:
-                self._answer_stranger(peer, message)
+            self._on_worker_message(peer, message)
+
+    def _on_worker_message(self, peer: bytes, message: messages.FromWorker) -> None:
+        session = self.sessions.get(message.session)
+        if session is None or session.peer != peer:
+            self._answer_stranger(peer, message)
+        else:
+            self._membership.hear(session)
+            session.spoken = True
+            act = self._routine.get(type(message))
+            if act is not None:
+                act(session, message)
             else:
-                self._membership.hear(session)
-                session.spoken = True
                 self._on_session_message(session, message)
 
     def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
@@ -366,20 +426,20 @@ class Coordinator:
         if message.session and not awaited and not isinstance(message, messages.Goodbye):
             self._outbox.send(peer, messages.Evicted(self.terms.term, message.session))
 
+    def _on_dirty(self, session: Session, dirty: messages.Dirty) -> None:
+        session.backlog = dirty.backlog
+        self.rounds.want(session)
+
+    def _on_prepared(self, session: Session, prepared: messages.Prepared) -> None:
+        session.backlog = prepared.backlog
+        self.rounds.prepared(session, prepared.epoch, self._cluster.now_ms)
+
+    def _on_committed(self, session: Session, committed: messages.Committed) -> None:
+        self._reports.committed(session, committed.shards)
+        self.rounds.committed(session, committed, self._cluster.now_ms)
+
     def _on_session_message(self, session: Session, message: messages.FromWorker) -> None:
-        now_ms = self._cluster.now_ms
         match message:
-            case messages.Dirty():
-                session.backlog = message.backlog
-                self.rounds.want(session)
-            case messages.Prepared():
-                session.backlog = message.backlog
-                self.rounds.prepared(session, message.epoch, now_ms)
-            case messages.Committed():
-                self._reports.committed(session, message.shards)
-                self.rounds.committed(session, message, now_ms)
-            case messages.Heartbeat():
-                self._reports.heartbeat(session, message)
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._reports.running(session, status)
@@ -403,8 +463,8 @@ class Coordinator:
             case messages.Goodbye():
                 self.counters.leaves += 1
                 self._membership.end(session, "left cleanly", clean=True)
-            case messages.Hello():
-                raise AssertionError("handled before")
+            case _:
+                raise AssertionError(f"{type(message).__name__} is handled before")
 
     def _on_released(self, session: Session, message: messages.Released) -> None:
         if message.number <= session.released_number:

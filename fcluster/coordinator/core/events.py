@@ -2,6 +2,9 @@
 
 Responsible for: these types. The shell in `server` carries out effects in order, and feeds their results back
 as events. Must not hold logic. Pure.
+
+The two kinds of which there is one for each message are structs, because creating one takes a fifth of the
+time that a frozen dataclass takes.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from fcluster.common.failures import Failure
 from fcluster.kafka.topic_ids import Look
@@ -24,8 +29,7 @@ class Started:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
+class MessageReceived(msgspec.Struct, frozen=True):
     """A valid message from a worker or an admin client arrived from `peer`."""
 
     peer: bytes
@@ -158,8 +162,7 @@ Event = (
 # --- effects ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SendMessage:
+class SendMessage(msgspec.Struct, frozen=True):
     """Send `message` to `peer`; it may get lost."""
 
     peer: bytes

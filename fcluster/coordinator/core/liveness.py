@@ -37,6 +37,7 @@ class Liveness:
         self._membership = membership
         self._sweep_ms = max(20.0, min(300.0, cluster.settings.session_timeout_ms / 10))
         self._next_sweep_ms = cluster.now_ms
+        self._absence_ms_min = max(ABSENCE_NOTICED_MS, 2 * self._sweep_ms)
 
     def deadlines_ms(self) -> list[float | None]:
         """When something is due if nothing happens before that."""
@@ -50,7 +51,7 @@ class Liveness:
         workers.
         """
         absence_ms = now_ms - self._cluster.now_ms
-        if absence_ms < max(ABSENCE_NOTICED_MS, 2 * self._sweep_ms):
+        if absence_ms < self._absence_ms_min:
             return
         for session in self._cluster.sessions.values():
             session.heard_ms += absence_ms

@@ -137,6 +137,8 @@ class Losses:
 
     def committed(self, status: messages.ShardStatus) -> None:
         """A session has committed offsets of a shard."""
+        if not self._cluster.deaths and not self._cluster.overdue:
+            return  # the usual case: it comes with each epoch of each shard
         shard = status.shard
         deaths = self._cluster.deaths.get(shard)
         if deaths is not None:

@@ -93,11 +93,13 @@ class Progress:
         if status.end < 0 and known is not None:
             status = msgspec.structs.replace(status, end=known.end)
         self._keep(status)
-        self._judge(status)
+        if self.has_targets:
+            self._judge(status)
 
     def learn_commit(self, status: ShardStatus) -> None:
         """Note a commit. It contains only the committed offset, which may be behind what was read."""
-        self._judge(status)
+        if self.has_targets:
+            self._judge(status)
         known = self.standing(status.shard, status.input)
         if known is not None:
             position = max(known.position, status.position)
@@ -112,10 +114,14 @@ class Progress:
 
     def standing(self, shard: ShardId, number: int = 0) -> ShardStatus | None:
         """The shard's status in that input. None if it hasn't been reported yet."""
-        return self.standings.get(shard, {}).get(number)
+        standings = self.standings.get(shard)
+        return None if standings is None else standings.get(number)
 
     def _keep(self, status: ShardStatus) -> None:
-        if status.input in self._inputs_of.get(status.shard.stage, ()):
+        standings = self.standings.get(status.shard)
+        if standings is not None and status.input in standings:
+            standings[status.input] = status
+        elif status.input in self._inputs_of.get(status.shard.stage, ()):
             self.standings.setdefault(status.shard, {})[status.input] = status
 
     def set_target(self, stage: str, offsets: Mapping[int, int], number: int = 0) -> None:

@@ -103,10 +103,13 @@ class Reports:
 
     def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
         """A session reports what it has committed for its shards."""
+        committed = self._cluster.committed
         for status in statuses:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
                 self._progress.learn_commit(status)
-                known = self._cluster.committed.setdefault(status.shard, {})
+                known = committed.get(status.shard)
+                if known is None:
+                    known = committed[status.shard] = {}
                 known[status.input] = max(status.committed, known.get(status.input, 0))
                 self._losses.committed(status)

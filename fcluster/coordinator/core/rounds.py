@@ -239,8 +239,16 @@ class Rounds:
             return self.current.barrier_ms + self._settings.checkpoint_straggler_ms
         if not self.wanting or not self.numbers.available:
             return None
-        due = [self._due_ms(session) for session in self.wanting.values() if _can_prepare(session)]
-        return max(min(due), self._next_barrier_ms) if due else None
+        next_barrier_ms = self._next_barrier_ms
+        first_ms: float | None = None
+        for session in self.wanting.values():
+            if not _can_prepare(session):
+                continue
+            due_ms = self._due_ms(session)
+            if due_ms <= next_barrier_ms:
+                return next_barrier_ms  # the usual case; the others make no difference
+            first_ms = due_ms if first_ms is None else min(first_ms, due_ms)
+        return first_ms
 
     @property
     def _next_barrier_ms(self) -> float:

@@ -237,9 +237,18 @@ def take_in(journal: dict[str, Any], write: events.WriteJournal) -> None:
             journal[key] = value
 
 
+class ThoroughCoordinator(Coordinator):
+    """Looks for all due work after each event, even after messages that make none of it possible."""
+
+    def _is_calm(self) -> bool:
+        return False
+
+
 @dataclass
 class Harness:
     """A coordinator with a model of everything around it.
+
+    Beside it, a `ThoroughCoordinator` gets the same events, and has to decide the same.
 
     With `auto_journal` and `auto_fence`, those effects are carried out at once. Otherwise they wait for
     `write_journal` and `fence`.
@@ -296,6 +305,7 @@ class Harness:
         )
         self.checker.new_leader(self.journal)
         self.core = Coordinator.recover(self.journal, terms, self.now_ms)
+        self.thorough = ThoroughCoordinator.recover(self.journal, terms, self.now_ms)
         self.feed(events.Started())
 
     def feed(self, event: events.Event) -> None:
@@ -303,6 +313,7 @@ class Harness:
         self.checker.see_event(event)
         self.checker.draining = self.core.phase.value == "draining"
         effects = self.core.handle(event, self.now_ms)
+        assert self.thorough.handle(event, self.now_ms) == effects, "due work was overlooked"
         self.checker.draining = self.core.phase.value == "draining"
         self.core.invariants()
         deadline = self.core.next_deadline_ms()

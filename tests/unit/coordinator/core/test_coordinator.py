@@ -324,6 +324,15 @@ def test_silent_worker_is_dead_after_the_session_timeout() -> None:
     assert len(w1.assigned) == 4
 
 
+def test_silent_worker_is_dead_in_time_if_the_others_send_all_the_time() -> None:
+    """Then no tick comes, since there is always a message."""
+    harness, (_w0, w1) = cluster()
+    for _ in range(8):
+        harness.now_ms += 450
+        w1.heartbeat()
+    assert "fence slot 0" in harness.transcript()
+
+
 def test_coordinator_that_was_suspended_does_not_blame_its_workers() -> None:
     harness, (w0, w1) = cluster()
     harness.now_ms += 60_000  # stopped, and continued
