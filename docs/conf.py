@@ -63,6 +63,7 @@ def _without_decisions(_app, page, source):
 _MADE_BY_FCLUSTER = {
     "fcluster.Stream",
     "fcluster.Table",
+    "fcluster.GlobalTable",
     "fcluster.GroupedTable",
     "fcluster.WindowedStream",
     "fcluster.api.windowed.GatheredStream",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fcluster.api.context import CallContext
 from fcluster.api.job import UNSET, Context, Job, Record, Stream, Table, WindowedStream
-from fcluster.api.tables import GroupedTable
+from fcluster.api.tables import GlobalTable, GroupedTable
 from fcluster.common.errors import FclusterError
 from fcluster.graph.aggregates import (
     Aggregate,
@@ -52,6 +52,7 @@ __all__ = [
     "Cumulative",
     "DocumentState",
     "FclusterError",
+    "GlobalTable",
     "GroupedTable",
     "Header",
     "Hopping",

@@ -24,9 +24,11 @@ from fcluster.graph.description import rekey_description
 from fcluster.graph.models import check_field
 from fcluster.graph.operators import (
     Branch,
+    Broadcast,
     Filter,
     JoinStreams,
     JoinTable,
+    KeepTable,
     KeptTable,
     MapAsync,
     OnError,
@@ -40,6 +42,8 @@ from fcluster.graph.operators import (
     ValueKind,
     Window,
     kept_in,
+    names_of_table,
+    replaced_table,
     tables_read_by,
 )
 from fcluster.graph.stages import Chain, Input, Stage, written_topics
@@ -75,10 +79,19 @@ class Builder:
         self._joined_tables: set[str] = set()
         self._followed: set[tuple[str, str]] = set()
         """The tables and inputs for which the steps that follow the table's changes have their chains."""
+        self._copies: dict[str, list[Node]] = {}
+        """For each global table: a seed for each stage that has a copy of it."""
+        self._copy_names: set[str] = set()
 
     # --- laying out -----------------------------------------------------------------------------------
 
-    def lay_out(self, roots: Sequence[Node], merges: Sequence[Node], joins: Sequence[Node]) -> None:
+    def lay_out(
+        self,
+        roots: Sequence[Node],
+        merges: Sequence[Node],
+        joins: Sequence[Node],
+        global_joins: Sequence[Node],
+    ) -> None:
         """Name the inputs and decide which of them belong to one stage."""
         self._joined_tables = {
             kept.name
@@ -100,10 +113,33 @@ class Builder:
             joined = sorted(dict.fromkeys(seeds(join)), key=lambda seed: places.get(seed, len(places)))
             united = list(dict.fromkeys(one for seed in joined for one in groups.get(seed, [seed])))
             groups |= dict.fromkeys(united, united)
+        self._add_copies(global_joins, groups)
         for root in roots:
             self._name_inputs(root, groups)
+        self._name_copies(groups)
         for seed, name in self._input_names.items():
             self._stage_of[name] = [self._input_names[one] for one in groups.get(seed, [seed])]
+
+    def _add_copies(self, global_joins: Sequence[Node], groups: dict[Seed, list[Seed]]) -> None:
+        """Give each stage with a join a copy of the global table, as its last input."""
+        for join in global_joins:
+            table = cast("KeepTable", kept_in(cast("JoinTable", join.step).table)[0]).copy_of
+            copies = self._copies.setdefault(table, [])
+            seed = next(seeds(join))
+            stage = groups.get(seed, [seed])
+            if not any(copy in stage for copy in copies):
+                copies.append(copy := Node(cast("JoinTable", join.step)))
+                united = [*stage, copy]
+                groups |= dict.fromkeys(united, united)
+
+    def _name_copies(self, groups: Mapping[Seed, list[Seed]]) -> None:
+        for table, copies in self._copies.items():
+            for copy in copies:
+                name = f"{table}-in-{self._input_names[groups[copy][0]]}"
+                if name in self._input_names.values():
+                    raise _stage_name_clash(name)
+                self._input_names[copy] = name
+                self._copy_names.add(name)
 
     def _name_inputs(self, node: Node, groups: Mapping[Seed, list[Seed]]) -> None:
         """Name the input after each `key_by` that follows `node`."""
@@ -158,10 +194,11 @@ class Builder:
             Input(*self._inputs[one], one, self._source_rule(self._inputs[one][0], self._chains[one]))
             for one in names
         ]
-        if len({codec_name(source.topic.key) for source in inputs}) > 1:
+        own = [source for source in inputs if source.name not in self._copy_names]
+        if len({codec_name(source.topic.key) for source in own}) > 1:
             joins = (step for chain in chains for step in chain.operators)
             are_joined = any(isinstance(step, JoinTable | JoinStreams | TellChanges) for step in joins)
-            raise _different_keys(inputs, are_joined=are_joined)
+            raise _different_keys(own, are_joined=are_joined)
         stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
         return Stage(name, tuple(inputs), tuple(chains), stores, changelog, frozenset(self._topics))
@@ -187,7 +224,11 @@ class Builder:
                 _check_in_time(step, before)
             if isinstance(step, MapAsync):
                 _check_before_calls(step, before)
-            if isinstance(step, KeptTable):
+            if isinstance(step, JoinTable):
+                step = self._placed(step, source)
+            if isinstance(step, KeepTable) and step.copy_of:
+                self._walk_global(step, source)
+            elif isinstance(step, KeptTable):
                 self._walk_table(node, step, source, before)
             elif isinstance(step, Subscribe):
                 self._walk_subscribe(node, step, source, before)
@@ -225,11 +266,7 @@ class Builder:
     def _walk_table(self, node: Node, step: KeptTable, source: str, before: tuple[Operator, ...]) -> None:
         """The chain ends in the table. Those who follow its changes begin chains of their own."""
         if step.name not in self._joined_tables and not node.children:
-            raise JobError(
-                f"The table {step.name!r} is not used.",
-                remedy="Join a stream with it, stream.join(table), go on with table.to_stream(), or remove "
-                "it.",
-            )
+            raise _unused_table(step.name, "stream.join(table), go on with table.to_stream()")
         if node.children:
             _check_followed(step, before)
         self._end_chain(source, (*before, replace(step, is_followed=bool(node.children))), None, None)
@@ -239,6 +276,31 @@ class Builder:
         for child in node.children:
             told = replace(cast("TellChanges", child.step), source=step.name)
             self._walk_on(child, told, source, (told,))
+
+    def _walk_global(self, step: KeepTable, source: str) -> None:
+        """Rows go to all shards of each stage with a copy, through a topic for each of these stages."""
+        copies = self._copies.get(step.copy_of, ())
+        if not copies:
+            raise _unused_table(step.name, "stream.join(table, with_, on=...)")
+        read, readers = self._inputs[source][0], list[tuple[str, TopicSpec]]()
+        for copy in copies:
+            name = self._input_names[copy]
+            topic = TopicSpec(repartition_topic(self._job, name), read.key, step.value)
+            readers.append((self._stage_of[name][0], topic))
+            self._open_input(name, topic, internal=True)
+            self._claim_process_name(name, copy)
+            self._end_chain(name, (replace(step, name=name, on_error="stop"),), None, None)
+        self._end_chain(source, (Broadcast(step.copy_of, tuple(readers), step.on_error),), None, None)
+
+    def _placed(self, step: JoinTable, source: str) -> JoinTable:
+        """The join with the copy of a global table that its stage has."""
+        kept = kept_in(step.table)[0]
+        if not isinstance(kept, KeepTable) or not kept.copy_of:
+            return step
+        copies = (self._input_names[copy] for copy in self._copies[kept.copy_of])
+        name = next(name for name in copies if name in self._stage_of[source])
+        placed = replace(kept, name=name, on_error="stop")
+        return replace(step, table=replaced_table(step.table, placed))
 
     def _walk_subscribe(self, node: Node, step: Subscribe, source: str, before: tuple[Operator, ...]) -> None:
         """The chain passes on left rows. The step itself writes the subscriptions."""
@@ -296,6 +358,7 @@ class Builder:
         sink_rule: OnError | None = None,
     ) -> None:
         named = [operator.name for operator in operators if isinstance(operator, StatefulOperator)]
+        named += [step.table for step in operators if isinstance(step, Broadcast)]
         plain = named[0] if named else f"{source}-to-{sink.name if sink else 'nowhere'}"
         taken = {chain.name for chains in self._chains.values() for chain in chains}
         name, number = plain, 2
@@ -314,7 +377,12 @@ class Builder:
     def _source_rule(self, source: TopicSpec, chains: Sequence[Chain]) -> OnError:
         """What to do with a record of `source` that can't be decoded."""
         begin = [chain for chain in chains if chain.follows is None]
-        said = {_first_given(*(step.on_error for step in chain.stateful)) for chain in begin}
+        said = {
+            _first_given(
+                *(step.on_error for step in chain.operators if isinstance(step, StatefulOperator | Broadcast))
+            )
+            for chain in begin
+        }
         agreed = said.pop() if len(said) == 1 else "stop"
         return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
 
@@ -325,6 +393,10 @@ class Builder:
                 "the name also identifies their state.",
                 remedy="Give one of them another name with name=.",
             )
+
+
+def _unused_table(name: str, use: str) -> JobError:
+    return JobError(f"The table {name!r} is not used.", remedy=f"Join a stream with it, {use}, or remove it.")
 
 
 def _first_given(*rules: Any) -> OnError:
@@ -366,7 +438,7 @@ def _names_behind(node: Node) -> Iterator[tuple[type, str]]:
         if isinstance(child.step, StatefulOperator):
             yield Process, child.step.name
         elif isinstance(child.step, JoinTable):
-            yield JoinTable, f"with-{kept_in(child.step.table)[0].name}"
+            yield JoinTable, f"with-{names_of_table(child.step.table)[0]}"
         elif isinstance(child.step, Sink):
             yield Sink, child.step.topic.name
         if not isinstance(child.step, KeyBy):
@@ -477,7 +549,14 @@ def upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
 
 def _loop(path: list[Stage]) -> JobError:
     names = ["+".join(stage.topics) for stage in path]
-    steps = (step for stage in path for chain in stage.chains for step in chain.operators)
+    steps = [step for stage in path for chain in stage.chains for step in chain.operators]
+    table = next((step.table for step in steps if isinstance(step, Broadcast)), None)
+    if table is not None:
+        return JobError(
+            f"The global table {table!r} is joined in a stage in front of it, or in the one that reads its "
+            "topic: a loop.",
+            remedy="Copy the topic, job.stream(topic).to(copy), and declare the global table over the copy.",
+        )
     join = next((step.table for step in steps if isinstance(step, Subscribe)), None)
     if join is not None:
         return JobError(

@@ -36,6 +36,7 @@ class Declarations:
         roots: the nodes of the topics that are read.
         merges: the nodes where streams are merged.
         joins: the nodes of joins, with tables and of two streams.
+        global_joins: the nodes of joins with global tables.
     """
 
     def __init__(self, job: str) -> None:
@@ -44,6 +45,7 @@ class Declarations:
         self.roots: list[Node] = []
         self.merges: list[Node] = []
         self.joins: list[Node] = []
+        self.global_joins: list[Node] = []
         self._begun: dict[str, None] = {}
         """The windows and groups that have no aggregates yet, in words and in order."""
         self._topics: dict[str, TopicSpec] = {}
@@ -125,7 +127,7 @@ class Declarations:
             for name, topic in self._topics.items()
         }
         builder = Builder(self.job, topics, self._topic_rules, self.default_rule)
-        builder.lay_out(self.roots, self.merges, self.joins)
+        builder.lay_out(self.roots, self.merges, self.joins, self.global_joins)
         for root in self.roots:
             builder.add_root(root)
         stages = builder.stages()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -18,7 +19,7 @@ from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import on_timer_of
 from fcluster.api.streams import Stream, merged, node_of
-from fcluster.api.tables import Table, checked_history, described_table
+from fcluster.api.tables import GlobalTable, Table, checked_history, described_table
 from fcluster.api.windowed import WindowedStream
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -26,7 +27,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
 from fcluster.common.spelling import near_names
 from fcluster.graph.codecs import Codec
-from fcluster.graph.operators import KeepTable, KeyKind, OnError, TopicSpec, ValueKind
+from fcluster.graph.operators import AnyTable, KeepTable, KeyKind, OnError, TopicSpec, ValueKind
 from fcluster.graph.record import UNSET, Record, Unset
 from fcluster.graph.states import State
 from fcluster.graph.timestamps import Timestamp
@@ -36,6 +37,7 @@ from fcluster.graph.watermark import Watermark
 __all__ = [
     "UNSET",
     "Context",
+    "GlobalTable",
     "Handler",
     "HandlerFunction",
     "Job",
@@ -112,6 +114,7 @@ class Job:
         self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
         self._declared = Declarations(name)
         self._tables: dict[str, Table] = {}
+        self._global_tables: dict[str, GlobalTable] = {}
         if isinstance(on_error, TopicSpec):
             on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
         if on_error is not None:
@@ -316,29 +319,65 @@ class Job:
         Raises:
             JobError: the topic is a table of another name already.
         """
-        self._declared.check_declared(topic, "table()")
+        kept = self._kept(topic, "table()", name, history, on_error)
+        known = self._tables.get(topic.name)
+        if known is not None:
+            _check_declared_alike(topic, kept, described_table(known), name, history, on_error)
+            return known
+        root = self._declared.source(topic, "table()", None, None)
+        table = Table(self._declared, kept, {kept.name: root.add(kept)}, Stream)
+        self._tables[topic.name] = table
+        return table
+
+    def global_table(
+        self,
+        topic: TopicSpec[_K, _V],
+        *,
+        name: str | None = None,
+        history: timedelta | None = None,
+        on_error: OnError | None = None,
+    ) -> GlobalTable[_K, _V]:
+        """The newest value of each key of `topic`, all of them in each shard that joins a stream with it.
+
+        So `stream.join(table, with_, on=...)` finds a row by anything that a record says, whatever the
+        stream's keys are, and however many partitions it has. The price: each shard of a stage with such a
+        join has a copy of the whole table in its state. So it is for tables that are small, or change seldom.
+
+        Args:
+            topic: the source. It may have any number of partitions, whoever has chosen them.
+            name: of the table, and of its copies: `{name}-in-{stage}`. Default: that of the topic. A job is
+                refused if a table was renamed or removed.
+            history: for how long former rows are kept; see `table`.
+            on_error: what to do with a record that has no key; see `table`.
+
+        Raises:
+            JobError: the topic is a global table of another name already.
+        """
+        kept = self._kept(topic, "global_table()", name, history, on_error)
+        kept = replace(kept, copy_of=kept.name)
+        known = self._global_tables.get(topic.name)
+        if known is not None:
+            _check_declared_alike(topic, kept, described_table(known), name, history, on_error)
+            return known
+        self._declared.source(topic, "global_table()", None, None).add(kept)
+        table = GlobalTable(self._declared, kept, topic.key)
+        self._global_tables[topic.name] = table
+        return table
+
+    def _kept(
+        self,
+        topic: TopicSpec,
+        where: str,
+        name: str | None,
+        history: timedelta | None,
+        on_error: OnError | None,
+    ) -> KeepTable:
+        self._declared.check_declared(topic, where)
         if name is not None:
             check_name(name, "The table name", " with name=")
         chosen = topic.name if name is None else name
-        known = self._tables.get(topic.name)
         rule = self._declared.rule(on_error, f"the table {chosen!r}")
-        if known is not None:
-            step = cast("KeepTable", described_table(known))
-            if (
-                name not in (None, step.name)
-                or (on_error is not None and rule != step.on_error)
-                or (history is not None and checked_history(chosen, history) != step.history_ms)
-            ):
-                raise JobError(
-                    f"The topic {topic.name!r} is declared as a table twice, in different ways.",
-                    remedy="Declare it once, and use the returned table in all joins.",
-                )
-            return known
-        root = self._declared.source(topic, "table()", None, None)
-        kept = KeepTable(chosen, topic.value, rule, history_ms=checked_history(chosen, history))
-        table = Table(self._declared, kept, {chosen: root.add(kept)}, Stream)
-        self._tables[topic.name] = table
-        return table
+        return KeepTable(chosen, topic.value, rule, history_ms=checked_history(chosen, history))
 
     @overload
     def merge(
@@ -394,3 +433,24 @@ class Job:
             JobError: the job can't run as it is written.
         """
         return self._declared.build(settings)
+
+
+def _check_declared_alike(
+    topic: TopicSpec,
+    kept: KeepTable,
+    known: AnyTable,
+    name: str | None,
+    history: timedelta | None,
+    on_error: OnError | None,
+) -> None:
+    """Refuse a topic that is declared as a table again, if what is given isn't what was given before."""
+    before = cast("KeepTable", known)
+    if (
+        (name is not None and kept.name != before.name)
+        or (on_error is not None and kept.on_error != before.on_error)
+        or (history is not None and kept.history_ms != before.history_ms)
+    ):
+        raise JobError(
+            f"The topic {topic.name!r} is declared as a table twice, in different ways.",
+            remedy="Declare it once, and use the returned table in all joins.",
+        )

@@ -11,16 +11,26 @@ from fcluster.api.checks import check_async_function, check_function, check_name
 from fcluster.api.context import CallContext, Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
-from fcluster.api.nodes import KeyBy, Node, Sink, value_of
-from fcluster.api.tables import Table, checked_history, looked_up, pair
+from fcluster.api.nodes import KeyBy, Node, Sink, key_of, value_of
+from fcluster.api.tables import (
+    GlobalTable,
+    Table,
+    check_of_job,
+    checked_history,
+    described_table,
+    key_of_global,
+    looked_up,
+    pair,
+)
 from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
-from fcluster.graph.codecs import Codec
+from fcluster.graph.codecs import Codec, ModelCodec, codec_name, kind_title
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
+from fcluster.graph.models import check_field
 from fcluster.graph.operators import (
     Branch,
     Filter,
@@ -420,6 +430,36 @@ class Stream(Generic[K_co, V_co]):
     @overload
     def join(
         self,
+        other: GlobalTable[Any, Any],
+        with_: None = None,
+        *,
+        on: str | Callable[[V_co], Any] | None = None,
+        how: Literal["inner", "left"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, dict[str, Any]]: ...
+    @overload
+    def join(
+        self,
+        other: GlobalTable[_K, _V],
+        with_: Callable[[V_co, _V], _T],
+        *,
+        on: str | Callable[[V_co], _K | None] | None = None,
+        how: Literal["inner"] = "inner",
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
+        other: GlobalTable[_K, _V],
+        with_: Callable[[V_co, _V | None], _T],
+        *,
+        on: str | Callable[[V_co], _K | None] | None = None,
+        how: Literal["left"],
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def join(
+        self,
         other: Stream[Any, Any],
         with_: None = None,
         *,
@@ -471,9 +511,10 @@ class Stream(Generic[K_co, V_co]):
     ) -> Stream[K_co, _T]: ...
     def join(
         self,
-        other: Table[Any, Any] | Stream[Any, Any],
+        other: Table[Any, Any] | GlobalTable[Any, Any] | Stream[Any, Any],
         with_: JoinFunction | None = None,
         *,
+        on: Rekey | None = None,
         within: timedelta | tuple[timedelta, timedelta] | None = None,
         name: str | None = None,
         how: How = "inner",
@@ -481,7 +522,7 @@ class Stream(Generic[K_co, V_co]):
         late: TopicSpec | None = None,
         on_error: OnError | None = None,
     ) -> Stream[Any, Any]:
-        """Join this stream, on the left, with a table or another stream.
+        """Join this stream, on the left, with a table, a global table or another stream.
 
         **With a table**, look up the row of each record's key in a table, and pass on `with_(value, row)`.
 
@@ -490,19 +531,24 @@ class Stream(Generic[K_co, V_co]):
         as that was written in time. A row that changes later changes no result. Key, timestamp and headers
         don't change.
 
+        **With a global table**, `on` gives the key of the row. Nothing is asked of the stream's keys and
+        partitions.
+
         **With another stream**, pass on `with_(left, right)` for each pair of records of a key that are no
         further apart than `within` says. A pair is passed on when the later record comes, with the greater
         timestamp of the two. Records without a partner are passed on when event time has passed all partners
         that they could have had, and the grace. The job uses event time then.
 
-        Partition n of the one and partition n of the other belong to the same shard. So both need the same
-        number of partitions, the same kind of key and the same partitioner. If they don't have that, put a
-        `key_by` in front.
+        Except with a global table, partition n of the one and partition n of the other belong to the same
+        shard. So both need the same number of partitions, the same kind of key and the same partitioner. If
+        they don't have that, put a `key_by` in front.
 
         Args:
-            other: what `Job.table` returns, or another stream of the job.
+            other: what `Job.table` or `Job.global_table` returns, or another stream of the job.
             with_: called with the stream's value and that of the row or the other record. Default: a dict
                 with the two as "left" and "right".
+            on: of a join with a global table: the field of the value that is the row's key, or a function of
+                the value. None as a result: no row belongs to the record. Default: the record's key.
             within: how much earlier and later than the left record the right one may be: one time for both,
                 or a tuple with one for each.
             name: of a join of two streams, and of its state. A job is refused if such a join was renamed.
@@ -511,7 +557,7 @@ class Stream(Generic[K_co, V_co]):
                 records of the other one.
             grace: how much longer records that come late still find their partners.
             late: gets the records that are later still, as they are. They are counted in any case.
-            on_error: what to do with a record that fails in the join: because `with_` does, or because it has
+            on_error: what to do with a record that fails in the join: because `with_` or `on` does, or it has
                 no key. (A left join with a table passes it on.)
 
         Raises:
@@ -520,9 +566,10 @@ class Stream(Generic[K_co, V_co]):
         if with_ is not None:
             check_function(with_, "join", ("left", "right"))
         if isinstance(other, Stream):
+            _check_no_on(on, "stream")
             return self._join_stream(other, with_ or pair, within, name, how, grace, late, on_error)
         table = other
-        if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+        if not isinstance(table, Table | GlobalTable):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
                 f"join() got {given(table)}, neither a table nor a stream.",
                 remedy="Use stream.join(job.table(topic)), or stream.join(job.stream(topic), within=...).",
@@ -538,11 +585,43 @@ class Stream(Generic[K_co, V_co]):
                 f"how={bounded_repr(how)} of the join with {table.name!r} is unknown.",
                 remedy="Use how='inner' or how='left'.",
             )
-        joined, kept = looked_up(table, self._declared)
         rule = self._declared.rule(on_error, f"the join with {table.name!r}")
+        if isinstance(table, GlobalTable):
+            return self._join_global(table, with_ or pair, on, how, rule)
+        _check_no_on(on, "table")
+        joined, kept = looked_up(table, self._declared)
         self._check_open()
         node = self._node.add(JoinTable(joined, with_ or pair, how, rule), *kept)
         self._declared.joins.append(node)
+        return Stream(self._declared, node)
+
+    def _join_global(
+        self,
+        table: GlobalTable[Any, Any],
+        with_: JoinFunction,
+        on: Rekey | None,
+        how: Literal["inner", "left"],
+        rule: OnError,
+    ) -> Stream[Any, Any]:
+        check_of_job(table, self._declared)
+        key = key_of_global(table)
+        if on is None:
+            own = key_of(self._node)
+            if codec_name(own) != codec_name(key):
+                raise JobError(
+                    f"The join with {table.name!r} got no on=, and the stream's keys are {kind_title(own)}, "
+                    f"those of the table {kind_title(key)}: they never meet.",
+                    remedy="Say with on= which field of the value, or function of it, gives the row's key.",
+                )
+        elif not isinstance(on, str):
+            check_function(on, "join(on=)", ("value",))
+        elif not on:
+            raise JobError("join(on=) got an empty field name.", remedy="Name the field that refers to it.")
+        else:
+            _check_on_field(self._node, on, table.name)
+        self._check_open()
+        node = self._node.add(JoinTable(described_table(table), with_, how, rule, on, key))
+        self._declared.global_joins.append(node)
         return Stream(self._declared, node)
 
     def _join_stream(
@@ -661,6 +740,30 @@ class Stream(Generic[K_co, V_co]):
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
+
+
+def _check_on_field(node: Node, field: str, table: str) -> None:
+    """Refuse a field that the values can't have, as far as the values are those of a topic."""
+    value, is_unchanged = value_of(node)
+    if not is_unchanged:
+        return
+    if value in ("text", "bytes", "int"):
+        raise JobError(
+            f"The join with {table!r} got on={field!r}, a field, but the values there are {value}, not JSON "
+            "objects.",
+            remedy="Declare the topic with value='json', or give on= a function.",
+        )
+    if isinstance(value, ModelCodec):
+        check_field(value.model, field, f"The join with {table!r}")
+
+
+def _check_no_on(on: object, what: str) -> None:
+    if on is not None:
+        raise JobError(
+            f"A join with a {what} got on=, which is for joins with a global table.",
+            remedy="Put key_by(...) in front of it. Or declare the table with job.global_table(topic), if it "
+            "is small enough for each shard to have all of it.",
+        )
 
 
 def node_of(stream: Stream[Any, Any]) -> Node:

@@ -215,6 +215,13 @@ class Table(Generic[K_co, V_co]):
         """
         if with_ is not None:
             check_function(with_, "join", ("left", "right"))
+        if isinstance(other, GlobalTable):
+            raise JobError(
+                f"join() of the table {self.name!r} got the global table {other.name!r}, which only streams "
+                "can be joined with: a row of it that changes would concern rows in all shards.",
+                remedy="Declare it with job.table(topic), and say with on= and name= to which of its rows "
+                "each row refers.",
+            )
         if not isinstance(other, Table):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
                 f"join() of the table {self.name!r} got {given(other)}, not a table.",
@@ -423,12 +430,71 @@ class Table(Generic[K_co, V_co]):
     def _of(self, declared: Declarations) -> tuple[AnyTable, tuple[Node, ...]]:
         """The table and the nodes that keep its rows, for a join of a job."""
         if self._declared is not declared:
-            raise JobError(
-                f"join() of the job {declared.job!r} got the table {self.name!r} of the job "
-                f"{self._declared.job!r}.",
-                remedy="Declare the table on this job.",
-            )
+            raise _of_another_job(declared, self.name, self._declared)
         return self._table, tuple(self._nodes.values())
+
+
+class GlobalTable(Generic[K_co, V_co]):
+    """A table of which each shard has all rows. `Job.global_table` gives it, `Stream.join` uses it.
+
+    `filter` and `map` give other global tables, which are computed as those of `Table` are.
+
+    For type checkers, it has the types of its keys and values.
+
+    Attributes:
+        name: of the table.
+    """
+
+    __slots__ = ("_declared", "_key", "_table", "name")
+
+    def __init__(self, declared: Declarations, table: AnyTable, key: KeyKind) -> None:
+        self._declared = declared
+        self._table = table
+        self._key: KeyKind = key
+        names = title_of_table(table)
+        self.name: str = table.name if isinstance(table, KeptTable) else f"made of {names}"
+
+    def filter(
+        self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
+    ) -> GlobalTable[K_co, V_co]:
+        """The rows for which `function(value)` is true. For the others, the table has no row.
+
+        Args:
+            function: must not change the value.
+            on_error: what to do with a stream's record for whose row the function fails. Default: that of the
+                job.
+        """
+        check_function(function, "filter", ("value",))
+        rule = self._declared.rule(on_error, "filter")
+        return GlobalTable(self._declared, FilteredTable(self._table, function, rule), self._key)
+
+    def map(
+        self, function: Callable[[V_co], _T | None], *, on_error: OnError | None = None
+    ) -> GlobalTable[K_co, _T]:
+        """The same keys with other values: `function(value)` of each. None is no row.
+
+        Args:
+            function: may change the value that it gets.
+            on_error: what to do with a stream's record for whose row the function fails. Default: that of the
+                job.
+        """
+        check_function(function, "map", ("value",))
+        rule = self._declared.rule(on_error, "map")
+        return GlobalTable(self._declared, MappedTable(self._table, function, rule), self._key)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what isn't there."""
+        if name in _NOT_OF_A_GLOBAL_TABLE:
+            raise JobError(
+                f"The global table {self.name!r} has no {name}(): each shard has all rows, so what follows "
+                "from them would happen in each shard.",
+                remedy="Use job.table(topic, name=...) for that. A topic can be read as both.",
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+
+_NOT_OF_A_GLOBAL_TABLE = ("changes", "group_by", "join", "to_stream")
+"""What tables have, and global ones don't."""
 
 
 class GroupedTable(Generic[K_co, V_co]):
@@ -493,9 +559,28 @@ def pair(left: Any, right: Any) -> dict[str, Any]:
     return {"left": left, "right": right}
 
 
-def described_table(table: Table[Any, Any]) -> AnyTable:
+def described_table(table: Table[Any, Any] | GlobalTable[Any, Any]) -> AnyTable:
     """How a table is described in the graph."""
     return table._table  # pyright: ignore[reportPrivateUsage]
+
+
+def key_of_global(table: GlobalTable[Any, Any]) -> KeyKind:
+    """The kind of its keys."""
+    return table._key  # pyright: ignore[reportPrivateUsage]
+
+
+def check_of_job(table: GlobalTable[Any, Any], declared: Declarations) -> None:
+    """Refuse a global table of another job."""
+    own = table._declared  # pyright: ignore[reportPrivateUsage]
+    if own is not declared:
+        raise _of_another_job(declared, table.name, own)
+
+
+def _of_another_job(declared: Declarations, name: str, other: Declarations) -> JobError:
+    return JobError(
+        f"join() of the job {declared.job!r} got the table {name!r} of the job {other.job!r}.",
+        remedy="Declare the table on this job.",
+    )
 
 
 def looked_up(table: Table[Any, Any], declared: Declarations) -> tuple[AnyTable, tuple[Node, ...]]:

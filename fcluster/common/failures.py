@@ -26,7 +26,8 @@ MESSAGE_CHARACTERS_MAX = 6_000
 REMEDY_CHARACTERS_MAX = 3_000
 WHERE_CHARACTERS_MAX = 1_000
 _REMEDY_MARK = "; remedy: "
-_OURS: Final = __file__.removesuffix("common/failures.py")
+OUR_FILES: Final = __file__.removesuffix("common/failures.py")
+"""What the paths of this package's files begin with."""
 _LIBRARIES: Final = ("/site-packages/", "/dist-packages/", f"{sysconfig.get_path('stdlib')}/")
 _LINE_BREAKS = dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 
@@ -196,7 +197,7 @@ def place_of(error: BaseException) -> str:
     fcluster's nor a library's. If there are only libraries besides fcluster, of theirs. Empty if nothing but
     fcluster ran.
     """
-    places = [place for place in _frames_of(error) if not place.startswith(_OURS)]
+    places = [place for place in _frames_of(error) if not place.startswith(OUR_FILES)]
     own = [place for place in places if not any(library in place for library in _LIBRARIES)]
     return bounded_text((own or places)[-1], 300) if places else ""
 

@@ -26,7 +26,7 @@ from fcluster.engine.failure import Condemnation
 from fcluster.engine.operators import operator_for
 from fcluster.engine.operators.base import CompiledOperator, Surroundings, WriteRecord
 from fcluster.engine.operators.flat_map import FlatMapOperator
-from fcluster.engine.records import SourceRecord, describe_record
+from fcluster.engine.records import OutputPort, SourceRecord, describe_record
 from fcluster.engine.shared_steps import SharedSteps
 from fcluster.engine.stamps import Stamper
 from fcluster.engine.steps import Place, Step, StepFailure
@@ -346,7 +346,7 @@ def _compile_segment(operators: Sequence[CompiledOperator], source: Input, parti
         reached.append(deepcopy(value) if needs_copies else value)
 
     surroundings = Surroundings(
-        source.topic, partition, {}, HandlerContext, (StepFailure,), _no_writer, CallResults()
+        source.topic, partition, {}, HandlerContext, (StepFailure,), _no_writer, _no_port, {}, CallResults()
     )
     step: Step = reach
     for operator in reversed(operators):
@@ -361,6 +361,10 @@ def _compile_segment(operators: Sequence[CompiledOperator], source: Input, parti
             reached.clear()
 
     return segment
+
+
+def _no_port(_place: Place) -> OutputPort:
+    raise AssertionError("a step in front of a map_async writes nothing")
 
 
 def _no_writer(_place: Place, _following: Step | None) -> WriteRecord:

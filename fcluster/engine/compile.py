@@ -110,6 +110,8 @@ def compile_chain(
         HandlerContext if held is None else UndoableContext,
         (StepFailure, UnkeptStateError, *passing),
         record_writer,
+        port_at,
+        port.stage_sizes,
         results,
         timers,
     )

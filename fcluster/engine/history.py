@@ -42,7 +42,7 @@ def history_of(table: KeepTable, tables: Mapping[str, Any]) -> History | None:
     """
     if table.history_ms is None:
         return None
-    rows, versions, due, clock = (tables[store.name] for store in table.stores)
+    rows, versions, due, clock = (tables[store.name] for store in table.stores[:4])
     return History(cast("RowTable", rows), versions, due, Clock(clock), table.history_ms)
 
 

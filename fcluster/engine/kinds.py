@@ -243,7 +243,7 @@ def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str]
     if store.of == "rows":
         return [RowTable(*parts, state_codec("bytes"))]
     groups = {"versions": group_of_entry, "due": _one_group, "subscribers": group_of_entry}
-    codec = state_codec("int" if store.of in ("clock", "count", "seen") else "bytes")
+    codec = state_codec("int" if store.of in ("clock", "count", "seen", "loaded") else "bytes")
     return [EntryTable(*parts, codec, groups.get(store.of))]
 
 

@@ -8,6 +8,8 @@ If an input has none:
 - If its end isn't known or not reached, the shard waits for it: the brokers may have more records.
 - If it is at its end, the shard waits until the input has been empty for `idle_ms`, then goes on without it.
 
+Before all that, an input that fills a copy of a global table is read alone, until that is loaded.
+
 Within one input, records keep the order of their offsets, whatever their timestamps are. Pure: the shell
 reads the records and passes the time in.
 """
@@ -15,7 +17,7 @@ reads the records and passes the time in.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.stamps import OrderMs
@@ -41,6 +43,8 @@ class InputMerge:
 
     Args:
         inputs: the number of inputs.
+        unloaded: returns the inputs that are read before the others, as of now; see
+            `loading.unloaded_inputs`. None: there are none.
         precedence: the numbers of the inputs, in the order that decides between equal timestamps. None: the
             order of the numbers.
         idle_ms: how long to wait for an input that is at its end; -1: never wait for any input.
@@ -53,11 +57,13 @@ class InputMerge:
         idle_ms: int,
         precedence: Sequence[int] | None = None,
         orders: Sequence[OrderMs] | None = None,
+        unloaded: Callable[[], Collection[int]] | None = None,
     ) -> None:
         self._inputs = [_Waiting() for _ in range(inputs)]
         self._in_order = [self._inputs[number] for number in precedence or range(inputs)]
         self._idle_ms = idle_ms
         self._orders = orders or [_timestamp_of] * inputs
+        self._unloaded = unloaded
 
     def add(self, number: int, records: Iterable[SourceRecord]) -> None:
         """The next records that were read from this input."""
@@ -81,6 +87,9 @@ class InputMerge:
             now_ms: on a clock that never goes back.
             records_max: the most records to return.
         """
+        unloaded = self._unloaded_now()
+        if unloaded:
+            return self._take_of(unloaded, records_max)
         taken: list[SourceRecord] = []
         while len(taken) < records_max:
             first: deque[tuple[int, SourceRecord]] | None = None
@@ -96,6 +105,23 @@ class InputMerge:
             taken.append(first.popleft()[1])
         return taken
 
+    def _unloaded_now(self) -> Collection[int]:
+        if self._unloaded is None:
+            return ()
+        unloaded = self._unloaded()
+        if not unloaded:
+            self._unloaded = None  # for good
+        return unloaded
+
+    def _take_of(self, numbers: Collection[int], records_max: int) -> list[SourceRecord]:
+        """The next records of these inputs, which have nothing to do with each other."""
+        taken: list[SourceRecord] = []
+        for number in sorted(numbers):
+            records = self._inputs[number].records
+            while records and len(taken) < records_max:
+                taken.append(records.popleft()[1])
+        return taken
+
     def _is_done_without(self, waiting: _Waiting, now_ms: float) -> bool:
         if self._idle_ms < 0:
             return True
@@ -108,7 +134,7 @@ class InputMerge:
 
     def due_ms(self) -> float | None:
         """When `take` may return something although nothing is added. None: never."""
-        if not any(waiting.records for waiting in self._inputs):
+        if self._unloaded_now() or not any(waiting.records for waiting in self._inputs):
             return None
         due: list[float] = []
         for waiting in self._inputs:

@@ -11,7 +11,7 @@ Kafka, such as a timer, there is an object with the same methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fcluster.common.failures import Failure, bounded_text
@@ -26,7 +26,7 @@ NO_TIMESTAMP_MS: Final = -1
 """Kafka's marker for a record without a timestamp."""
 Produce = Callable[..., None]
 """``produce(topic, value, key, timestamp_ms, headers)``, called with positional arguments. The partitioner
-chooses by the key.
+chooses by the key, unless a partition follows.
 """
 
 OUTPUT_TROUBLE = (OutputRefusedError, TypeError, ValueError, OverflowError)
@@ -245,9 +245,11 @@ class OutputPort:
         late: how many records came after their windows had closed.
         letters: the limit on dead letters.
         watermarks_read: how many watermark records were read; they aren't counted as records anywhere.
+        stage_sizes: how many shards each stage has, for steps that write to all of them. A stage that reads
+            from such a step has state, so it never gets more.
     """
 
-    __slots__ = ("late", "letters", "produce", "records", "skipped", "watermarks_read")
+    __slots__ = ("late", "letters", "produce", "records", "skipped", "stage_sizes", "watermarks_read")
 
     def __init__(self) -> None:
         self.produce: Produce = _not_open
@@ -256,6 +258,7 @@ class OutputPort:
         self.late = 0
         self.watermarks_read = 0
         self.letters = LetterLimit()
+        self.stage_sizes: Mapping[str, int] = {}
 
     def close(self) -> None:
         """Release the producer: what isn't committed is lost. The next epoch sets another one."""
@@ -305,8 +308,8 @@ class HeldOutputs:
         port = OutputPort()
         hold, refusals = self.entries.append, self.refusals
 
-        def produce(topic: str, value: Any, key: Any, timestamp_ms: Any, headers: Any) -> None:
-            hold((place, topic, value, key, timestamp_ms, headers))
+        def produce(*output: Any) -> None:
+            hold((place, *output))
 
         def produce_unless_refused(topic: str, *fields: Any) -> None:
             refusals.check(topic, place)  # type: ignore[union-attr]

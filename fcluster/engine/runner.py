@@ -498,8 +498,7 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
     entry: Any = None
     try:
         for entry in entries:
-            _place, topic, value, key, timestamp_ms, headers = entry
-            produce(topic, value, key, timestamp_ms, headers)
+            produce(*entry[1:])
     except OUTPUT_TROUBLE as error:
         failure = StepFailure(entry[0], error)
         if entry is entries[0]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from fcluster.common.errors import FormatUnusable, failure_of
-from fcluster.common.failures import Failure, describe_exception, place_of
+from fcluster.common.failures import OUR_FILES, Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, TimerRecord, describe_record, where_of
 from fcluster.graph.operators import OnError
@@ -43,9 +43,13 @@ class Place:
 
 
 def where_of_function(function: object) -> str:
-    """``file:line`` where a function of the user is defined. Empty if it isn't written in Python."""
+    """``file:line`` where a function of the user is defined. Empty if it isn't written in Python, or is
+    fcluster's own.
+    """
     code = getattr(function, "__code__", None)
-    return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    if code is None or code.co_filename.startswith(OUR_FILES):
+        return ""
+    return f"{code.co_filename}:{code.co_firstlineno}"
 
 
 @runtime_checkable

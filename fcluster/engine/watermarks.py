@@ -64,12 +64,15 @@ def _delay_ms(source: Input) -> int | None:
     return None if source.internal else source.watermark.max_delay_ms
 
 
-class WatermarkRecord(NamedTuple):
-    """A record that has to be written to a partition of a repartition topic."""
+class OwnRecord(NamedTuple):
+    """A record for the job's own use that has to be written to a partition of a repartition topic, without
+    key and timestamp.
+    """
 
     topic: str
     partition: int
-    value: bytes
+    value: bytes | None
+    headers: Headers = WATERMARK_HEADERS
 
 
 class Telling:
@@ -112,7 +115,7 @@ class Telling:
 
     def due(
         self, clocks: Mapping[ShardId, EventClock], sizes: Mapping[str, int], now_ms: float
-    ) -> list[WatermarkRecord]:
+    ) -> list[OwnRecord]:
         """The records that have to be written now. They count as written.
 
         Args:
@@ -121,7 +124,7 @@ class Telling:
                 reports.
             now_ms: the time on a clock that never goes back.
         """
-        records: list[WatermarkRecord] = []
+        records: list[OwnRecord] = []
         by_stage: dict[str, list[ShardId]] = {}
         for shard in clocks:
             by_stage.setdefault(shard.stage, []).append(shard)
@@ -135,7 +138,7 @@ class Telling:
                 if said:
                     self._told_at_ms[stage, topic] = now_ms
                     value = encode_watermark(sizes[stage], said)
-                    records += [WatermarkRecord(topic, number, value) for number in range(sizes[reader])]
+                    records += [OwnRecord(topic, number, value) for number in range(sizes[reader])]
         return records
 
     def _unsaid(

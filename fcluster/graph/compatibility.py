@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
@@ -49,10 +49,16 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
     }
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
     depends_on_time = any(part in stage for stage in old_stages.values() for part in _TIMED)
+    globals_now = {
+        str(table["copy_of"])
+        for stage in new_stages.values()
+        for table in stage.get("tables", {}).values()
+        if "copy_of" in table
+    }
     added: list[str] = [store for store in new_homes if store not in old_stores]
     for name, old in old_stages.items():
         reason = (
-            _lost_store(name, old, new_homes, added)
+            _lost_store(name, old, new_homes, added, globals_now)
             or _changed_states(old, new_stages.get(name, {}))
             or _lost_timer(old, new_stages.get(name, {}))
             or _changed_windows(old, new_stages.get(name, {}))
@@ -64,13 +70,50 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
         )
         if reason:
             yield reason
+    yield from _incomplete_copies(old_stages, new_stages)
 
 
-def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
+def _incomplete_copies(
+    old_stages: Mapping[str, Mapping[str, Any]], new_stages: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """For each new copy of a global table whose topic was read before: why it would lack rows."""
+    before = _inputs_of(old_stages)
+    read = {str(source.get("source")) for source in before.values()}
+    for name, source in _inputs_of(new_stages).items():
+        topic = source.get("key_by", {}).get("topic")
+        if name not in before and topic in read:
+            yield (
+                f"The global table of the topic {topic!r} has a new copy, {name!r}, but the job has read "
+                "that topic already: the rows that came before would be missing in it. (Copy the topic with "
+                "another job, and declare a global table over the copy. Or start again: `fcluster reset`.)"
+            )
+
+
+def _inputs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The description of each input, by its name."""
+    return {
+        str(source["name"]): source
+        for name, stage in stages.items()
+        for source in ({**stage, "name": name}, *further_inputs(stage))
+    }
+
+
+def _lost_store(
+    stage: str,
+    old: Mapping[str, Any],
+    homes: Mapping[str, str],
+    added: list[str],
+    globals_now: Collection[str],
+) -> str | None:
     for store in old.get("stores", ()):
         kind = "table" if store in old.get("tables", ()) else "handler"
         kind = "grouping" if store in old.get("groupings", ()) else kind
         kind = "join" if store in old.get("foreign", ()) else kind
+        if store not in homes and kind == "table" and store in globals_now:
+            return (
+                f"The table {store!r} of stage {stage!r} has state, and is now a global table, whose rows "
+                "are kept elsewhere. (Run the job under another name, or start again: `fcluster reset`.)"
+            )
         if store not in homes:
             near = _nearest(store, added)
             hint = f" (renamed to {near!r}?)" if near else ""
@@ -436,10 +479,9 @@ def _described_key_bys(description: Mapping[str, Any]) -> dict[str, Mapping[str,
     """The description of each `key_by`, by its name."""
     found: dict[str, Mapping[str, str]] = {}
     stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
-    for name, stage in stages.items():
-        for source in ({**stage, "name": name}, *further_inputs(stage)):
-            if source.get("key_by") is not None:
-                found[str(source["name"])] = cast("Mapping[str, str]", source["key_by"])
+    for name, source in _inputs_of(stages).items():
+        if source.get("key_by") is not None:
+            found[name] = cast("Mapping[str, str]", source["key_by"])
     return found
 
 

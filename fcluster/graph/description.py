@@ -13,7 +13,7 @@ from fcluster.graph.codecs import codec_name
 from fcluster.graph.foreign import KeyOf
 from fcluster.graph.functions import BYTECODE, function_identity
 from fcluster.graph.groups import GroupOf
-from fcluster.graph.operators import ForeignTable, KeepTable, KeptTable, Rekey, Subscribe
+from fcluster.graph.operators import Broadcast, ForeignTable, KeepTable, KeptTable, Rekey, Subscribe
 from fcluster.graph.stages import Input, Stage
 from fcluster.graph.timestamps import describe_timestamp
 
@@ -68,6 +68,8 @@ def _said(rekey: Rekey) -> Rekey:
 
 
 VERSION = "version"
+ALL_ROWS = "all rows of"
+"""How the topic of a copy of a global table gets its records, with the table's name."""
 
 
 def feeds_of(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
@@ -75,6 +77,11 @@ def feeds_of(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
         for step in chain.operators:
             if isinstance(step, Subscribe):
                 yield step.topic.name, _feed(stage, step.by, step.version)
+            elif isinstance(step, Broadcast):
+                rows = f"{ALL_ROWS} {step.table}"
+                feed = {"from": stage.name, "by": rows, "identity": rows}
+                for topic in step.topics:
+                    yield topic.name, {**feed, "topic": stage.topics[chain.input]}
         if chain.rekey is not None and chain.sink is not None:
             yield chain.sink.name, _feed(stage, chain.rekey, chain.rekey_version)
 
@@ -127,7 +134,8 @@ def _describe_table(stage: Stage, table: KeptTable) -> dict[str, Any]:
     }
     if isinstance(table, KeepTable):
         history = {} if table.history_ms is None else {"history": True}
-        return {**described, "value": codec_name(table.value), **history}
+        copy_of = {"copy_of": table.copy_of} if table.copy_of else {}
+        return {**described, "value": codec_name(table.value), **history, **copy_of}
     if isinstance(table, ForeignTable):
         value = codec_name(table.value)
         return {**described, "value": value, "computes": f"the {table.how} join of two tables"}

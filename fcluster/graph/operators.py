@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
 from fcluster.common.isolation import Isolation
@@ -239,6 +239,7 @@ class KeepTable:
             tombstone) does.
         is_followed: the changes of each record are noted, for the steps that follow them (`TellChanges`).
         history_ms: for how long former rows are kept. None: they aren't.
+        copy_of: the global table of which each shard of a stage has this copy. Empty: it is no copy.
     """
 
     name: str
@@ -248,6 +249,7 @@ class KeepTable:
     none_deletes: bool = False
     is_followed: bool = False
     history_ms: int | None = None
+    copy_of: str = ""
 
     @property
     def store(self) -> TableStore:
@@ -256,15 +258,16 @@ class KeepTable:
 
     @property
     def stores(self) -> tuple[TableStore, ...]:
-        """Where its rows and their history are kept."""
-        if self.history_ms is None:
-            return (self.store,)
-        return (
-            self.store,
-            TableStore(self.name, "versions"),
-            TableStore(self.name, "due"),
-            TableStore(self.name, "clock"),
-        )
+        """Where its rows and their history are kept, and whether a copy is loaded."""
+        stores = [self.store]
+        if self.history_ms is not None:
+            stores += [TableStore(self.name, part) for part in ("versions", "due", "clock")]
+        return (*stores, self.loading) if self.copy_of else tuple(stores)
+
+    @property
+    def loading(self) -> TableStore:
+        """Where a copy of a global table keeps who has said that it has all rows."""
+        return TableStore(self.name, "loaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +454,27 @@ KeptTable = KeepTable | GroupTable | ForeignTable
 
 
 @dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Writes each row of a global table to all shards of each stage that has a copy of it.
+
+    Attributes:
+        table: the name of the global table.
+        copies: the name of each of these stages, and the repartition topic from which it fills its copy. Only
+            this step writes there, each row to all partitions.
+        on_error: what to do with a record that has no key, or that can't be written.
+    """
+
+    table: str
+    copies: tuple[tuple[str, TopicSpec], ...]
+    on_error: OnError = "stop"
+
+    @property
+    def topics(self) -> tuple[TopicSpec, ...]:
+        """The topics that it writes."""
+        return tuple(topic for _reader, topic in self.copies)
+
+
+@dataclass(frozen=True, slots=True)
 class FilteredTable:
     """The rows of another table for which `function(value)` is true. It isn't kept, but computed.
 
@@ -520,7 +544,25 @@ def kept_in(table: AnyTable) -> tuple[KeptTable, ...]:
 
 def title_of_table(table: AnyTable) -> str:
     """Names the table in messages: by the kept tables that it is computed of."""
-    return " and ".join(repr(kept.name) for kept in kept_in(table))
+    return " and ".join(map(repr, names_of_table(table)))
+
+
+def names_of_table(table: AnyTable) -> tuple[str, ...]:
+    """The names, in the job file, of the kept tables that a table is computed of."""
+    return tuple(map(declared_name, kept_in(table)))
+
+
+def declared_name(kept: KeptTable) -> str:
+    """The name of a kept table in the job file."""
+    return (isinstance(kept, KeepTable) and kept.copy_of) or kept.name
+
+
+def replaced_table(table: AnyTable, kept: KeptTable) -> AnyTable:
+    """The same computations of another kept table. For tables that are computed of one."""
+    if isinstance(table, KeptTable):
+        return kept
+    assert not isinstance(table, JoinedTable)
+    return replace(table, table=replaced_table(table.table, kept))
 
 
 def rules_of_table(table: AnyTable) -> tuple[OnError, ...]:
@@ -567,13 +609,18 @@ class JoinTable:
         table: the table, which is in the same stage.
         function: called with the value, and the row's value.
         how: "inner" drops values whose key has no row; "left" calls the function with None for the row.
-        on_error: what to do if the function fails.
+        on_error: what to do if a function fails.
+        by: of a join with a global table: the field of the value that is the row's key, or a function of the
+            value. None as its result: no row belongs to the value. If it is None: the record's key.
+        key: the codec of the table's keys, for `by`.
     """
 
     table: AnyTable
     function: Callable[[Any, Any], Any]
     how: Literal["inner", "left"] = "inner"
     on_error: OnError = "stop"
+    by: Rekey | None = None
+    key: KeyKind = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -663,6 +710,7 @@ Operator = (
     | Subscribers
     | AnswerAgain
     | ForeignTable
+    | Broadcast
     | JoinTable
     | JoinStreams
 )
@@ -677,6 +725,8 @@ def step_kind(step: Operator) -> str:
     """The name of the step in a job file, such as "flat_map"."""
     if isinstance(step, KeptTable):
         return "table"
+    if isinstance(step, Broadcast):
+        return "global_table"
     if isinstance(step, Regroup):
         return "group_by"
     if isinstance(step, JoinTable | JoinStreams | Subscribe | Subscribers | AnswerAgain):

@@ -19,6 +19,7 @@ from fcluster.graph.operators import (
     AnswerAgain,
     AnyTable,
     Branch,
+    Broadcast,
     ForeignTable,
     GroupTable,
     JoinStreams,
@@ -34,7 +35,7 @@ from fcluster.graph.operators import (
     TellChanges,
     TopicSpec,
     Window,
-    kept_in,
+    names_of_table,
     rules_of,
     step_kind,
 )
@@ -238,6 +239,12 @@ def _step(step: Operator) -> StepOutline:
             writes = (Flow(step.late.name, "late records"), *writes)
     elif isinstance(step, KeepTable):
         name, state = step.name, (step.name,)
+        if step.copy_of:
+            details["copy_of"] = step.copy_of
+    elif isinstance(step, Broadcast):
+        name = step.table
+        details["to"] = f"all shards of {', '.join(reader for reader, _topic in step.copies)}"
+        writes = (*(Flow(topic.name, "results") for topic in step.topics), *writes)
     elif isinstance(step, Regroup):
         name, state = step.name, (step.name,)
         details["by"] = rekey_description(step.by)
@@ -266,6 +273,8 @@ def _step(step: Operator) -> StepOutline:
             details |= _calls(step)
         if isinstance(step, JoinTable):
             details |= {"table": _named(step.table), "how": step.how}
+            if step.by is not None:
+                details["on"] = rekey_description(step.by)
         name = str(getattr(step.function, "__name__", type(step.function).__name__))
     return StepOutline(kind, name, {**details, **_unless_stop(rule)}, state, writes)
 
@@ -282,7 +291,7 @@ def _calls(step: MapAsync) -> dict[str, str]:
 
 def _named(table: AnyTable) -> str:
     """The names of the kept tables that a table is computed of."""
-    return ", ".join(kept.name for kept in kept_in(table))
+    return ", ".join(names_of_table(table))
 
 
 def _rule(on_error: OnError) -> tuple[str, tuple[Flow, ...]]:

@@ -9,7 +9,9 @@ from typing import TypeGuard
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.graph.joins import PairStore
 from fcluster.graph.operators import (
+    Broadcast,
     JoinStreams,
+    KeepTable,
     KeptTable,
     OnError,
     Operator,
@@ -82,8 +84,18 @@ class Chain:
     @property
     def sinks(self) -> tuple[TopicSpec, ...]:
         """The topics that its results are written to, apart from those that records name."""
-        subscribed = tuple(step.topic for step in self.operators if isinstance(step, Subscribe))
-        return subscribed if self.sink is None else (*subscribed, self.sink)
+        own: list[TopicSpec] = []
+        for step in self.operators:
+            if isinstance(step, Subscribe):
+                own.append(step.topic)
+            elif isinstance(step, Broadcast):
+                own += step.topics
+        return tuple(own) if self.sink is None else (*own, self.sink)
+
+    @property
+    def fills_tables(self) -> bool:
+        """Whether its records are only read as rows of tables, here or in other stages."""
+        return bool(self.tables) or any(isinstance(step, Broadcast) for step in self.operators)
 
     @property
     def follows(self) -> str | None:
@@ -174,8 +186,28 @@ class Stage:
     @property
     def table_inputs(self) -> frozenset[int]:
         """The numbers of the inputs that are only read as tables."""
-        streams = {chain.input for chain in self.chains if not chain.tables and chain.follows is None}
+        streams = {chain.input for chain in self.chains if not chain.fills_tables and chain.follows is None}
         return frozenset(range(len(self.inputs))) - streams
+
+    @property
+    def copies(self) -> dict[int, KeepTable]:
+        """The copies of global tables, by the number of the input that fills each."""
+        return {
+            chain.input: table
+            for chain in self.chains
+            for table in chain.tables
+            if isinstance(table, KeepTable) and table.copy_of
+        }
+
+    @property
+    def broadcasts(self) -> tuple[tuple[int, Broadcast], ...]:
+        """The global tables whose rows it writes to other stages, each with the number of its input."""
+        return tuple(
+            (chain.input, step)
+            for chain in self.chains
+            for step in chain.operators
+            if isinstance(step, Broadcast)
+        )
 
     @property
     def timeless_inputs(self) -> frozenset[int]:
@@ -184,7 +216,7 @@ class Stage:
         A table may get no record for days, and that says nothing about the stream that is joined with it. But
         if its changes are followed, they are records themselves.
         """
-        waited_for = {chain.input for chain in self.chains if not chain.tables}
+        waited_for = {chain.input for chain in self.chains if not chain.fills_tables}
         numbers = frozenset(range(len(self.inputs))) - waited_for
         return numbers if len(numbers) < len(self.inputs) else frozenset()
 
@@ -306,7 +338,7 @@ def with_timestamps(stages: Sequence[Stage], declared: Mapping[str, Timestamp]) 
     """
     stamped: list[Stage] = []
     for stage in stages:
-        kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables}
+        kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.fills_tables}
         for name in kept & declared.keys():
             raise JobError(
                 f"The topic {name!r} is declared with timestamp=, and is read as a table. There, a record "
@@ -358,7 +390,9 @@ def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
 
 def _not_copartitioned_join(stage: Stage, counts: Mapping[str, int]) -> IncompatibleState:
     """The error for streams and tables that are joined, but don't have equally many partitions."""
-    kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables}
+    copies = {stage.topics[number] for number in stage.copies}
+    kept = {stage.inputs[chain.input].topic.name for chain in stage.chains if chain.tables} - copies
+    others = {count for topic, count in counts.items() if topic not in copies}
     internal = {source.topic.name for source in stage.inputs if source.internal}
     tables = {topic: count for topic, count in counts.items() if topic in kept}
     wanted = next(iter(tables.values() if tables else counts.values()))
@@ -367,6 +401,12 @@ def _not_copartitioned_join(stage: Stage, counts: Mapping[str, int]) -> Incompat
         remedy = (
             f"Copy {other!r} to a topic with {wanted} partitions, with job.stream(topic).to(copy), and "
             "declare the table over the copy."
+        )
+    elif copies and len(others) == 1:
+        remedy = (
+            "Each shard of the stage has a copy of a global table, and a partition of its own to fill that. "
+            "`fcluster reset` deletes the topic of the copies and the stage's state; the next start makes it "
+            f"with {others.pop()} partitions."
         )
     elif other in internal:
         remedy = (
@@ -394,7 +434,11 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
         return replace(spec, name=names.get(spec.name, spec.name))
 
     def operator(step: Operator) -> Operator:
-        return replace(step, topic=topic(step.topic)) if isinstance(step, Subscribe) else step
+        if isinstance(step, Subscribe):
+            return replace(step, topic=topic(step.topic))
+        if isinstance(step, Broadcast):
+            return replace(step, copies=tuple((reader, topic(copy)) for reader, copy in step.copies))
+        return step
 
     chains = tuple(
         replace(

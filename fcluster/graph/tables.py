@@ -16,6 +16,7 @@ class TableStore:
             rows. "members": what each row of that table contributes to which group. "versions", "due",
             "clock": the former rows of a table with a history; see `engine.history`. "links", "count",
             "subscribers", "early", "seen": of a join by a foreign key; see `engine.operators.foreign`.
+            "loaded": of a copy of a global table; see `engine.loading`.
     """
 
     table: str
@@ -31,6 +32,7 @@ class TableStore:
         "subscribers",
         "early",
         "seen",
+        "loaded",
     ] = "rows"
 
     @property

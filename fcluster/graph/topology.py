@@ -120,6 +120,11 @@ class Topology:
         """Whether the job uses event time."""
         return any(stage.keeps_time for stage in self.stages)
 
+    @property
+    def has_global_tables(self) -> bool:
+        """Whether it has steps that write to all shards of a stage."""
+        return any(stage.broadcasts for stage in self.stages)
+
     def told_topics(self, stage: Stage) -> dict[str, Stage]:
         """The repartition topics to which a stage's event time is written, with the stages that read them."""
         if not stage.keeps_time:

@@ -136,6 +136,7 @@ class TopicPlan:
         self._existing = existing
         self._repartition_topics = {source.topic.name for source in topology.inputs if source.internal}
         self._readers = topology.stages_by_topic
+        self._copies = {stage.topics[number] for stage in topology.stages for number in stage.copies}
         self.counts: dict[str, int] = {}
         self.missing: dict[str, tuple[int, Mapping[str, str]]] = {}
 
@@ -150,7 +151,11 @@ class TopicPlan:
         self.counts[topic] = self._existing.get(topic, partitions)
 
     def add_stage(self, stage: Stage) -> None:
-        for topic in stage.topics:
+        copies = {stage.topics[number] for number in stage.copies}
+        for topic in sorted(stage.topics, key=copies.__contains__):
+            if topic in copies:
+                # Not when the table's stage is added: what the others have may not be known then.
+                self.want(topic, self.counts[stage.topics[0]], _REPARTITION_CONFIG)
             if topic not in self.counts:
                 if topic not in self._existing:
                     raise missing_topic(topic, self._existing, _IF_MISSING)
@@ -165,6 +170,8 @@ class TopicPlan:
                     self._job, source, count, stage.changelog, self.counts[stage.changelog]
                 )
         for sink in (sink for chain in stage.chains for sink in chain.sinks):
+            if sink.name in self._copies:
+                continue
             if sink.name in self._repartition_topics:
                 self.want(sink.name, self._merged_count(sink.name, count), _REPARTITION_CONFIG)
             else:

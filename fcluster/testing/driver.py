@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fcluster.api.job import Job, Table
+from fcluster.api.job import GlobalTable, Job, Table
 from fcluster.api.tables import described_table
 from fcluster.common.errors import FclusterError, IncompatibleState, JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
@@ -24,15 +24,22 @@ from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.letter_limit import LetterLimit
+from fcluster.engine.loading import is_loaded_mark
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.stamps import orders_of
 from fcluster.engine.steps import StepFailure
-from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
+from fcluster.engine.watermarks import OwnRecord, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.compatibility import incompatibility
 from fcluster.graph.generics import K, V
-from fcluster.graph.operators import TopicSpec, kept_in
+from fcluster.graph.operators import (
+    KeptTable,
+    TopicSpec,
+    declared_name,
+    names_of_table,
+    replaced_table,
+)
 from fcluster.graph.stages import Stage, check_copartitioned, written_topics
 from fcluster.graph.states import State
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
@@ -154,7 +161,7 @@ class Driver:
         self._port = OutputPort()
         self._port.letters.most = resolved.dead_letters_max
         self._port.produce = self._produce
-        self._stage_sizes = self._sizes_of_stages()
+        self._stage_sizes = self._port.stage_sizes = self._sizes_of_stages()
         self._telling = Telling(self.topology, seldom_ms=0)
         self._epoch = 0
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
@@ -167,6 +174,8 @@ class Driver:
         self._finished = False
         self._calls = DriverCalls(lambda: self.now_ms, self._passing)
         self._held_up: set[ShardId] = set()
+        self._load()
+        self._commit()  # what there is of global tables is read, however records are committed later
 
     def __enter__(self) -> Self:
         return self
@@ -319,7 +328,7 @@ class Driver:
         self._specs = _specs_of(changed)
         self._topics.add_missing(_partition_counts(changed, self._topics.counts_of(self._specs)))
         self._message_bytes_max = _message_bytes_max(resolved)
-        self._stage_sizes = self._sizes_of_stages()
+        self._stage_sizes = self._port.stage_sizes = self._sizes_of_stages()
         self._telling = Telling(changed, seldom_ms=0)
         self._orders = {stage.name: orders_of(stage) for stage in changed.stages}
         self.crash()
@@ -414,7 +423,7 @@ class Driver:
             record
             for partition in self._topics.partitions(spec.name)
             for record in partition.read(0, isolation)
-            if not (internal and is_watermark(record))
+            if not (internal and (is_watermark(record) or is_loaded_mark(record)))
         ]
         return [TopicRecord(spec, record) for record in sorted(found, key=lambda record: record.sequence)]
 
@@ -524,28 +533,34 @@ class Driver:
                     found[decode(raw_key)] = state
         return found
 
-    def table(self, table: Table | str) -> dict[Any, Any]:
+    def table(self, table: Table | GlobalTable | str) -> dict[Any, Any]:
         """The rows of a table, by key, of all partitions. Keys must be hashable.
 
         Args:
             table: a table of the job, or its name if it has one. The rows of one that `filter`, `map` or
-                `join` has made are computed.
+                `join` has made are computed. Of a global table: the rows of all its copies.
 
         Raises:
             JobError: the job has no such table.
         """
-        tables = {one.name: (stage, one) for stage in self.topology.stages for one in stage.tables}
-        name = table if isinstance(table, str) else kept_in(described_table(table))[0].name
+        tables: dict[str, list[tuple[Stage, KeptTable]]] = {}
+        for stage in self.topology.stages:
+            for one in stage.tables:
+                tables.setdefault(declared_name(one), []).append((stage, one))
+        described = None if isinstance(table, str) else described_table(table)
+        name = table if isinstance(table, str) else names_of_table(described_table(table))[0]
         if name not in tables:
             raise _unknown("table", name, tables, f"is not one of the job {self.topology.job!r}")
-        stage, kept = tables[name]
-        wanted = kept if isinstance(table, str) else described_table(table)
-        decode_key = key_codec(stage.inputs[0].topic.key)[0]
-        return {
-            decode_key(key): row
-            for partition in range(self._stage_sizes[stage.name])
-            for key, row in self._shard(stage, partition).rows_of(wanted).items()
-        }
+        rows: dict[Any, Any] = {}
+        for stage, kept in tables[name]:
+            is_copy = declared_name(kept) != kept.name
+            wanted = kept if described is None else replaced_table(described, kept) if is_copy else described
+            source = next(stage.inputs[chain.input] for chain in stage.chains if kept in chain.tables)
+            decode_key = key_codec(source.topic.key)[0]
+            for partition in range(self._stage_sizes[stage.name]):
+                found = self._shard(stage, partition).rows_of(wanted)
+                rows |= {decode_key(key): row for key, row in found.items()}
+        return rows
 
     # --- processing ---------------------------------------------------------------------------------------
 
@@ -559,6 +574,8 @@ class Driver:
         __tracebackhide__ = True
         self._held_up.clear()
         while True:
+            if self._load() and one_by_one:
+                self._commit()
             shard = self._next_timed()
             record: StoredRecord | None = None
             if shard is None:
@@ -576,6 +593,19 @@ class Driver:
                 assert found is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
                 self._condemn(shard, record, found)
+
+    def _load(self) -> bool:
+        """Let the shards that have read their global tables to the end say so with the next barrier. Returns
+        whether there are some.
+        """
+        found = False
+        for stage in self.topology.stages:
+            for partition in range(self._stage_sizes[stage.name]) if stage.broadcasts else ():
+                shard = self._shard(stage, partition)
+                left = (self._first_of(stage, number, partition) for number, _step in stage.broadcasts)
+                if all(record is None for record in left):
+                    found |= shard.note_loaded()
+        return found
 
     def _called(self, shard: Shard, record: StoredRecord) -> bool:
         """Make the calls of the shard's next record. Returns False if it has to wait for a circuit."""
@@ -609,21 +639,26 @@ class Driver:
 
     def _next_of(self, stage: Stage, partition: int) -> StoredRecord | None:
         """The next record of a shard: the one with the smallest timestamp of those that its inputs have."""
-        running = self._shards.get(ShardId(stage.name, partition))
+        unloaded = self._shard(stage, partition).unloaded() if stage.copies else ()
         first, first_ms = None, 0
         orders = self._orders[stage.name]
         for number in stage.precedence:
-            source = stage.inputs[number]
-            committed, _metadata = self._committed.get((source.topic.name, partition), (0, ""))
-            offset = committed if running is None else running.next_offset(number)
-            held = self._topics.partitions(source.topic.name)[partition]
-            record = held.first_from(offset, source.topic.isolation)
-            if record is None:
+            record = self._first_of(stage, number, partition)
+            if record is None or (unloaded and number not in unloaded):
                 continue
             order_ms = orders[number](record)
             if first is None or order_ms < first_ms:
                 first, first_ms = record, order_ms
         return first
+
+    def _first_of(self, stage: Stage, number: int, partition: int) -> StoredRecord | None:
+        """The next record of an input of a shard."""
+        running = self._shards.get(ShardId(stage.name, partition))
+        source = stage.inputs[number]
+        committed, _metadata = self._committed.get((source.topic.name, partition), (0, ""))
+        offset = committed if running is None else running.next_offset(number)
+        held = self._topics.partitions(source.topic.name)[partition]
+        return held.first_from(offset, source.topic.isolation)
 
     def _process(self, shard: Shard, record: StoredRecord | None) -> bool:
         """Process a record, or fire a timer. Returns False if the open epoch was rolled back, and will be
@@ -687,16 +722,9 @@ class Driver:
                 self._topics.add(
                     changelog, part.shard.id.partition, None, record, self.now_ms, None, Visibility.OPEN
                 )
-        clocks = {part.shard.id: part.shard.clock for part in frozen if part.shard.clock is not None}
-        for told in self._telling.due(clocks, self._stage_sizes, 0.0):
+        for told in self._told_by(dirty):
             self._topics.add(
-                told.topic,
-                told.partition,
-                None,
-                told.value,
-                NO_TIMESTAMP_MS,
-                WATERMARK_HEADERS,
-                Visibility.OPEN,
+                told.topic, told.partition, None, told.value, NO_TIMESTAMP_MS, told.headers, Visibility.OPEN
             )
         self._topics.commit()
         self._epoch = epoch
@@ -718,6 +746,14 @@ class Driver:
             if left:
                 self._condemned[shard.id] = left
         return True
+
+    def _told_by(self, shards: list[Shard]) -> list[OwnRecord]:
+        """What shards have to tell the stages downstream in this epoch."""
+        clocks = {shard.id: shard.clock for shard in shards if shard.clock is not None}
+        told = self._telling.due(clocks, self._stage_sizes, 0.0)
+        for shard in shards:
+            told += shard.take_loaded_marks(self._stage_sizes)
+        return told
 
     def _roll_back(self) -> None:
         """Drop everything that isn't committed."""
@@ -804,11 +840,13 @@ class Driver:
         key: bytes | None,
         timestamp_ms: int,
         headers: Sequence[Header] | None = None,
+        partition: int | None = None,
     ) -> None:
         """What a worker's producer does with an output; see `engine.records.Produce`."""
         if _size_bytes(value, key, headers) > self._message_bytes_max:
             raise OutputRefusedError(output_too_large(topic, value, key))
-        partition = self._topics.partition_for(topic, key, value)
+        if partition is None:
+            partition = self._topics.partition_for(topic, key, value)
         self._topics.add(
             topic, partition, key, value, timestamp_ms or NO_TIMESTAMP_MS, headers, Visibility.OPEN
         )
@@ -861,15 +899,20 @@ def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dic
     default = given if isinstance(given, int) else PARTITIONS
     _check_count("partitions", default)
     counts = dict(named)
+    copies = {stage.topics[number] for stage in topology.stages for number in stage.copies}
     for stage in topology.stages:
-        if len(stage.inputs) > 1:
-            count = next((counts[topic] for topic in stage.topics if topic in counts), default)
-            counts |= dict.fromkeys(stage.topics, count) | {t: counts[t] for t in stage.topics if t in counts}
+        own = [topic for topic in stage.topics if topic not in copies]
+        if len(own) > 1:
+            count = next((counts[topic] for topic in own if topic in counts), default)
+            counts |= dict.fromkeys(own, count) | {t: counts[t] for t in own if t in counts}
     for stage in topology.stages:
-        check_copartitioned(stage, counts)
         count = counts.setdefault(stage.topics[0], default)
+        for number in stage.copies:
+            counts.setdefault(stage.topics[number], count)
+        check_copartitioned(stage, counts)
         for topic in written_topics(stage):
-            counts.setdefault(topic.name, count)
+            if topic.name not in copies:
+                counts.setdefault(topic.name, count)
         if stage.changelog is not None:
             counts[stage.changelog] = count
     most = max(counts[topic.name] for topic in topology.sources)

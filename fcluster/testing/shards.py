@@ -11,7 +11,7 @@ import dataclasses
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
@@ -21,12 +21,13 @@ from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
+from fcluster.engine.loading import loaded_marks, unloaded_inputs
 from fcluster.engine.memory import StateMemory
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
 from fcluster.engine.views import compile_find
-from fcluster.engine.watermarks import make_clock
+from fcluster.engine.watermarks import OwnRecord, make_clock
 from fcluster.graph.operators import AnyTable, kept_in
 from fcluster.graph.stages import Stage
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
@@ -127,6 +128,7 @@ class Shard:
     Attributes:
         clock: its event time; None if the job doesn't use event time.
         timers: its handlers' timers. None if they set none.
+        unloaded: returns the inputs that it has to read before the others; see `loading.unloaded_inputs`.
 
     Raises:
         StateDamaged: the changelog doesn't lead to the state of the committed epoch.
@@ -149,6 +151,7 @@ class Shard:
         self.dirty = False
         self.clock = make_clock(stage, position)
         self._next = [at.offset for at in position.inputs]
+        self._loading: Literal["reads", "has to tell", "told"] = "reads" if stage.broadcasts else "told"
         self._store = MemoryStore()
         if changelog is not None:
             self._restore(changelog)
@@ -158,6 +161,7 @@ class Shard:
         self.timers = make_timers(
             stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]
         )
+        self.unloaded = unloaded_inputs(stage, tables) or (lambda: frozenset[int]())
         self.runners = [
             _Runner(stage, partition, tables, port, passing, number, self.clock, self.timers)
             for number in range(len(stage.inputs))
@@ -184,6 +188,20 @@ class Shard:
         """The record is through. Timers that are due after it may fire."""
         self._next[number] = record.offset() + 1
         self.dirty = True
+
+    def note_loaded(self) -> bool:
+        """The topics of its global tables are read to their ends. Returns whether it has to say so now."""
+        if self._loading != "reads":
+            return False
+        self._loading, self.dirty = "has to tell", True
+        return True
+
+    def take_loaded_marks(self, sizes: Mapping[str, int]) -> list[OwnRecord]:
+        """What it has to tell of its global tables in this epoch. It counts as told."""
+        if self._loading != "has to tell":
+            return []
+        self._loading = "told"
+        return loaded_marks(self.stage, self.id.partition, sizes)
 
     def fire(self) -> bool:
         """Fire the next timer that is due. Returns False if none is due. Raises what `StageRunner.handle`

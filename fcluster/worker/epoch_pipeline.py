@@ -32,7 +32,7 @@ from fcluster.common.failures import FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.state import ShardState
-from fcluster.engine.watermarks import Telling
+from fcluster.engine.watermarks import OwnRecord, Telling
 from fcluster.graph.topology import Topology
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.worker.batches import Batches
@@ -307,7 +307,7 @@ class EpochPipeline:
             confirm_sources = self._source_checks.begin()
             parts = [self._freeze(runners[shard], effect.epoch) for shard in sorted(effect.shards)]
             failpoints.reach("worker.layers-frozen", effect.epoch)
-            self._tell_time(opened.transaction, [runners[shard] for shard in effect.shards])
+            self._tell(opened.transaction, [runners[shard] for shard in sorted(effect.shards)])
             trace.ended("freeze")
             opened.transaction.flush_outputs()
             trace.ended("outputs")
@@ -335,11 +335,16 @@ class EpochPipeline:
         self._port.letters.freeze()
         self._commit_thread.submit(self._flush, epoch)
 
-    def _tell_time(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
+    def _tell(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
+        """Tell the stages downstream of event time, and of global tables that are read."""
+        sizes, told = self._core_state.stage_sizes, list[OwnRecord]()
         clocks = {runner.shard: runner.clock for runner in runners if runner.clock is not None}
         if clocks:
-            now_ms = monotonic_ms()
-            transaction.tell_time(self._telling.due(clocks, self._core_state.stage_sizes, now_ms))
+            told += self._telling.due(clocks, sizes, monotonic_ms())
+        for runner in runners:
+            told += runner.take_loaded_marks(sizes)
+        if told:
+            transaction.tell(told)
 
     def untold(self, now_ms: float) -> frozenset[ShardId]:
         """The shards that need an epoch so that their event time is reported to the stages downstream."""

@@ -9,7 +9,7 @@ Must not: process records, or know of epochs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from confluent_kafka import Message
@@ -50,7 +50,7 @@ class ShardMerge:
         readers: the reader of each input.
         idle_ms: `max.task.idle.ms`.
         precedence: see `Stage.precedence`. None: the order of the inputs.
-        orders: see `InputMerge`.
+        orders, unloaded: see `InputMerge`.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ class ShardMerge:
         idle_ms: int,
         precedence: Sequence[int] | None = None,
         orders: Sequence[OrderMs] | None = None,
+        unloaded: Callable[[], Collection[int]] | None = None,
     ) -> None:
         self._inputs = inputs
         self._readers = readers
-        self._merge = InputMerge(len(inputs), idle_ms, precedence, orders)
+        self._merge = InputMerge(len(inputs), idle_ms, precedence, orders, unloaded)
         self._number_of = {one.topic: one.number for one in inputs}
         self._bounds = [_Bound() for _ in inputs]
         self._positions = [one.begun_at for one in inputs]

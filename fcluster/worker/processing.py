@@ -10,7 +10,7 @@ Must not: know epochs, transactions or the coordinator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -23,11 +23,12 @@ from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.firing import TimerRunner, make_timers
+from fcluster.engine.loading import loaded_marks
 from fcluster.engine.records import OutputPort, Produce, TimerRecord, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
-from fcluster.engine.watermarks import make_clock
+from fcluster.engine.watermarks import OwnRecord, make_clock
 from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.worker.core.model import Condemned, RecordAt
@@ -63,6 +64,7 @@ class InputRunner(StageRunner):
         topic_id: the id of the topic; see `CommittedPosition`.
         read_position: the position of reading, including control records.
         end: where the partition ends. -1 if unknown.
+        end_at_start: where it ended when that was first known. -1 before.
         stop_at: in a bounded run, the first record that isn't processed. None: not known, or there is none.
         announced: the offsets at which the process may end; see `announce`.
         generation: records of earlier generations of the assignment aren't for this runner.
@@ -72,6 +74,7 @@ class InputRunner(StageRunner):
         "announced",
         "begun_at",
         "end",
+        "end_at_start",
         "generation",
         "last",
         "read_position",
@@ -97,7 +100,7 @@ class InputRunner(StageRunner):
         self.topic = stage.topics[number]
         self.topic_id = at.topic_id
         self.begun_at = self.read_position = at.offset
-        self.end = -1
+        self.end = self.end_at_start = -1
         self.stop_at: int | None = None
         self.generation = 0
         self.announced = range(0)
@@ -107,6 +110,14 @@ class InputRunner(StageRunner):
     def next_offset(self) -> int:
         """The next record to process."""
         return self.begun_at if self.last is None else self.last.offset() + 1
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether everything is processed that it had when it was started. Don't call it within a record."""
+        if self.end_at_start < 0:
+            self.end_at_start = self.end
+        read_to = max(self.read_position, self.next_offset)
+        return self.is_read or 0 <= self.end_at_start <= read_to
 
     @property
     def is_read(self) -> bool:
@@ -158,7 +169,17 @@ class ShardRunner:
         timers: its handlers' timers. None if they set none.
     """
 
-    __slots__ = ("_fired_after", "clock", "inputs", "position", "shard", "stage", "state", "timers")
+    __slots__ = (
+        "_fired_after",
+        "_loading",
+        "clock",
+        "inputs",
+        "position",
+        "shard",
+        "stage",
+        "state",
+        "timers",
+    )
 
     def __init__(
         self,
@@ -175,6 +196,8 @@ class ShardRunner:
         self.position = position
         self.clock = make_clock(stage, position)
         self._fired_after = -1
+        self._loading = {number for number, _step in stage.broadcasts}
+        """The inputs with rows of global tables, until it is told that they are read."""
         self.timers = make_timers(
             stage,
             partition,
@@ -225,6 +248,22 @@ class ShardRunner:
             clock=first.clock,
         )
         return delta
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether the stages downstream have to be told that it has read what its global tables had."""
+        return bool(self._loading) and all(self.inputs[number].has_loaded for number in self._loading)
+
+    def take_loaded_marks(self, sizes: Mapping[str, int]) -> list[OwnRecord]:
+        """What has to be told of its global tables in this epoch. It counts as told.
+
+        Args:
+            sizes: how many shards each stage has.
+        """
+        if not self.has_loaded:
+            return []
+        self._loading.clear()
+        return loaded_marks(self.stage, self.shard.partition, sizes)
 
     def newest(self) -> RecordAt | None:
         """The newest record since the last barrier, if all processed records are from one input."""

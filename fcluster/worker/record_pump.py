@@ -143,11 +143,12 @@ class RecordPump:
 
     def pass_time(self, now_ms: float) -> None:
         """Leave inputs that have had no records for too long out of event time, end event time where a
-        bounded run is read to its end, and open an epoch if event time has to be reported. `now_ms` never
-        goes back.
+        bounded run is read to its end, and open an epoch if that has to be reported, or that global tables
+        are read. `now_ms` never goes back.
         """
         if not self._paused and not self._core_state.waits_for_commit():
             shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
+            shards |= {runner.shard for runner in self._shards.runners.values() if runner.has_loaded}
             shards |= end_times(self._shards.runners.values())
             shards = self._core_state.running(shards | self._pipeline.untold(now_ms))
             if shards:

@@ -109,6 +109,7 @@ class Worker:
         self._ring = EventRing("worker", __version__, begin, Path(settings.state_dir) / "logs")
         self._health = WorkerHealth(name, identity.worker)
         self._port = OutputPort()
+        self._port.stage_sizes = self._core.state.stage_sizes
         self._port.letters.most = settings.dead_letters_max
         record_watch = RecordWatch()
         self._link = LeaderLink(
@@ -271,7 +272,7 @@ class Worker:
         if now_s - self._ticked_s >= self._interval_s and self._exit is None:
             self._ticked_s = now_s
             self._feed(events.Tick())
-            if self._topology.keeps_time:
+            if self._topology.keeps_time or self._topology.has_global_tables:
                 self._pump.pass_time(monotonic_ms())
             self._pump.hold_back()
             self._pipeline.flush_quiet(runner.state for runner in self._shards.runners.values())

@@ -39,7 +39,7 @@ from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Condemnation, OutputRefusedError, output_too_large
 from fcluster.engine.records import NO_TIMESTAMP_MS
-from fcluster.engine.watermarks import WATERMARK_HEADERS, WatermarkRecord
+from fcluster.engine.watermarks import OwnRecord
 from fcluster.kafka.asking import cause_of, reason_of
 from fcluster.kafka.clients import make_consumer, make_producer, serve_rest
 from fcluster.kafka.failover import failover_is_over
@@ -203,8 +203,8 @@ class EpochTransaction(Protocol):
         """Produces an output (main thread). See `waiting_produce`."""
         ...
 
-    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
-        """Produce watermark records after all outputs (main thread)."""
+    def tell(self, records: Iterable[OwnRecord]) -> None:
+        """Produce watermark records, and what else shards tell, after all outputs (main thread)."""
         ...
 
     def serve(self, send: bool) -> int:
@@ -325,8 +325,8 @@ class ProducerTransactions:
     def check(self) -> None:
         check_transaction(self._producer)
 
-    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
-        produce_watermarks(self._producer, records, check_transaction)
+    def tell(self, records: Iterable[OwnRecord]) -> None:
+        produce_own_records(self._producer, records, check_transaction)
 
     def flush_outputs(self) -> None:
         flush(self._producer, self._waits, check_transaction)
@@ -500,8 +500,8 @@ class AtLeastOnceWriter:
     def abort(self) -> None:
         raise TransactionLostError("at-least-once has no transactions that could be aborted")
 
-    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
-        produce_watermarks(self._producer, records)
+    def tell(self, records: Iterable[OwnRecord]) -> None:
+        produce_own_records(self._producer, records)
 
     def serve(self, send: bool) -> int:
         return serve(self._producer, send)
@@ -630,16 +630,21 @@ def waiting_produce(
     produce: Callable[..., None] = producer.produce
 
     def waiting(
-        topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any = None
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        timestamp_ms: int,
+        headers: Any = None,
+        partition: int = ANY_PARTITION,
     ) -> None:
         # By position, which is much faster than by name for a C function: partition, callback, on_delivery
         # (an alias of callback that takes its own position, contrary to the documented signature), then the
         # rest.
         try:
-            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
+            produce(topic, value, key, partition, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except BufferError:
             _wait_for_room(producer, check)
-            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
+            produce(topic, value, key, partition, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except KafkaException as error:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -709,17 +714,17 @@ def produce_deltas(
                 _produce_own(producer, part.changelog, record, fields, check)
 
 
-def produce_watermarks(
+def produce_own_records(
     producer: Producer,
-    records: Iterable[WatermarkRecord],
+    records: Iterable[OwnRecord],
     check: Callable[[Producer], None] = _unchecked,
 ) -> None:
-    """Produce watermark records after everything that the epoch has produced so far."""
+    """Produce what shards tell, after everything that the epoch has produced so far."""
     for record in records:
         fields = {
             "partition": record.partition,
             "timestamp": NO_TIMESTAMP_MS,
-            "headers": list(WATERMARK_HEADERS),
+            "headers": list(record.headers),
         }
         _produce_own(producer, record.topic, record.value, fields, check)
 
@@ -727,7 +732,7 @@ def produce_watermarks(
 def _produce_own(
     producer: Producer,
     topic: str,
-    value: bytes,
+    value: bytes | None,
     fields: Mapping[str, Any],
     check: Callable[[Producer], None],
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from fcluster.common.ids import repartition_topic
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic
 from tests.feeding import all_the_time
@@ -22,6 +23,7 @@ JOB = REPOSITORY / "tests" / "jobs" / "joined.py"
 PAIRS_JOB = REPOSITORY / "tests" / "jobs" / "paired.py"
 GROUPS_JOB = REPOSITORY / "tests" / "jobs" / "grouped.py"
 FOREIGN_JOB = REPOSITORY / "tests" / "jobs" / "foreign.py"
+GLOBAL_JOB = REPOSITORY / "tests" / "jobs" / "global_rows.py"
 PARTITIONS = 2
 KEYS = 40
 BEGIN_MS = 1_700_000_000_000
@@ -56,10 +58,21 @@ class Run(JobRun):
         self._producer.poll(0)
         self.sent += 10
 
-    def send_last(self) -> None:
-        """A record for each key, when all rows are in the table."""
+    def send_before(self) -> None:
+        """Records, and behind them a row of each key. There are more partitions than one of both."""
+        for number in range(self.sent, self.sent + 200):
+            self._producer.produce(self.source, b"%d" % number, f"k{number * 7 % KEYS}")
+        self.sent += 200
+        for number in range(3 * KEYS):
+            key = f"k{number % KEYS}"
+            self.written[key] = number
+            self._producer.produce(self.table, b"%d" % number, key)
         assert self._producer.flush(30) == 0
-        wait_until_committed(self.brokers, self.job, [self.table, self.source], 60)
+
+    def send_last(self, *through: str) -> None:
+        """A record for each key, when all rows are in the table, and have come through these topics."""
+        assert self._producer.flush(30) == 0
+        wait_until_committed(self.brokers, self.job, [self.table, *through, self.source], 60)
         for number in range(KEYS):
             self._producer.produce(self.source, b"%d" % (self.sent + number), f"k{number}")
         assert self._producer.flush(30) == 0
@@ -197,6 +210,34 @@ def test_join_by_a_foreign_key_has_the_right_row_for_each_left_row_when_a_worker
             return {key: rows[-1] for key, rows in run.joined().items()}
 
         wait_until(lambda: newest() == expected, f"the rows are {expected}", 60, 0.5)
+
+
+def test_each_record_meets_a_row_of_a_global_table_once_when_a_worker_is_killed(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """What is there at the start meets the rows that are there at the start, although they came later."""
+    run = Run(kafka, topic_prefix, tmp_path, GLOBAL_JOB)
+    with run.cluster:
+        run.send_before()
+        before, first = run.sent, dict(run.written)
+        run.cluster.start()
+        wait_until(lambda: run.count() >= before, "the records before the rows are joined", 60, 0.5)
+        for result in (one for results in run.joined().values() for one in results):
+            assert result["row"] == first[f"k{result['n'] * 3 % KEYS}"], result
+        with all_the_time(run.send):
+            run.kill_amid(run.count, 1_000, 500, "records are joined")
+        run.send_last(repartition_topic(run.job, f"rows-in-{run.source}"))
+        wait_until(lambda: run.count() >= run.sent, f"{run.sent} results are written", 60, 0.5)
+        found = [one for results in run.joined().values() for one in results]
+        assert sorted(one["n"] for one in found) == list(range(run.sent))
+        for results in run.joined().values():
+            for row in {one["n"] * 3 % KEYS for one in results}:
+                mine = [one for one in results if one["n"] * 3 % KEYS == row]
+                met = [one["row"] for one in mine if one["row"] is not None]
+                assert met == sorted(met), row
+        for result in found:
+            if result["n"] >= run.sent - KEYS:
+                assert result["row"] == run.written[f"k{result['n'] * 3 % KEYS}"], result
 
 
 def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(

@@ -31,11 +31,12 @@ from fcluster.common.positions import (
 )
 from fcluster.coordinator.core.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
+from fcluster.engine.loading import unloaded_inputs
 from fcluster.engine.merging import InputMerge
 from fcluster.engine.records import OutputPort
 from fcluster.engine.stamps import orders_of
 from fcluster.engine.state import ShardState, StoreMeta
-from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling
+from fcluster.engine.watermarks import OwnRecord, Telling
 from fcluster.graph.stages import Stage
 from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
@@ -92,7 +93,10 @@ class Runner(ShardRunner):
         self.fetched_up_to = [at.offset for at in position.inputs]
         several = len(self.sources) > 1
         orders = orders_of(stage)
-        self.merge = InputMerge(len(self.sources), idle_ms, stage.precedence, orders) if several else None
+        unloaded = unloaded_inputs(stage, state.tables)
+        self.merge = (
+            InputMerge(len(self.sources), idle_ms, stage.precedence, orders, unloaded) if several else None
+        )
         self.read_up_to = list(self.fetched_up_to)
         self.taken: list[Read] = []
         """Records that have left the merge, but have to wait until timers have fired."""
@@ -335,6 +339,7 @@ class SimWorker(Process):
         self._telling = Telling(self.cluster.topology, TELL_INTERVAL_MS)
         self._port = OutputPort()
         self._port.produce = self._hold_output
+        self._port.stage_sizes = self.core.state.stage_sizes
         self._outputs: list[tuple[Partition, Written]] = []
         self._interrupting = Inbox()  # holds only what interrupts a batch; everything else waits in `inbox`
         self._record_watch = RecordWatch()
@@ -822,7 +827,13 @@ class SimWorker(Process):
             writer.produce(outputs)
 
     def _hold_output(
-        self, topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        timestamp_ms: int,
+        headers: Any,
+        partition: int | None = None,
     ) -> None:
         """Called by the engine's port. Outputs are sent after each batch of records."""
         record: Any = self._record_watch.record
@@ -832,7 +843,8 @@ class SimWorker(Process):
         made, wall_ms = self.cluster.next_output(), self.wall_ms()
         origin = Origin(shard, number, record.offset(), made, wall_ms, of_timer=not is_read)
         written = Written(key, value, timestamp_ms, headers, origin)
-        self._outputs.append((self.cluster.place(topic, key, value), written))
+        place = self.cluster.place(topic, key, value) if partition is None else (topic, partition)
+        self._outputs.append((place, written))
 
     # --- timers and event time ------------------------------------------------------------------------
 
@@ -894,10 +906,11 @@ class SimWorker(Process):
             ]
             idle = self._idle_inputs.look(self.runners.values(), now_ms)
             ended = end_times(self.runners.values())
+            loaded = {runner.shard for runner in self.runners.values() if runner.has_loaded}
             for runner, number in active:
                 if runner.clock is not None and runner.clock.look()[number].idle:
                     self._note_step(runner, number, None)
-            shards = self.core.state.running(idle | ended | self._telling.overdue(now_ms))
+            shards = self.core.state.running(idle | ended | loaded | self._telling.overdue(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, False))
 
@@ -908,24 +921,28 @@ class SimWorker(Process):
         writer = self.writer
         assert writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
-        self._tell_time(writer, [self.runners[shard] for shard in sorted(effect.shards)])
+        self._tell(writer, [self.runners[shard] for shard in sorted(effect.shards)])
         self.step("layers frozen")
         if not self.alive:
             return
         self._busy = True
         writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, frozen))
 
-    def _tell_time(self, writer: Writer, runners: list[Runner]) -> None:
-        """Write watermark records behind the outputs of the epoch."""
+    def _tell(self, writer: Writer, runners: list[Runner]) -> None:
+        """Write watermark records, and that global tables are read, behind the outputs of the epoch."""
+        sizes, due = self.core.state.stage_sizes, list[OwnRecord]()
         clocks = {runner.shard: runner.clock for runner in runners if runner.clock is not None}
         if clocks:
-            due = self._telling.due(clocks, self.core.state.stage_sizes, self.world.now_ms)
-            told: list[tuple[Partition, Written]] = [
-                ((record.topic, record.partition), Written(None, record.value, -1, WATERMARK_HEADERS))
-                for record in due
-            ]
-            if told:
-                writer.produce(told)
+            due += self._telling.due(clocks, sizes, self.world.now_ms)
+        for runner in runners:
+            due += runner.take_loaded_marks(sizes)
+        if due:
+            writer.produce(
+                [
+                    ((record.topic, record.partition), Written(None, record.value, -1, record.headers))
+                    for record in due
+                ]
+            )
 
     def _outputs_flushed(
         self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]

@@ -326,8 +326,11 @@ class Ownership:
         )
 
     def _stage_sizes(self) -> dict[str, int]:
-        """What workers have to know in order to report event time to each other."""
-        if not self._cluster.terms.topology.keeps_time:
+        """What workers have to know in order to report event time to each other, and to write to all shards
+        of a stage.
+        """
+        topology = self._cluster.terms.topology
+        if not topology.keeps_time and not topology.has_global_tables:
             return {}
         return dict(Counter(shard.stage for shard in self._cluster.shards))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.branch import BranchOperator
+from fcluster.engine.operators.broadcast import BroadcastOperator
 from fcluster.engine.operators.changes import TellChangesOperator
 from fcluster.engine.operators.counted import CountedOperator
 from fcluster.engine.operators.filter import FilterOperator
@@ -31,6 +32,7 @@ from fcluster.graph.counted import Counted
 from fcluster.graph.operators import (
     AnswerAgain,
     Branch,
+    Broadcast,
     Filter,
     FlatMap,
     ForeignTable,
@@ -70,6 +72,8 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return BranchOperator(node, number, chain)
     if isinstance(node, Window):
         return _window_operator(node)
+    if isinstance(node, Broadcast):
+        return BroadcastOperator(node)
     if isinstance(node, KeepTable):
         return KeepTableOperator(node)
     if isinstance(node, Regroup):

@@ -12,7 +12,7 @@ from fcluster.common.failures import bounded_text, type_of
 from fcluster.engine.call_results import CallResults
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.pairs import AnyOpen
-from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, where_of_function
 from fcluster.graph.codecs import Kind, encode_json_without_models, value_codec
 from fcluster.graph.models import is_model
@@ -37,6 +37,8 @@ class Surroundings:
             `StepFailure`, which already has its place.
         record_writer: returns the function that takes a `Record` of the step at a place: it writes it, or
             passes it to the following step if the record has no topic. None: all have one.
+        port_at: returns the port for outputs of the step at a place.
+        stage_sizes: see `OutputPort`.
         results: what has come of the calls of records.
         timers: the timers of the handlers that set some, and what is open in windows and joins, by the step's
             name.
@@ -49,6 +51,8 @@ class Surroundings:
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
     record_writer: Callable[[Place, Step | None], WriteRecord]
+    port_at: Callable[[Place], OutputPort]
+    stage_sizes: Mapping[str, int]
     results: CallResults
     timers: Mapping[str, KeyTimers | AnyOpen] = field(default_factory=dict[str, KeyTimers | AnyOpen])
     fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from fcluster.engine.history import history_of
+from fcluster.engine.loading import Loading
 from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import RowChange, RowTable, row_of
@@ -33,10 +34,13 @@ class KeepTableOperator:
         keep, note, row_before = _compile_keep(node, surroundings), table.note, table.row
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
         none_deletes, is_followed = node.none_deletes, node.is_followed
+        loading = Loading(surroundings.tables[node.loading.name]) if node.copy_of else None
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
                 if key is None:
+                    if loading is not None and loading.note(record):
+                        return
                     raise RecordError("the record has no key, so it is no row of a table")
                 raw = None if none_deletes and value is None else raw_of(record, value)
                 at_ms = record.timestamp()[1]

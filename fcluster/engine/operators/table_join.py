@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fcluster.engine.entries import ABSENT
-from fcluster.engine.operators.base import Surroundings, place_of_function
+from fcluster.engine.operators.base import Surroundings, field_of, place_of_function
 from fcluster.engine.records import SourceRecord
-from fcluster.engine.steps import RecordError, Step, StepFailure
+from fcluster.engine.steps import Place, RecordError, Step, StepFailure, where_of_function
 from fcluster.engine.views import compile_find
+from fcluster.graph.codecs import key_codec
 from fcluster.graph.operators import JoinTable, title_of_table
 
 
@@ -29,6 +32,8 @@ class JoinTableOperator:
         node, place, passing = self._node, self.place, surroundings.passing
         find = compile_find(node.table, surroundings.tables, passing)
         function, keeps_all = node.function, node.how == "left"
+        if node.by is not None:
+            return _compile_join_on(node, place, passing, find, following)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -53,3 +58,39 @@ class JoinTableOperator:
             following(record, key, joined)
 
         return step
+
+
+def _compile_join_on(
+    node: JoinTable,
+    place: Place,
+    passing: tuple[type[BaseException], ...],
+    find: Callable[[bytes, int | None], Any],
+    following: Step,
+) -> Step:
+    """With a global table, where the value says which row belongs to it."""
+    by, function, keeps_all = node.by, node.function, node.how == "left"
+    assert by is not None
+    row_key_of = field_of(by, "join(on=)") if isinstance(by, str) else by
+    encode_key, key_place = key_codec(node.key)[1], replace(place, where=where_of_function(by))
+
+    def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+        try:
+            row_key = row_key_of(value)
+            encoded = None if row_key is None else encode_key(row_key)
+        except BaseException as error:
+            raise StepFailure(key_place, error) from error
+        try:
+            row = ABSENT if encoded is None else find(encoded, record.timestamp()[1])
+            if row is not ABSENT:
+                joined = function(value, row)
+            elif keeps_all:
+                joined = function(value, None)
+            else:
+                return
+        except passing:
+            raise
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+        following(record, key, joined)
+
+    return step

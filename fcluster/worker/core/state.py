@@ -47,7 +47,7 @@ class CoreState:
             found. Kept after the session ends.
         suspects: what is known about records that end processes, by shard, until the shard runs.
         pieces: how large an epoch may be while a record is looked for. Kept after the session ends.
-        stage_sizes: how many shards each stage has, if the job uses event time.
+        stage_sizes: how many shards each stage has, if the job uses event time or global tables.
         leaving: the worker is going to exit. `drained`: an operator has removed it for good.
     """
 

@@ -141,3 +141,23 @@ def test_order_does_not_depend_on_how_records_arrive(inputs: Sequence[Sequence[i
     expected = played()
     assert played() == expected
     assert len(expected) == sum(map(len, inputs))
+
+
+def test_inputs_that_are_not_loaded_are_read_alone_whatever_the_timestamps_are() -> None:
+    unloaded = {1}
+    merge = InputMerge(2, 0, (1, 0), unloaded=lambda: unloaded)
+    add(merge, 0, 5)
+    assert take(merge) == []
+    assert merge.due_ms() is None
+    merge.note(1, 0, 0)
+    assert take(merge, now_ms=1_000) == [], "it is at its end, but there is more to come"
+    add(merge, 1, 30, 20)
+    assert take(merge) == ["1:30", "1:20"]
+    unloaded.clear()
+    add(merge, 1, 10)
+    assert take(merge) == ["0:5"], "from then on, timestamps decide"
+    add(merge, 0, 50)
+    assert take(merge) == ["1:10"]
+    unloaded.add(0)
+    add(merge, 1, 60)
+    assert take(merge) == ["0:50"], "it isn't asked again"
