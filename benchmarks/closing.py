@@ -7,25 +7,34 @@ The other records come at a steady rate. A read_committed consumer notes when ea
 visible. First no window closes, for some time: what is seen then is the job, the broker and the machine. Then
 one record makes all windows due. The longest time without an output is given for both, and how the times
 between two outputs are distributed.
+
+For the longest times, it is said what the worker did meanwhile: the phases of the epochs that were under way
+(`docs/performance.md` explains them), and collections of garbage, writes to the local store and checkpoints
+of it, all by the clock. A phase that waits for a busy processor looks long as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
+import orjson
 from confluent_kafka import OFFSET_BEGINNING, Producer, TopicPartition
 
 from fcluster import Job, Tumbling, count
 from fcluster.kafka.embedded import EmbeddedKafka
+from fcluster.storage.store import RocksStore
+from fcluster.worker.epoch_trace import EpochTrace, EpochTraces
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets, new_consumer
 from tests.harness import Cluster
@@ -36,6 +45,10 @@ BEGIN_MS = 20_000 * DAY_MS
 OTHER_KEYS = 100
 QUIET_S = 20
 LIMIT_S = 1_800
+STEPS_VARIABLE = "BENCH_CLOSING_STEPS"
+"""The environment variable that names the file for the worker's steps."""
+STEP_MS_MIN = 2.0
+LONGEST_SHOWN = 5
 
 job = Job(JOB)
 source = job.topic(SOURCE, value="bytes")
@@ -56,6 +69,76 @@ def counted(ctx, _value):
 
 
 stream.filter(lambda value: value == b"o").process(counted, name="others").to(others)
+
+
+class Step(NamedTuple):
+    """What the worker did, on the monotonic clock of the host."""
+
+    what: str
+    begin_s: float
+    end_s: float
+
+
+class StepLog:
+    """In the worker, which loads this file as its job: writes down what it does.
+
+    Args:
+        file: takes a line of JSON for each step.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._collection_began_s = 0.0
+        gc.callbacks.append(self._collected)
+        setattr(EpochTraces, "add", self._with_epochs(EpochTraces.add))  # noqa: B010
+        for name in ("apply", "checkpoint"):
+            setattr(RocksStore, name, self._timed(f"store: {name}", getattr(RocksStore, name)))
+
+    def _note(self, what: str, begin_s: float, end_s: float) -> None:
+        if (end_s - begin_s) * 1_000 >= STEP_MS_MIN:
+            self._file.write(orjson.dumps([what, begin_s, end_s]).decode() + "\n")
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collection_began_s = time.monotonic()
+        else:
+            self._note(f"garbage {info['generation']}", self._collection_began_s, time.monotonic())
+
+    def _with_epochs(self, add: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(traces: EpochTraces, trace: EpochTrace) -> Any:
+            begin_s = time.monotonic() - sum(trace.took_ms.values()) / 1_000
+            for phase, took_ms in trace.took_ms.items():
+                self._note(f"epoch: {phase}", begin_s, begin_s + took_ms / 1_000)
+                begin_s += took_ms / 1_000
+            return add(traces, trace)
+
+        return noting
+
+    def _timed(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*arguments: Any) -> Any:
+            begin_s = time.monotonic()
+            try:
+                return call(*arguments)
+            finally:
+                self._note(what, begin_s, time.monotonic())
+
+        return timing
+
+
+if STEPS_VARIABLE in os.environ:
+    StepLog(Path(os.environ[STEPS_VARIABLE]).open("a", buffering=1))  # noqa: SIM115  until the worker ends
+
+
+def steps_between(steps: Sequence[Step], from_s: float, to_s: float) -> str:
+    """What the worker did in between, in milliseconds from `from_s`. The open epoch isn't shown: there nearly
+    always is one.
+    """
+    shown = [
+        f"{one.what} {(one.begin_s - from_s) * 1_000:.0f} to {(one.end_s - from_s) * 1_000:.0f}"
+        for one in sorted(steps, key=lambda one: one.begin_s)
+        if one.begin_s < to_s and one.end_s > from_s and one.what != "epoch: open"
+    ]
+    return ", ".join(shown) or "nothing that took long"
 
 
 class Watch:
@@ -83,7 +166,7 @@ class Watch:
 
     def describe(self, from_s: float, to_s: float) -> str:
         """The times without output in between."""
-        times = [from_s, *(at for at in self.seen_s if from_s <= at <= to_s), to_s]
+        times = self._times(from_s, to_s)
         gaps_ms = sorted((after - before) * 1_000 for before, after in pairwise(times) if after > before)
         half_ms, most_ms = gaps_ms[len(gaps_ms) // 2], gaps_ms[len(gaps_ms) * 99 // 100]
         return (
@@ -91,6 +174,15 @@ class Watch:
             f"{sum(gap > 100 for gap in gaps_ms)} times more than 100 ms; half of the times at most "
             f"{half_ms:.0f} ms, 99 % at most {most_ms:.0f} ms"
         )
+
+    def explain(self, steps: Sequence[Step], from_s: float, to_s: float) -> Iterator[str]:
+        """What the worker did in the longest times without output in between."""
+        gaps = sorted(pairwise(self._times(from_s, to_s)), key=lambda gap: gap[0] - gap[1])
+        for begin_s, end_s in gaps[:LONGEST_SHOWN]:
+            yield f"    {(end_s - begin_s) * 1_000:.0f} ms: {steps_between(steps, begin_s, end_s)}"
+
+    def _times(self, from_s: float, to_s: float) -> list[float]:
+        return [from_s, *(at for at in self.seen_s if from_s <= at <= to_s), to_s]
 
 
 class Feed:
@@ -159,7 +251,16 @@ def measure(brokers: str, windows: int, rate: int, directory: Path) -> None:
     producer = Producer({"bootstrap.servers": brokers, "linger.ms": 2})
     fill(producer, windows)
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    with Cluster(Path(__file__), brokers, directory, workers=1) as cluster:
+    steps_file = directory / "steps"
+    env = {STEPS_VARIABLE: str(steps_file)}
+
+    def say(what: str, watch: Watch, began_s: float) -> None:
+        now_s = time.monotonic()
+        steps = [Step(*orjson.loads(line)) for line in steps_file.read_text().splitlines()]
+        print(f"{what}:", watch.describe(began_s, now_s))
+        print(*watch.explain(steps, began_s, now_s), sep="\n", flush=True)
+
+    with Cluster(Path(__file__), brokers, directory, workers=1, env=env) as cluster:
         cluster.start()
         watch, feed = Watch(brokers), Feed(producer, rate)
         try:
@@ -167,11 +268,11 @@ def measure(brokers: str, windows: int, rate: int, directory: Path) -> None:
             time.sleep(5)
             began_s = time.monotonic()
             time.sleep(QUIET_S)
-            print("no window closes:", watch.describe(began_s, time.monotonic()))
+            say("no window closes", watch, began_s)
             feed.at_ms = BEGIN_MS + 2 * DAY_MS
             began_s = time.monotonic()
             wait_for(brokers, CLOSED, windows, cluster)
-            print(f"{windows:,} windows close:", watch.describe(began_s, time.monotonic()))
+            say(f"{windows:,} windows close", watch, began_s)
             print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         finally:
             feed.close()

@@ -144,14 +144,22 @@ class Epochs:
             self.commit()
         self._state.flush()
 
-    def commit(self) -> None:
-        """Commit the open epoch."""
+    def commit(self, now_ms: float | None = None, note: Callable[[str], None] = lambda _phase: None) -> None:
+        """Commit the open epoch.
+
+        Args:
+            now_ms: the time. By default an epoch comes each second, so each is written to the store at once.
+            note: called after each phase with its name.
+        """
         self._epoch += 1
         delta = self.shard.freeze(self._epoch, "")
+        note("freeze")
         if delta is not None:
             written = len(encode_delta(delta))
-            # An epoch each second: each is written to the store at once.
-            self._state.commit(self._epoch, self._epoch * written, self._epoch * 1_000.0)
+            note("encode")
+            now_ms = self._epoch * 1_000.0 if now_ms is None else now_ms
+            self._state.commit(self._epoch, self._epoch * written, now_ms)
+            note("apply")
 
 
 def _discard(*_arguments: Any, **_named: Any) -> None:

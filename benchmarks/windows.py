@@ -11,8 +11,8 @@ each of the 1,000 keys has a new one every 20 records.
 records of other keys and due windows take turns as in a worker: about 5 ms each. There is a commit every 100
 ms, which is part of the measured time, although a worker has another thread for half of it. It measures the
 longest time from one such record to the next: the processor time of the thread, which doesn't depend on what
-else the machine does, and the time by the clock. `benchmarks/closing.py` measures the same from outside, with
-a worker and a broker.
+else the machine does, and the time by the clock. It also says what the phases of a commit took, and
+collections of garbage. `benchmarks/closing.py` measures the same from outside, with a worker and a broker.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _MS = timedelta(milliseconds=1)
 LENGTH = 20_000 * _MS  # of event time: 20 records of each key
 TURN_S = 0.005
 COMMIT_S = 0.1
+EARLIER_S = 1e6
+"""Later than all epochs with which the windows were filled."""
 
 KINDS: dict[str, Any] = {
     "tumbling": Tumbling(LENGTH),
@@ -116,6 +118,47 @@ def compare(rounds: int) -> dict[str, float]:
     return best
 
 
+class Longest:
+    """The processor time of the thread that steps of each kind have taken: the longest, and in all."""
+
+    def __init__(self) -> None:
+        self.longest_s: dict[str, float] = {}
+        self.total_s: dict[str, float] = {}
+        self._began_s = self._since_s = 0.0
+        gc.callbacks.append(self._collected)
+
+    def begin(self) -> None:
+        """The first step begins."""
+        self._since_s = time.thread_time()
+
+    def ended(self, step: str) -> None:
+        """The step has ended, and the next one begins."""
+        self._note(step, self._since_s)
+        self._since_s = time.thread_time()
+
+    def _note(self, step: str, began_s: float) -> None:
+        took_s = time.thread_time() - began_s
+        self.longest_s[step] = max(self.longest_s.get(step, 0.0), took_s)
+        self.total_s[step] = self.total_s.get(step, 0.0) + took_s
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began_s = time.thread_time()
+        else:
+            self._note(f"garbage {info['generation']}", self._began_s)
+
+    def close(self) -> None:
+        """Note no more collections."""
+        gc.callbacks.remove(self._collected)
+
+    def describe(self) -> str:
+        """What the steps took."""
+        return "; ".join(
+            f"{step} at most {longest_s * 1000:.1f} ms, {self.total_s[step]:.1f} s in all"
+            for step, longest_s in self.longest_s.items()
+        )
+
+
 def close_many(windows: int, limit_s: float) -> str:
     """Close so many windows of one end, or as many as close in that processor time, and say how long others
     waited.
@@ -135,6 +178,7 @@ def close_many(windows: int, limit_s: float) -> str:
         began_s = last_s = committed_s = used_s()
         last_clock_s = time.perf_counter()
         longest_s, longest_clock_s, passed, closed = 0.0, 0.0, 0, 0
+        steps = Longest()
         for message in others:
             turn_ends_s = used_s() + TURN_S
             while used_s() < turn_ends_s:
@@ -147,15 +191,18 @@ def close_many(windows: int, limit_s: float) -> str:
             turn_ends_s = used_s() + TURN_S
             closed += timers.fire_due(windows, lambda: used_s() >= turn_ends_s)  # noqa: B023
             if used_s() - committed_s > COMMIT_S:
-                epochs.commit()
+                steps.begin()
+                # As if each epoch took twice its processor time.
+                epochs.commit((used_s() + EARLIER_S) * 2_000, steps.ended)
                 committed_s = used_s()
             if closed >= windows or used_s() - began_s > limit_s:
                 break
+        steps.close()
         return (
             f"{closed:,} windows closed in {used_s() - began_s:.1f} s of processor time; meanwhile "
             f"{passed:,} records of other keys, with at most {longest_s * 1000:.0f} ms of processor time "
             f"from one to the next (by the clock {longest_clock_s * 1000:.0f} ms, at a load of "
-            f"{os.getloadavg()[0]:.0f})"
+            f"{os.getloadavg()[0]:.0f})\n{steps.describe()}"
         )
     finally:
         stores.close_all()

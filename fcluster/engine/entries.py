@@ -47,6 +47,11 @@ EXPIRED_PER_EPOCH_MAX = 10_000
 """How many entries are examined for removal before one barrier, so that a barrier doesn't take longer when
 many have expired. The rest follows in later epochs; expired entries are invisible until then, too.
 """
+FORGOTTEN_PER_EPOCH = 1_000
+"""About how many keys that a write of the store has caught up with are forgotten at one barrier. That write
+may have had the changes of a hundred epochs, and a barrier isn't to take longer because of it. If an epoch
+changes more keys than that, twice as many are forgotten, so they don't pile up.
+"""
 TIME_STEPS = 8
 """If an entry is put again and again, it is noted again at most this often within its TTL."""
 
@@ -360,15 +365,18 @@ class EntryTable:
         if self._group_of is None:
             return
         if changed:
+            noted = self._groups_open
             for key in changed:
-                self._note_group(key)
-                self._epochs[key] = epoch
+                if key not in noted:  # it was changed in place
+                    self._note_group(key)
+            self._epochs.update(dict.fromkeys(changed, epoch))
             self._frozen.append((epoch, list(changed)))
         self._forget_groups(self._groups_open)
         self._groups_open.clear()
         written = self._layers.written_epoch()
         done: list[bytes] = []
-        while self._frozen and self._frozen[0][0] <= written:
+        done_max = max(FORGOTTEN_PER_EPOCH, 2 * len(changed))
+        while self._frozen and self._frozen[0][0] <= written and len(done) < done_max:
             frozen_epoch, keys = self._frozen.popleft()
             for key in keys:
                 if self._epochs.get(key) == frozen_epoch:

@@ -201,10 +201,11 @@ class RocksStore:
         """Copy the store to `path`, which must not exist, by hard links. Returns the position of the copy."""
         with self._in_use:
             try:
-                # This runs without the interpreter's lock, unlike the checkpoint, which then has little left
-                # to write.
+                # This runs without the interpreter's lock. The checkpoint doesn't, and would write what is
+                # left and wait for the disk. So nothing is left; the second flush is short.
                 self._db.flush()
                 with self._writing:
+                    self._db.flush()
                     Checkpoint(self._db).create_checkpoint(str(path))
                     return self._meta
             except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific

@@ -74,12 +74,14 @@ class OpenEpoch:
         begun_s: when its transaction began.
         sent_s: when its outputs were last sent, `begun_s` if they haven't been sent yet.
         records: how many records were processed in it.
+        closing_s: how long timers have fired in it, in turns of their own.
     """
 
     transaction: EpochTransaction
     begun_s: float
     sent_s: float
     records: int = 0
+    closing_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,16 @@ class EpochPipeline:
         """Count records that were processed in the open epoch."""
         if self._open is not None:
             self._open.records += records
+
+    def note_closing(self, took_s: float) -> None:
+        """Timers have fired in the open epoch for this long."""
+        if self._open is not None:
+            self._open.closing_s += took_s
+
+    @property
+    def closing_s(self) -> float:
+        """How long timers have fired in the open epoch."""
+        return 0.0 if self._open is None else self._open.closing_s
 
     def hold_back(self, backlog: bool) -> events.Event | None:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka accepts them.

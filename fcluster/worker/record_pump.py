@@ -67,6 +67,11 @@ from fcluster.worker.watchdog import Watchdog
 
 _log = logging.getLogger("fcluster.worker")
 
+CLOSING_S_MAX = 0.025
+"""How long windows close in an epoch while the one before it is still on its way into Kafka. The longer that
+takes, the more would close meanwhile, and the more the next epoch would have to carry, whose other outputs
+wait for that. So they wait then, and leave the processor to the commit.
+"""
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
@@ -266,9 +271,16 @@ class RecordPump:
     @property
     def has_work(self) -> bool:
         """Whether there are records that may be processed now, or timers that may fire."""
-        return self._may_work and (
-            bool(self._chunks) or (bool(self._shards.timed) and self._timers.are_due())
-        )
+        return self._may_work and (bool(self._chunks) or (bool(self._shards.timed) and self._may_fire()))
+
+    def _may_fire(self) -> bool:
+        """Whether timers are due that may fire now."""
+        return self._timers.must_fire() if self._closed_enough else self._timers.are_due()
+
+    @property
+    def _closed_enough(self) -> bool:
+        """Whether due windows wait for the commit of the epoch in flight."""
+        return self._core_state.in_flight is not None and self._pipeline.closing_s > CLOSING_S_MAX
 
     @property
     def _may_work(self) -> bool:
@@ -294,7 +306,7 @@ class RecordPump:
         self._takes_turns = bool(self._shards.timed) and self._timers.are_due()
         if self._takes_turns and self._fires_next():
             self._has_fired = True
-            self._fire(chunks.AIM_S)
+            self._fire(self._timers.due(must_fire=self._closed_enough), chunks.AIM_S)
             return
         self._has_fired = False
         ends_s = time.monotonic() + chunks.AIM_S
@@ -319,6 +331,8 @@ class RecordPump:
         return self._chunks.waiting_s > chunks.BACKLOG_S if self._takes_turns else self._chunks.backlog
 
     def _fires_next(self) -> bool:
+        if self._closed_enough:
+            return self._timers.must_fire()
         return not self._has_fired or not self._chunks or self._timers.must_fire()
 
     def fire_due(self) -> None:
@@ -326,13 +340,12 @@ class RecordPump:
         for _ in range(FIRED_BEFORE_THE_END_MAX):
             if not (self._shards.timed and self._may_work and self._timers.are_due()):
                 return
-            self._fire(math.inf)
+            self._fire(self._timers.due(), math.inf)
 
-    def _fire(self, turn_s: float) -> None:
-        """Fire some of the due timers of each shard, for about this time in all."""
+    def _fire(self, due: Sequence[ShardRunner], turn_s: float) -> None:
+        """Fire some of the due timers of each of these shards, for about this time in all."""
         if not self._pipeline.is_open:
             return
-        due = self._timers.due()
         began_s = time.monotonic()
         for number, runner in enumerate(due, start=1):
             if not self._may_work or runner.shard not in self._shards.timed:
@@ -354,6 +367,7 @@ class RecordPump:
                 with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                     self._feed(failure)
                 return
+        self._pipeline.note_closing(time.monotonic() - began_s)
         with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
             self.hold_back()
 

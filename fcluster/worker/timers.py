@@ -88,9 +88,13 @@ class DueTimers:
         """Whether a timer is due before which no record may be processed."""
         return any(timers.must_fire() for _runner, timers in self._all())
 
-    def due(self) -> list[ShardRunner]:
-        """The shards with timers that are due."""
-        return [runner for runner, timers in self._all() if timers.is_due()]
+    def due(self, *, must_fire: bool = False) -> list[ShardRunner]:
+        """The shards with timers that are due; `must_fire`: with those before which no record may be
+        processed.
+        """
+        return [
+            runner for runner, timers in self._all() if (timers.must_fire() if must_fire else timers.is_due())
+        ]
 
     def wait_s(self, timeout_s: float) -> float:
         """The timeout, or less if a timer in processing time is due before that."""

@@ -15,7 +15,7 @@ from fcluster.common.settings import Settings
 from fcluster.engine import firing
 from fcluster.graph.topology import Topology
 from fcluster.worker import chunks, record_pump
-from fcluster.worker.core import events
+from fcluster.worker.core import events, model
 from tests.unit.worker.worker_parts import Message, Pumping
 
 WINDOWS = 20
@@ -112,6 +112,35 @@ def test_turn_of_windows_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPa
         closed.append(sum(pumping.counts()))
     assert closed == list(range(3, WINDOWS + 1))
     pumping.close()
+
+
+def test_windows_wait_for_the_epoch_in_flight_once_enough_have_closed_and_records_go_on(
+    pumping: Pumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(pumping)
+    before = len(pumping.counts())
+    monkeypatch.setattr(record_pump, "CLOSING_S_MAX", 0.0)
+    pumping.core_state.in_flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset())
+    assert pumping.pump.has_work, "none has closed yet in this epoch"
+    pumping.pump.run_chunk()
+    assert pumping.counts()[before:] == [1] * 5
+    assert not pumping.pump.has_work, "the main thread waits, and doesn't spin"
+    pumping.read(*(KeyedMessage(number, 5, partition=1) for number in range(3)))
+    pumping.run()
+    assert pumping.counts()[before:] == [1] * 5 + [0] * 3
+    pumping.core_state.in_flight = None
+    pumping.run()
+    assert sum(pumping.counts()) == WINDOWS
+
+
+def test_all_windows_close_before_the_shards_stop_for_good(
+    pumping: Pumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(pumping)
+    monkeypatch.setattr(record_pump, "CLOSING_S_MAX", 0.0)
+    pumping.core_state.in_flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset())
+    pumping.pump.fire_due()
+    assert sum(pumping.counts()) == WINDOWS
 
 
 def test_records_of_the_same_shard_continue_and_late_ones_stay_late(pumping: Pumping) -> None:
