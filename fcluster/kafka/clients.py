@@ -42,7 +42,7 @@ SERVE_REST_S: Final = 5.0
 _NO_GROUP: Final = "fcluster-reader"
 """For consumers that neither commit nor join, outside any job: librdkafka requires a name."""
 _LEADERS_KNOWN_S: Final = 0.2
-"""How long a list of leaders is used. A leader that is lost meanwhile may cost the process (decision 0080)."""
+"""How long a list of leaders is used. If one is lost meanwhile, that may cost the process (decision 0080)."""
 
 _Client = TypeVar("_Client")
 

@@ -166,7 +166,8 @@ class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     """The record of `shard` at which worker processes have ended, `times` in a row.
 
     `step` began last. `record` describes the record for people. With `times` 0 it isn't known yet which one
-    it is: processes have ended, and nothing of the shard was committed in between.
+    it is: processes have ended, and nothing of the shard was committed in between. If `span` is above 1, it
+    is one of those from `offset` on, as many as `span` says.
     """
 
     shard: ShardId
@@ -175,6 +176,7 @@ class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     input: _InputNumber = 0
+    span: _Number = 1
 
 
 class PhaseTimes(msgspec.Struct, frozen=True):
@@ -357,7 +359,8 @@ class RecordOverdue(Message, frozen=True):
 
 class RecordBegun(Message, frozen=True):
     """`step` begins to process the record at `offset`, and may end the process. Sent only if a
-    `SuspectRecord` gives reason to. The worker waits a moment for the answer, `RecordNoted`.
+    `SuspectRecord` gives reason to. The worker waits a moment for the answer, `RecordNoted`. If `span` is
+    above 1, it is about the records from `offset` on, as many as `span` says, until another message follows.
     """
 
     session: _Session
@@ -366,6 +369,7 @@ class RecordBegun(Message, frozen=True):
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     input: _InputNumber = 0
+    span: _Number = 1
 
 
 class RecordEnded(Message, frozen=True):

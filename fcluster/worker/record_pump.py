@@ -74,6 +74,10 @@ wait for that. So they wait then, and leave the processor to the commit.
 """
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
+ANNOUNCED_TOGETHER = 50
+"""If one of many records may end the process: the first so many are announced one by one, and the others in
+groups of as many.
+"""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _TOPIC_UNKNOWN = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
@@ -129,6 +133,7 @@ class RecordPump:
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
+        self._announced_group: tuple[InputRunner, int] | None = None
         self._has_fired = False
         self._takes_turns = False
         self._paused = False
@@ -523,8 +528,17 @@ class RecordPump:
 
     def _run_announced(self, one: InputRunner, record: Message, handle: Callable[[Message], None]) -> None:
         """Process a record that may end the process: each step is announced to the coordinator before it
-        begins.
+        begins. If there are many such records, most of them are announced in groups, because each
+        announcement takes a few milliseconds.
         """
+        offset = record.offset() or 0
+        group = (offset - one.announced.start) // ANNOUNCED_TOGETHER
+        if group:
+            self._announce_group(one, group, record)
+            handle(record)
+            if offset >= one.announced[-1]:
+                self._link.send(messages.RecordEnded(self._core_state.session))
+            return
         announce = functools.partial(self._announce, one, record)
         announce("")  # decoding it may end the process too
         try:
@@ -532,6 +546,23 @@ class RecordPump:
                 handle(record)
         finally:
             self._link.send(messages.RecordEnded(self._core_state.session))
+
+    def _announce_group(self, one: InputRunner, group: int, record: Message) -> None:
+        """Announce this group of records, unless that was the last announcement."""
+        if handler_processes.is_forked or self._announced_group == (one, group):
+            return
+        offset = one.announced.start + group * ANNOUNCED_TOGETHER
+        self._link.announce(
+            messages.RecordBegun(
+                self._core_state.session,
+                one.shard,
+                offset,
+                record=describe_record(record),
+                input=one.number,
+                span=ANNOUNCED_TOGETHER,
+            )
+        )
+        self._announced_group = one, group
 
     def _announce_timer(self, runner: ShardRunner, timer: TimerRecord) -> None:
         self._timer_announced = True
@@ -545,6 +576,7 @@ class RecordPump:
     def _announce(self, one: InputRunner, record: Message | TimerRecord, step: str) -> None:
         if handler_processes.is_forked:
             return
+        self._announced_group = None
         self._link.announce(
             messages.RecordBegun(
                 self._core_state.session,

@@ -5,6 +5,8 @@ Responsible for: counting how often in a row the sessions of a shard are lost wi
 between. After a few losses, the shard's next owners announce each record before they process it, so that it
 is known which record it is. And counting how often a handler hung at a record. Rules:
 
+- There may be many such records. Then they are announced in groups, and the next owner announces those of the
+  group in which a session was lost one by one.
 - A record is blamed only for sessions that were lost after it was announced, and before the worker said that
   it had survived it. Workers are often killed from outside. But if this happens again and again while the
   same record is being processed, it isn't chance.
@@ -20,7 +22,7 @@ Must not: decide what happens to the record; the worker decides that, by the `on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -99,7 +101,9 @@ class Losses:
             deaths = Deaths(committed, 0)
         self._cluster.deaths[shard] = deaths
         deaths.times += 1
-        if begun is not None:
+        if begun is not None and begun.span > 1:
+            self._narrow(session, deaths, begun, committed)
+        elif begun is not None:
             record = bounded_text(begun.record, TEXT_CHARACTERS_MAX)
             found = messages.SuspectRecord(shard, begun.offset, 1, begun.step, record, begun.input)
             deaths.suspects = _counted(deaths.suspects, found, messages.SUSPECT_TIMES_MAX)
@@ -118,6 +122,22 @@ class Losses:
                 "nothing was committed in between; the next one announces each record before it processes it",
             )
         self._outbox.journal(deaths_key(shard), document_of_deaths(deaths))
+
+    def _narrow(
+        self, session: Session, deaths: Deaths, begun: messages.RecordBegun, committed: Mapping[int, int]
+    ) -> None:
+        """It is one of several records. The next owner announces each of them."""
+        shard, number = begun.shard, begun.input
+        if committed.get(number, 0) >= begun.offset + begun.span:
+            return  # all of them were committed
+        record = bounded_text(begun.record, TEXT_CHARACTERS_MAX)
+        group = messages.SuspectRecord(shard, begun.offset, 0, "", record, number, begun.span)
+        deaths.suspects = (*_condemned(deaths.suspects, messages.SUSPECT_TIMES_MAX), group)[-RECORDS_MAX:]
+        self._outbox.log(
+            "warning",
+            f"slot {session.slot} was lost while it processed one of {begun.span} records, at the earliest "
+            f"{record}; the next one announces each of them before it processes it",
+        )
 
     # --- handlers that hang -----------------------------------------------------------------------------
 
@@ -179,8 +199,12 @@ class Losses:
 def _counted(known: tuple[_Noted, ...], found: _Noted, times_max: int) -> tuple[_Noted, ...]:
     """With the record that was found once more at the end. Besides it only condemned ones are kept."""
     times = 1 + max((one.times for one in known if _is_same(one, found)), default=0)
-    condemned = [one for one in known if one.times >= times_max and not _is_same(one, found)]
+    condemned = [one for one in _condemned(known, times_max) if not _is_same(one, found)]
     return (*condemned, msgspec.structs.replace(found, times=times))[-RECORDS_MAX:]
+
+
+def _condemned(known: Iterable[_Noted], times_max: int) -> list[_Noted]:
+    return [one for one in known if one.times >= times_max]
 
 
 def _is_same(one: _Noted, other: _Noted) -> bool:
@@ -200,7 +224,11 @@ def _left(deaths: Deaths, number: int, committed: int) -> Deaths | None:
 
 def _behind(records: tuple[_Noted, ...], number: int, committed: int) -> tuple[_Noted, ...]:
     """Those that aren't committed."""
-    return tuple(one for one in records if one.input != number or committed <= one.offset)
+    return tuple(one for one in records if one.input != number or committed <= _last_offset(one))
+
+
+def _last_offset(noted: messages.SuspectRecord | messages.OverdueRecord) -> int:
+    return noted.offset + (noted.span - 1 if isinstance(noted, messages.SuspectRecord) else 0)
 
 
 def suspects_of(cluster: Cluster, shards: Sequence[ShardId]) -> list[messages.SuspectRecord]:

@@ -28,7 +28,7 @@ from fcluster.worker.core.state import CoreState
 
 ANNOUNCED_RECORDS = 2_000
 """If it isn't known yet which record ends the processes: it is one of this many, or closer when it is looked
-for again. Each announcement takes a few milliseconds.
+for again. The pump announces the first of them one by one, and the others in groups.
 """
 
 
@@ -157,8 +157,8 @@ class OwnedShards:
         suspect = self._now.suspects.pop(shard, None)
         if suspect is None:
             return ()
-        if suspect.times:
-            only = range(suspect.offset, suspect.offset + 1)
+        if suspect.times or suspect.span > 1:
+            only = range(suspect.offset, suspect.offset + suspect.span)
             return tuple(
                 only if number == suspect.input else range(0) for number in range(len(position.inputs))
             )

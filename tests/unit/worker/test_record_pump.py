@@ -211,6 +211,31 @@ def test_record_that_may_end_the_process_is_announced_before_each_step(pumping: 
     assert pumping.counts() == [1, 2, 3]
 
 
+def test_many_records_that_may_end_the_process_are_announced_in_groups(pumping: Pumping) -> None:
+    pumping.start(announced=(range(10, 210),))
+    offsets = (10, 59, 60, 61, 109, 130, 131, 209, 210)  # offsets in Kafka have gaps
+    pumping.read(*(Message(offset) for offset in offsets))
+    pumping.run()
+    said = [
+        (one.offset, one.span) if isinstance(one, messages.RecordBegun) else None for one in pumping.link.sent
+    ]
+    singly = [one for one in said if one is None or one[1] == 1]
+    assert set(singly[:-1]) == {(10, 1), (59, 1), None}
+    assert [one for one in said if one not in singly] == [(60, 50), (110, 50), (160, 50)]
+    assert said[-1] is None, "the last group has ended"
+    assert pumping.counts() == list(range(1, len(offsets) + 1))
+
+
+def test_group_is_announced_again_after_records_of_another_shard(pumping: Pumping) -> None:
+    first, other = (pumping.start(announced=(range(100),), partition=number) for number in range(2))
+    assert first is not other
+    for partition, offset in ((0, 60), (0, 61), (1, 60), (0, 62)):
+        pumping.read(Message(offset, partition=partition))
+        pumping.run()
+    groups = [one.shard.partition for one in pumping.link.sent if isinstance(one, messages.RecordBegun)]
+    assert groups == [0, 1, 0]
+
+
 @pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE])
 def test_missing_record_ends_the_session_so_that_the_restore_checks(pumping: Pumping, code: int) -> None:
     pumping.pump.read_failed(ReadFailed("in", 0, 5, KafkaError(code)))

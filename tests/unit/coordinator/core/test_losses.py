@@ -50,10 +50,11 @@ class Job:
     def between(self) -> None:
         """What happens before the next worker joins."""
 
-    def begin(self, offset: int = 5, step: str = "h", held: ShardId = HELD) -> Job:
+    def begin(self, offset: int = 5, step: str = "h", held: ShardId = HELD, span: int = 1) -> Job:
         record = RECORD.replace("5", str(offset))
         self.harness.say(
-            self.worker.peer, messages.RecordBegun(self.worker.session, held, offset, step, record)
+            self.worker.peer,
+            messages.RecordBegun(self.worker.session, held, offset, step, record, span=span),
         )
         return self
 
@@ -121,6 +122,41 @@ def test_only_announcements_of_own_shards_are_answered() -> None:
 def test_last_announced_step_is_blamed() -> None:
     job = Job().begin(step="").begin(step="first").begin(step="second").die(2)
     assert job.suspects == suspect(1, step="second")
+
+
+GROUP = [messages.SuspectRecord(HELD, 50, 0, "", RECORD.replace("5", "50"), span=50)]
+
+
+def test_records_of_the_group_in_which_a_session_was_lost_are_announced_one_by_one() -> None:
+    job = Job().die(2).begin(offset=50, step="", span=50).die()
+    assert job.suspects == GROUP
+    assert any("one of 50 records" in line for line in job.harness.log)
+    assert job.die().suspects == GROUP, "it was lost before it came to the group"
+    assert job.begin(offset=70).die().suspects == suspect(1, offset=70)
+    assert job.begin(offset=70).die().begin(offset=70).die().suspects == suspect(3, offset=70)
+
+
+@pytest.mark.parametrize(("committed", "told"), [(50, GROUP), (99, GROUP), (100, [])])
+def test_group_is_suspect_until_all_of_it_is_committed(
+    committed: int, told: list[messages.SuspectRecord]
+) -> None:
+    job = Job().die(2).begin(offset=50, step="", span=50).die()
+    job.commit(committed)
+    assert job.die(committed=committed).suspects == told
+
+
+def test_group_that_was_committed_is_not_suspect() -> None:
+    job = Job().die(2).begin(offset=50, step="", span=50)
+    job.commit(100)
+    assert job.die(committed=100).suspects == []
+
+
+def test_condemned_records_are_remembered_behind_which_a_group_is_suspect() -> None:
+    job = Job().die(2)
+    for _ in range(3):
+        job.begin().die()
+    job.die(2).begin(offset=50, step="", span=50).die()
+    assert job.suspects == [*suspect(3), *GROUP]
 
 
 def test_record_is_not_blamed_for_a_death_after_it() -> None:

@@ -830,6 +830,16 @@ def test_suspect_records_are_announced_until_one_is_condemned(
     )
 
 
+def test_all_records_of_a_suspect_group_are_announced() -> None:
+    scenario = Scenario().joined()
+    suspects = [messages.SuspectRecord(A, 103, 0, "", "record flights/0 at offset 103", span=50)]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], suspects))
+    scenario.after(events.ShardRestored(7, A, position(3)))
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert reading.announced == (range(103, 153),)
+
+
 @pytest.mark.parametrize(
     ("times", "announced"),
     [(0, (range(3, 2_003), range(9, 2_009))), (1, (range(0), range(11, 12))), (3, ())],
