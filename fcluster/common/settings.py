@@ -43,7 +43,10 @@ _SECRET = re.compile(
     r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem|user\.info", re.IGNORECASE
 )
 _NO_SECRETS: Final = {"security.keys.dir"}  # only a path
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_USER_INFO = re.compile(r"(?<=://)(?=[^/?#]*:|[^/?#]*@)(?:(?!://).)+(?=@)", re.DOTALL)
+"""What is in front of the host of a URL. Passwords needn't be escaped: all up to the last "@" counts. So too
+much is hidden of a URL with a port and an "@" in its path. Of several URLs, none hides the next one.
+"""
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIT_MS: Final = {

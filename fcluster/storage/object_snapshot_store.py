@@ -38,6 +38,7 @@ from obstore.store import from_url
 from fcluster.common.errors import SettingsError
 from fcluster.common.files import NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
+from fcluster.common.settings import is_secret
 from fcluster.storage.snapshot_store import (
     HASH,
     IDENTITY_BYTES_MAX,
@@ -127,7 +128,7 @@ def open_object_snapshot_store(
 
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if is_secret("snapshots", url):
         raise SettingsError(
             "snapshots: the URL must not contain credentials",
             remedy=f"Remove the part before the @. Set in the environment: {_CREDENTIALS[parts.scheme]}.",

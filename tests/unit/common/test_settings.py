@@ -16,6 +16,7 @@ from fcluster.common.settings import (
     default_toml,
     isolation_from,
     parse_duration_ms,
+    redact,
     resolve,
     with_settings,
 )
@@ -377,6 +378,25 @@ def test_secrets_appear_nowhere_but_in_the_clients_configuration(secret: str) ->
     assert redacted["schema.registry.url"] == f"https://{REDACTED}@registry:8081"
     assert redacted["snapshots"] == f"s3://{REDACTED}@store/bucket"
     assert redacted["workers"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:p@ss@registry:8081", f"https://{REDACTED}@registry:8081"),
+        ("https://me:p@@@registry:8081/", f"https://{REDACTED}@registry:8081/"),
+        ("https://me:p/a?s#s@registry:8081", f"https://{REDACTED}@registry:8081"),
+        ("https://me:pa ss\n@registry", f"https://{REDACTED}@registry"),
+        ("https://to@ken@registry", f"https://{REDACTED}@registry"),
+        ("https://:p@ss@registry", f"https://{REDACTED}@registry"),
+        ("http://a:1@x@one:1,http://b:2@y@two:2", f"http://{REDACTED}@one:1,http://{REDACTED}@two:2"),
+        ("http://one:1, http://b:2@y@two:2", f"http://one:1, http://{REDACTED}@two:2"),
+        ("s3://bucket/some@prefix", "s3://bucket/some@prefix"),
+        ("http://one:8081,http://two:8081", "http://one:8081,http://two:8081"),
+    ],
+)
+def test_password_in_a_url_is_hidden_as_a_whole(url: str, shown: str) -> None:
+    assert redact("schema.registry.url", url) == shown
 
 
 def test_bad_secret_is_not_shown() -> None:
