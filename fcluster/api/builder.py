@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from fcluster.api.checks import check_field_of
 from fcluster.api.nodes import (
     KeyBy,
     Merge,
@@ -19,9 +20,8 @@ from fcluster.api.nodes import (
 )
 from fcluster.common.errors import JobError
 from fcluster.common.ids import changelog_topic, repartition_topic
-from fcluster.graph.codecs import ModelCodec, codec_name, kind_title
+from fcluster.graph.codecs import codec_name, kind_title
 from fcluster.graph.description import rekey_description
-from fcluster.graph.models import check_field
 from fcluster.graph.operators import (
     Branch,
     Broadcast,
@@ -323,13 +323,8 @@ class Builder:
             )
         changed = not all(map(_keeps_value, before))
         value: ValueKind = (step.value or "json") if changed else read.value
-        if isinstance(step.by, str) and value in ("text", "bytes", "int"):
-            raise JobError(
-                f"The {what} names a field, but the values there are {value}, not JSON objects.",
-                remedy="Declare the topic with value='json', or give key_by a function.",
-            )
-        if isinstance(step.by, str) and isinstance(value, ModelCodec):
-            check_field(value.model, step.by, f"The {what}")
+        if isinstance(step.by, str):
+            check_field_of(value, step.by, f"The {what}", "key_by")
         if not opens_input(node):
             sink = cast(Sink, node.children[0].step)
             self._end_chain(source, before, step, self._topics[sink.topic.name], sink.on_error)

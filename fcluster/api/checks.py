@@ -13,6 +13,8 @@ from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX
 from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import isolation_from
 from fcluster.common.spelling import near_names
+from fcluster.graph.codecs import Kind, ModelCodec
+from fcluster.graph.models import check_field
 from fcluster.graph.operators import TopicSpec
 
 LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
@@ -104,6 +106,27 @@ def check_name(name: str, what: str, how: str = "") -> None:
             f"{TOPIC_NAME_CHARACTERS_MAX}.",
             remedy=f"Choose a shorter one{how}.",
         )
+
+
+def check_field_of(values: Kind | None, field: str, what: str, step: str) -> None:
+    """Check a field that a step takes by its name.
+
+    Args:
+        values: the kind of the values that the step gets. None: nothing is known about them.
+        field: the field's name.
+        what: names the step, as the beginning of a sentence.
+        step: the call in which it is given.
+
+    Raises:
+        JobError: there can't be such a field.
+    """
+    if values in ("text", "bytes", "int"):
+        raise JobError(
+            f"{what} names a field, but the values there are {values}, not JSON objects.",
+            remedy=f"Declare the topic with value='json', or give {step} a function.",
+        )
+    if isinstance(values, ModelCodec):
+        check_field(values.model, field, what)
 
 
 def checked_version(version: object, step: str) -> str | None:

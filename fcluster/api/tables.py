@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_function, check_name, checked_version, given
+from fcluster.api.checks import check_field_of, check_function, check_name, checked_version, given
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.nodes import KeyBy, Node, key_of
@@ -203,7 +203,8 @@ class Table(Generic[K_co, V_co]):
             with_: called with the values of both rows, which it may change. Default: a dict with the two as
                 "left" and "right".
             on: the field of this table's values that is the other table's key, or a function of the value.
-                None as a result: the row refers to no other one.
+                None as its value or as a result: the row refers to no other one. A row without that field
+                fails.
             name: of a join by a foreign key, its state and its stage. A job is refused if it was renamed.
             how: which keys have a row: "inner": those in both tables. "left": those in this one. "outer", not
                 with `on=`: those in one of them. `with_` gets None for a row that isn't there.
@@ -211,7 +212,8 @@ class Table(Generic[K_co, V_co]):
             on_error: what to do with a record for whose row `with_` or `on` fails. Default: that of the job.
 
         Raises:
-            JobError: `other` isn't a table of this job, or an argument is wrong.
+            JobError: `other` isn't a table of this job, the model of this table's values has no field `on`,
+                or another argument is wrong.
         """
         if with_ is not None:
             check_function(with_, "join", ("left", "right"))
@@ -265,6 +267,8 @@ class Table(Generic[K_co, V_co]):
                 remedy="Say what its state is called: join(other, on='customer', name='priced').",
             )
         check_name(name, "The join name", " with name=")
+        if isinstance(on, str):
+            check_field_of(self._known_kind(), on, f"on={on!r} of the join {name!r}", "join(on=)")
         if how == "outer":
             raise JobError(
                 f"how='outer' doesn't go with on= in the join {name!r}: rows to which nobody refers have no "
@@ -304,10 +308,14 @@ class Table(Generic[K_co, V_co]):
         combine.__name__ = getattr(with_, "__name__", type(with_).__name__)
         return self._with(MappedTable(kept, combine, rule), {name: node})
 
+    def _known_kind(self) -> ValueKind | None:
+        """The kind of the table's values. None if it isn't known, because they are computed."""
+        base = rows_below(self._table)
+        return base.value if isinstance(base, KeepTable) else None
+
     def _kept_kind(self) -> ValueKind:
         """The codec in which the table's values can be kept."""
-        base = rows_below(self._table)
-        return base.value if isinstance(base, KeepTable) else "json"
+        return self._known_kind() or "json"
 
     @overload
     def group_by(
@@ -363,7 +371,7 @@ class Table(Generic[K_co, V_co]):
 
         Args:
             by: the field of a row's value that gives the key of its group, or a function of the value. None:
-                the row is in no group.
+                the row is in no group. A row without that field fails.
             name: of the table of groups, its state and its stage. A job is refused if it was renamed.
             value: a function that gives what a row contributes; None: nothing. Default: the row's value.
             key: the kind of the groups' keys, as in `Job.topic`.
@@ -372,6 +380,9 @@ class Table(Generic[K_co, V_co]):
                 with a count of 0 and so on.
             on_error: what to do with a record for which a function or an aggregate fails. Default: that of
                 the job.
+
+        Raises:
+            JobError: the model of this table's values has no field `by`, or another argument is wrong.
         """
         if not isinstance(by, str):
             check_function(by, "group_by", ("value",))
@@ -380,6 +391,8 @@ class Table(Generic[K_co, V_co]):
         if value is not None:
             check_function(value, "group_by(value=)", ("value",))
         check_name(name, "The name of the groups", " with name=")
+        if isinstance(by, str):
+            check_field_of(self._known_kind(), by, f"{by!r} of the groups {name!r}", "group_by")
         rule = self._declared.rule(on_error, f"the groups {name!r}")
         key = self._declared.bound(key, self._declared.repartition_topic(name), "key")
         kind = self._kept_kind() if value is None else "json"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
 from fcluster.graph.functions import comparable
@@ -47,6 +47,7 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
     new_homes: dict[str, str] = {
         store: name for name, stage in new_stages.items() for store in stage["stores"]
     }
+    keyed = _steps_with_keys(new_stages.values())
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
     depends_on_time = any(part in stage for stage in old_stages.values() for part in _TIMED)
     globals_now = {
@@ -64,8 +65,8 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
             or _changed_windows(old, new_stages.get(name, {}))
             or _changed_tables(old, new_stages.get(name, {}))
             or _changed_joins(old, new_stages.get(name, {}))
-            or _changed_stage(name, old, new_stages)
-            or _changed_inputs(name, old, new_stages)
+            or _changed_stage(name, old, new_stages, keyed)
+            or _changed_inputs(name, old, new_stages, keyed)
             or (_changed_timestamps(old, new_stages.get(name, {})) if depends_on_time else None)
         )
         if reason:
@@ -346,7 +347,9 @@ def _nearest(store: str, added: list[str]) -> str | None:
     return near[0] if near else None
 
 
-def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _changed_stage(
+    name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], keyed: Mapping[str, _Keyed]
+) -> str | None:
     old_key_by = cast(Mapping[str, str] | None, old.get("key_by"))
     new = stages.get(name)
     if new is None:
@@ -370,7 +373,7 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
             f"The stage {name!r} used to get its records from the stage {old_key_by.get('from')!r}, and "
             f"now gets them from {new_key_by['from']!r}."
         )
-    reason = _changed_key(name, old_key_by, new_key_by)
+    reason = _changed_key(_keyed_by(name, keyed), old_key_by, new_key_by)
     if reason:
         return reason
     if new["encoding"] != old.get("encoding"):
@@ -381,7 +384,9 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
     return None
 
 
-def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _changed_inputs(
+    name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], keyed: Mapping[str, _Keyed]
+) -> str | None:
     homes = {
         str(source["source"]): home
         for home, stage in stages.items()
@@ -395,7 +400,7 @@ def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapp
             # Their offsets are committed with the epochs of the stage's state.
             return f"The topic {topic!r} was read in the stage {name!r}, but is now read in {homes[topic]!r}."
         if source is not old and source.get("key_by") is not None:
-            reason = _changed_stage(str(source["name"]), source, further)
+            reason = _changed_stage(str(source["name"]), source, further, keyed)
             if reason:
                 return reason
     return None
@@ -417,26 +422,55 @@ def _changed_timestamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> str |
     return None
 
 
-def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+class _Keyed(NamedTuple):
+    """What gives the keys of a stage.
+
+    Attributes:
+        title: how messages name it, as the beginning of a sentence.
+        call: the call in the job file.
+    """
+
+    title: str
+    call: str
+
+
+def _keyed_by(name: str, keyed: Mapping[str, _Keyed]) -> _Keyed:
+    return keyed.get(name) or _Keyed(f"The key_by before {name!r}", "key_by")
+
+
+def _steps_with_keys(stages: Iterable[Mapping[str, Any]]) -> dict[str, _Keyed]:
+    """What gives the keys of a stage if it isn't a `key_by` of the job file, by the name of the stage."""
+    found: dict[str, _Keyed] = {}
+    for stage in stages:
+        for step in stage.get("foreign", ()):
+            join = str(step).removesuffix("-links")
+            found[f"{join}-subscriptions"] = _Keyed(f"on= of the join {join!r}", "join")
+        for step in stage.get("groupings", ()):
+            groups = str(step).removesuffix("-members")
+            found[groups] = _Keyed(f"The group_by of {groups!r}", "group_by")
+    return found
+
+
+def _changed_key(keyed: _Keyed, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
     if _keys_compared(old, new) == "same":
         return None
     vouched = any(_vouched(key_by) for key_by in (old, new))
     if old.get("by") != new.get("by") and not vouched:
         return (
-            f"The key_by before {stage!r} used the {old.get('by')}, and now uses the {new['by']}, but the "
-            "state is keyed by the old one."
+            f"{keyed.title} used the {old.get('by')}, and now uses the {new['by']}, but the state is keyed "
+            "by the old one."
         )
     if _keys_compared(old, new) == "unknown":
         return None
     if vouched:
         return (
-            f"The key_by before {stage!r} says version={_version(new)}, but said version={_version(old)} "
-            "when the state was written."
+            f"{keyed.title} says version={_version(new)}, but said version={_version(old)} when the state "
+            "was written."
         )
     return (
-        f"The key_by before {stage!r} uses another {new['by']} than the one that the state is keyed by. "
-        "(If both return the same key for every value, say so with key_by(..., version=1): from then on "
-        "the version is compared instead of the function.)"
+        f"{keyed.title} uses another {new['by']} than the one that the state is keyed by. (If both return "
+        f"the same key for every value, say so with {keyed.call}(..., version=1): from then on the version "
+        "is compared instead of the function.)"
     )
 
 
@@ -463,14 +497,15 @@ def _version(key_by: Mapping[str, str]) -> str:
 def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
     """One sentence for each `key_by` for which it is unknown whether it still returns the same keys."""
     remarks: list[str] = []
-    former = _described_key_bys(old_description)
-    for name, new in _described_key_bys(new_topology.describe()).items():
+    former, description = _described_key_bys(old_description), new_topology.describe()
+    keyed = _steps_with_keys(cast("Mapping[str, Mapping[str, Any]]", description["stages"]).values())
+    for name, new in _described_key_bys(description).items():
         old = former.get(name)
         if old is not None and _keys_compared(old, new) == "unknown":
             remarks.append(
-                f"The key_by before {name!r} ({new['by']}) is assumed to return the same keys as when the "
-                "state was written: the function recorded then can't be compared with it. From now on it "
-                "can."
+                f"{_keyed_by(name, keyed).title} ({new['by']}) is assumed to return the same keys as when "
+                "the state was written: the function recorded then can't be compared with it. From now on "
+                "it can."
             )
     return remarks
 

@@ -105,15 +105,44 @@ def field_of(name: str, step: str) -> Callable[[Any], Any]:
         try:
             return value.get(name)
         except AttributeError:
-            if hasattr(value, name) and is_model(cast("Any", type(value))):
-                return getattr(value, name)
             what = "null (a tombstone)" if value is None else f"a {type_of(value)}, not an object"
+            if is_model(cast("Any", type(value))):
+                if hasattr(value, name):
+                    return getattr(value, name)
+                what = f"a {type_of(value)}, which has none of that name"
             raise RecordError(
                 f"{step} takes the field {name!r}, but the value is {what}; filter such records out before "
                 f"it, or give {step} a function"
             ) from None
 
     return field_in
+
+
+def present_field_of(name: str, step: str) -> Callable[[Any], Any]:
+    """Like `field_of`, for a step to which None says something: an object without the field is an error.
+    Otherwise a misspelt name would say it of all records.
+    """
+    field = field_of(name, step)
+
+    def field_in(value: Any) -> Any:
+        found = field(value)
+        lacks = without_field(name, value) if found is None else ""
+        if lacks:
+            raise RecordError(
+                f"{step} takes the field {name!r}, and {lacks}; correct the name, or if it may be missing, "
+                f"give {step} a function: lambda row: row.get({name!r})"
+            )
+        return found
+
+    return field_in
+
+
+def without_field(name: str, value: Any) -> str:
+    """Says that an object has no such field, and which it has. Empty if it has it."""
+    if not isinstance(value, dict) or name in value:
+        return ""
+    names = bounded_text(", ".join(map(str, cast("dict[Any, Any]", value))), 200)
+    return f"the value has no such field, only {names}" if names else "the value has no fields"
 
 
 def close_generator(values: object) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
-from fcluster.engine.operators.base import Surroundings, field_of
+from fcluster.engine.operators.base import Surroundings, present_field_of
 from fcluster.engine.ordered_keys import end_of_prefix, group_of_key
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
 from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, row_of, time_of_row
@@ -66,7 +66,7 @@ class SubscribeOperator:
         node, place, passing = self._node, self.place, surroundings.passing
         links, count = (cast("EntryTable", surroundings.tables[store.name]) for store in node.stores)
         write = surroundings.record_writer(place, None)
-        by = field_of(node.by, "join(on=)") if isinstance(node.by, str) else node.by
+        by = present_field_of(node.by, "join(on=)") if isinstance(node.by, str) else node.by
         decode_target, encode_target = key_codec(node.topic.key)
         encode, shard, is_inner = _encode_of(node.value), surroundings.partition, node.how == "inner"
 

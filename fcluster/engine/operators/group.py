@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
-from fcluster.engine.operators.base import Surroundings, field_of
+from fcluster.engine.operators.base import Surroundings, present_field_of
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import AGGREGATES, AT_MS, MEMBERS, FollowedTable, RowChange, compile_group_value
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
@@ -35,7 +35,7 @@ class RegroupOperator:
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("EntryTable", surroundings.tables[node.store.name])
         get, put, delete = table.get, table.put, table.delete
-        group_of = field_of(node.by, "group_by") if isinstance(node.by, str) else node.by
+        group_of = present_field_of(node.by, "group_by") if isinstance(node.by, str) else node.by
         function, encode_group = node.function, key_codec(node.key)[1]
         encode = encode_json_without_models if node.value == "json" else value_codec(node.value)[1]
 

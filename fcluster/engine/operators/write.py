@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
-from fcluster.common.failures import bounded_repr, bounded_text, type_of
+from fcluster.common.failures import bounded_repr, type_of
 from fcluster.common.ids import is_internal_topic
-from fcluster.engine.operators.base import WriteRecord, field_of
+from fcluster.engine.operators.base import WriteRecord, field_of, without_field
 from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, PassedRecord, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import (
@@ -263,10 +263,8 @@ def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
 
 
 def _no_key(rekey: Rekey, value: Any) -> RecordError:
-    fields = ""
-    if isinstance(rekey, str) and isinstance(value, dict) and rekey not in value:
-        names = bounded_text(", ".join(map(str, cast("dict[Any, Any]", value))), 200)
-        fields = f": the value has no such field, only {names}" if names else ": the value has no fields"
+    lacks = without_field(rekey, value) if isinstance(rekey, str) else ""
+    fields = f": {lacks}" if lacks else ""
     return RecordError(
         f"key_by by {rekey_description(rekey)} returned no key{fields}; correct it, or filter such records "
         "out before it"

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from fcluster import Job, Table, Tumbling, count
@@ -429,6 +431,75 @@ def test_impossible_joins_are_refused(options: dict[str, Any], message: str) -> 
         left.join(right, **options)
 
 
+@dataclass
+class Order:
+    item: str
+    customer: str | None = None
+
+
+class PricedOrder(msgspec.Struct):
+    item: str
+    cents: int
+
+
+@pytest.mark.parametrize("how", ["inner", "left"])
+def test_field_that_the_model_lacks_is_refused_with_what_was_meant(how: Any) -> None:
+    job = Job("j")
+    orders, customers = job.table(job.topic("orders", value=Order)), job.table(job.topic("customers"))
+    with pytest.raises(
+        JobError, match="names the field 'costumer', but Order has none of that name"
+    ) as refused:
+        orders.filter(lambda order: order.item).join(customers, on="costumer", name="both", how=how)
+    assert "Did you mean 'customer'?" in refused.value.remedy
+    with pytest.raises(JobError, match="names a field, but the values there are text"):
+        job.table(job.topic("t", value="text")).join(customers, on="customer", name="both", how=how)
+
+
+def test_field_of_a_model_refers_and_none_refers_to_nothing() -> None:
+    job = Job("j")
+    orders, customers = job.table(job.topic("orders", value=Order)), job.table(job.topic("customers"))
+    table = orders.join(
+        customers, lambda order, name: [order.item, name], on="customer", name="both", how="left"
+    )
+    table.to_stream().to(job.topic("out"))
+    with Driver(job) as driver:
+        driver.send("customers", "Ann", key="ann")
+        driver.send("orders", Order("pen", "ann"), key="o1")
+        driver.send("orders", Order("ink"), key="o2")
+        assert driver.table(table) == {"o1": ["pen", "Ann"], "o2": ["ink", None]}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"item": "pen", "costumer": "ann"}, "the value has no such field, only item, costumer"),
+        ({}, "the value has no fields"),
+    ],
+)
+def test_row_without_the_field_fails_instead_of_referring_to_none(value: Any, reason: str) -> None:
+    job = Job("j")
+    orders, customers = job.table(job.topic("orders")), job.table(job.topic("customers"))
+    table = orders.join(customers, on="customer", name="both", how="left", on_error=job.topic("bad"))
+    table.to_stream().to(job.topic("out"))
+    with Driver(job) as driver:
+        driver.send("orders", value, key="o1")
+        driver.send("orders", {"customer": None}, key="o2")
+        (letter,) = driver.records("bad")
+        error = (dict(letter.headers)["fcluster.error"] or b"").decode()
+        assert reason in error
+        assert "lambda row: row.get('customer')" in error
+        assert driver.table(table) == {"o2": {"left": {"customer": None}, "right": None}}
+
+
+def test_objects_that_a_map_returns_and_that_lack_the_field_fail() -> None:
+    job = Job("j")
+    orders = job.table(job.topic("orders")).map(lambda order: PricedOrder(order["item"], 100))
+    table = orders.join(job.table(job.topic("customers")), on="customer", name="both")
+    table.to_stream().to(job.topic("out"))
+    with Driver(job) as driver, pytest.raises(JobStopped, match="PricedOrder, which has none of that name"):
+        driver.send("orders", {"item": "pen"}, key="o1")
+
+
 def employees(job: Job, of: Any) -> None:
     people = job.table(job.topic("people"))
     people.join(of, priced, on=customer_of, name="bosses").to_stream().to(job.topic("out"))
@@ -494,7 +565,7 @@ def test_internal_topics_may_have_other_names() -> None:
             lambda job: job.table(job.topic("orders")).join(
                 job.table(job.topic("customers")), on=lambda order: order[1], name="priced"
             ),
-            "The key_by before 'priced-subscriptions'",
+            "on= of the join 'priced' used the function customer_of, and now uses the function <lambda>",
         ),
         (
             lambda job: job.table(job.topic("orders")).join(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from fcluster import Aggregate, Job, Table, collect, count, count_distinct, mean, reduce, sum_
+from fcluster.common.errors import JobError
 from fcluster.testing import Driver, JobStopped
 
 Sent = tuple[str, Any, int]
@@ -140,8 +142,38 @@ def test_field_names_the_group_and_keys_may_be_of_another_kind() -> None:
     with Driver(job) as driver:
         driver.send("t", {"shelf": 7}, key="a")
         driver.send("t", {"shelf": 7}, key="b")
-        driver.send("t", {}, key="b")
+        driver.send("t", {"shelf": None}, key="b")
         assert [(record.key, record.value) for record in driver.records("out")] == [(7, 1), (7, 2), (7, 1)]
+
+
+@dataclass
+class Book:
+    title: str
+    shelf: int | None = None
+
+
+def test_field_that_the_values_lack_is_refused() -> None:
+    job = Job("j")
+    books, titles = job.table(job.topic("books", value=Book)), job.table(job.topic("titles", value="text"))
+    with pytest.raises(JobError, match="'shelve' of the groups 'g' names the field 'shelve'") as refused:
+        books.filter(lambda book: book.title).group_by("shelve", name="g", key="int")
+    assert "Did you mean 'shelf'?" in refused.value.remedy
+    with pytest.raises(JobError, match="names a field, but the values there are text"):
+        titles.group_by("shelf", name="g")
+
+
+def test_row_without_the_field_fails_instead_of_being_in_no_group() -> None:
+    job = Job("j")
+    rows = job.topic("rows", on_error=job.topic("bad"))
+    table = job.table(rows).group_by("shelf", name="g", key="int", on_error=job.topic("bad")).count()
+    table.to_stream().to(job.topic("out", key="int"))
+    with Driver(job) as driver:
+        driver.send("rows", {"shelve": 7}, key="a")
+        driver.send("rows", {"shelf": 7}, key="b")
+        (letter,) = driver.records("bad")
+        reason = dict(letter.headers)["fcluster.error"]
+        assert b"takes the field 'shelf', and the value has no such field, only shelve" in (reason or b"")
+        assert driver.table(table) == {7: 1}
 
 
 def test_aggregates_that_can_take_values_away() -> None:

@@ -212,7 +212,7 @@ def test_groups_are_a_table_of_a_stage_behind_a_repartition() -> None:
         (
             grouped(),
             grouped(by="whose"),
-            "The key_by before 'g' used the field of, and now uses the field whose",
+            "The group_by of 'g' used the field of, and now uses the field whose",
         ),
         (grouped(), grouped(key="int"), "'g' has text keys"),
         (
