@@ -143,6 +143,11 @@ class Call:
 
 Segment = Callable[[SourceRecord, bytes | None, Any, list[Any]], None]
 """The steps up to the next `map_async`: appends the values that reach it to the list."""
+GoOn = Callable[[], Sequence[Call]]
+
+
+def _go_on_at_once(_record: SourceRecord, go_on: GoOn) -> Sequence[Call]:
+    return go_on()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +180,13 @@ class InputCalls:
     Attributes:
         results: what has come of the calls.
         chains: those that make calls.
+        run_between: runs the steps between two calls of a record, by calling the function that it gets. A
+            shell may set it, to know that they run.
     """
 
     def __init__(self, source: Input, chains: Sequence[Chain], partition: int) -> None:
         self.results = CallResults()
+        self.run_between: Callable[[SourceRecord, GoOn], Sequence[Call]] = _go_on_at_once
         self._source = source
         self._shared = SharedSteps(chains)
         self._decode = value_codec(source.topic.value)[0]
@@ -267,8 +275,6 @@ class RecordCalls:
     def _go_on(self, at: _InChain, values: Sequence[Any]) -> Sequence[Call]:
         """Take these values to the next calls of the chain. Returns the calls."""
         key = self._stamped.key()
-        if at.level == len(at.chain.nodes):
-            return self._done(at.chain, Called(values))
         reached: list[Any] = []
         try:
             for value in values:
@@ -309,7 +315,9 @@ class RecordCalls:
                 return self._done(at.chain, Called(failure=StepFailure(place, call.error)))
         values = [call.result for call in at.calls]
         at.level += 1
-        return self._go_on(at, values)
+        if at.level == len(at.chain.nodes):
+            return self._done(at.chain, Called(values))
+        return self._inputs.run_between(self.record, lambda: self._go_on(at, values))
 
     def _done(self, chain: ChainCalls, called: Called) -> Sequence[Call]:
         self._inputs.results.put(chain.name, self.record, called)

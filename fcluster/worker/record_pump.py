@@ -29,6 +29,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import failure_of
 from fcluster.common.failures import Failure, FailureKind, bounded_text
+from fcluster.engine.calling import Call, GoOn
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.firing import FIRED_AT_ONCE_MAX
 from fcluster.engine.records import TimerRecord, where_of
@@ -233,6 +234,18 @@ class RecordPump:
         else:
             begin(message)
 
+    def _run_between_calls(self, one: InputRunner, record: Any, go_on: GoOn) -> Sequence[Call]:
+        """Run the steps between two calls of a record, as those in front of the first one."""
+        self._record_watch.record = record
+        try:
+            if record.offset() not in one.announced:
+                return go_on()
+            following: list[Call] = []
+            self._run_announced(one, record, lambda _record: following.extend(go_on()))
+            return following
+        finally:
+            self._record_watch.record = None
+
     # --- shards -------------------------------------------------------------------------------------------
 
     def start(self, effect: events.StartReading, stage: Stage, state: ShardState, port: OutputPort) -> None:
@@ -254,6 +267,9 @@ class RecordPump:
             runner.inputs[stop.input].stop_before(stop.offset, stop.failure)
         for one, offsets in zip(runner.inputs, effect.announced, strict=False):
             one.announce(offsets, functools.partial(self._run_announced, one))
+        for one in runner.inputs:
+            if one.calls is not None:
+                one.calls.run_between = functools.partial(self._run_between_calls, one)
         self._shards.start(runner)
         suspicious = any(effect.announced)
         self._timers.start(runner, functools.partial(self._announce_timer, runner) if suspicious else None)

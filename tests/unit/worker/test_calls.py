@@ -17,12 +17,12 @@ from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.graph.topology import Topology
-from fcluster.wire.messages import EndOffset
+from fcluster.wire.messages import EndOffset, RecordBegun, RecordEnded
 from fcluster.worker import calls, chunks, record_pump
 from fcluster.worker.consuming import ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned
-from tests.unit.worker.worker_parts import PATIENCE_S, Message, Pumping, count, shard_of
+from tests.unit.worker.worker_parts import PATIENCE_S, SESSION, Message, Pumping, count, shard_of
 
 
 class Service:
@@ -396,3 +396,53 @@ def test_merge_goes_on_if_all_records_that_wait_lie_behind_the_ends(make: Callab
     bench.turn()
     assert [one.read_position for one in runner.inputs] == [1, 1]
     assert service.called == []
+
+
+# --- steps between two calls ----------------------------------------------------------------------------
+
+
+def topology_with_two_calls(service: Service, between: Callable[[str], str]) -> Topology:
+    job = Job("j")
+    first = job.stream(job.topic("in")).map(service.front).map_async(service.ask)
+    first.map(between).map_async(service.ask).process(count, name="count").to(job.topic("out"))
+    return job.build(Settings())
+
+
+def test_record_is_watched_while_a_step_between_two_calls_runs(make: Callable[..., Bench]) -> None:
+    watched: list[Any] = []
+
+    def between(value: str) -> str:
+        watched.append(bench.pumping.record_watch.record)
+        return value.upper()
+
+    service = Service()
+    bench = make(service=service, topology=topology_with_two_calls(service, between))
+    runner = bench.pumping.start()
+    first, second = record(0, "a", b"k"), record(1, "b", b"l")
+    bench.pumping.read(first, second)
+    bench.service.answer("a", "b", "A", "B")
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 2)
+    assert sorted(watched, key=lambda one: one.offset()) == [first, second]
+    assert bench.pumping.record_watch.record is None
+
+
+def test_step_between_two_calls_that_may_end_the_process_is_announced(make: Callable[..., Bench]) -> None:
+    said_then: list[tuple[str, int]] = []
+
+    def between(value: str) -> str:
+        sent = bench.pumping.link.sent
+        said_then.append((value, len(sent)))
+        return value
+
+    service = Service()
+    bench = make(service=service, topology=topology_with_two_calls(service, between))
+    runner = bench.pumping.start(announced=(range(1, 2),))
+    bench.pumping.read(*(record(number, value, value.encode()) for number, value in enumerate("abc")))
+    bench.service.answer("a", "b", "c")
+    bench.turn_until(lambda: runner.inputs[0].next_offset == 3)
+    sent = bench.pumping.link.sent
+    (before,) = (number for value, number in said_then if value == "b")
+    announced = sent[before - 1]
+    assert announced.step.startswith("map 'between'"), "the last word before the step is called"
+    assert sent[before] == RecordEnded(SESSION)
+    assert {one.offset for one in sent if isinstance(one, RecordBegun)} == {1}
