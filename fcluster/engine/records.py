@@ -35,6 +35,8 @@ OUTPUT_TROUBLE = (OutputRefusedError, TypeError, ValueError, OverflowError)
 
 HeldOutput = tuple[Any, ...]
 """The place of an output, and the arguments of `Produce`."""
+USUAL_FIELDS: Final = 6
+"""The number of its elements, if it has no partition."""
 
 
 class SourceRecord(Protocol):
@@ -308,8 +310,13 @@ class HeldOutputs:
         port = OutputPort()
         hold, refusals = self.entries.append, self.refusals
 
-        def produce(*output: Any) -> None:
-            hold((place, *output))
+        def produce(
+            topic: str, value: Any, key: Any, timestamp_ms: Any, headers: Any, partition: int | None = None
+        ) -> None:
+            if partition is None:
+                hold((place, topic, value, key, timestamp_ms, headers))
+            else:
+                hold((place, topic, value, key, timestamp_ms, headers, partition))
 
         def produce_unless_refused(topic: str, *fields: Any) -> None:
             refusals.check(topic, place)  # type: ignore[union-attr]

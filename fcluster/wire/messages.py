@@ -476,7 +476,8 @@ class Assign(Message, frozen=True):
     `overdue`: the records of these shards at which a handler has hung. `suspects`: the shards at which
     processes have ended again and again. `committed`: offsets that are known to be committed for these
     shards; later ones may be committed too. A broker that is cut off from the others may answer with earlier
-    ones. `stages`: how many shards each stage of the job has; empty if the job doesn't use event time.
+    ones. `stages`: how many shards each stage of the job has; empty if the job uses neither event time nor
+    global tables.
     `ends`: in a bounded run, where these shards stop reading, as far as that is known.
     """
 

@@ -240,6 +240,21 @@ def test_each_record_meets_a_row_of_a_global_table_once_when_a_worker_is_killed(
                 assert result["row"] == run.written[f"k{result['n'] * 3 % KEYS}"], result
 
 
+@pytest.mark.parametrize("until", [("--until-caught-up",), ("--end", "end")])
+def test_run_that_ends_joins_all_records_with_the_rows_of_a_global_table(
+    kafka: str, topic_prefix: str, tmp_path: Path, until: tuple[str, ...]
+) -> None:
+    """The records wait until the table is read, and the run until the records are joined."""
+    run = Run(kafka, topic_prefix, tmp_path, GLOBAL_JOB)
+    run.send_before()
+    with Up(GLOBAL_JOB, kafka, tmp_path / "data", *until, workers=2, env=run.environment) as up:
+        ended = up.wait(120)
+    assert ended.code == 0, ended.text
+    found = [one for results in run.joined().values() for one in results]
+    assert sorted(one["n"] for one in found) == list(range(run.sent))
+    assert all(one["row"] == run.written[f"k{one['n'] * 3 % KEYS}"] for one in found)
+
+
 def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(
     kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -229,10 +229,14 @@ class Checks:
         outputs: dict[ShardId, list[tuple[Partition, Written]]] = defaultdict(list)
         deltas: dict[ShardId, list[tuple[int, bytes]]] = defaultdict(list)
         told: list[Written] = []
+        marked: list[ShardId] = []
         for partition, offset, value in transaction.records:
             stage = self.job.changelogs.get(partition[0])
             if stage is None and value.is_watermark:
                 told.append(value)
+            elif stage is None and value.is_mark:
+                (writer,) = self.job.topology.feeders(partition[0])
+                marked.append(ShardId(writer.name, int(value.headers[0][1].partition(b"/")[0])))
             elif stage is None:
                 outputs[value.origin.shard].append((partition, value))
             else:
@@ -248,7 +252,7 @@ class Checks:
             self._check_shard(transaction, shard, position, outputs.get(shard, []), deltas.get(shard, []))
         if self.job.models and not self.harm_only:
             self._check_told(transaction, told, set(committed))
-        for shard in [*outputs, *deltas]:
+        for shard in [*outputs, *deltas, *marked]:
             if shard not in committed:
                 self.fail(f"{transaction.producer} commits outputs or state of {shard} without its offset")
 
@@ -778,7 +782,11 @@ class Checks:
     def _all_of(self, partition: Partition) -> list[tuple[int, Written]]:
         records = self.kafka.read_committed(partition, 0, 1_000_000)[0]
         limit = self._limit(partition)
-        return [(offset, record) for offset, record in records if not record.is_watermark and offset < limit]
+        return [
+            (offset, record)
+            for offset, record in records
+            if offset < limit and not record.is_watermark and not record.is_mark
+        ]
 
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)

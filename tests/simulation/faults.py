@@ -137,6 +137,7 @@ class _FaultPlanner:
         given = self.cluster.job.given
         if given is not None:
             times_ms = sorted(self.random.randrange(self.duration_ms) for _ in given)
+            times_ms[: self.cluster.job.there] = [0] * self.cluster.job.there
             for at_ms, (topic, record) in zip(times_ms, given, strict=True):
                 self.world.at(at_ms, None, self._put_in, [record], False, topic)
             return len(given)

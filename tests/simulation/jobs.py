@@ -34,6 +34,7 @@ from fcluster import (
 )
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
+from fcluster.engine.loading import LOADED_HEADER
 from fcluster.engine.ordered_keys import (
     decode_time,
     group_of_entry,
@@ -168,9 +169,14 @@ class Written:
         """The key as text."""
         return (self.key or b"").decode()
 
+    @property
+    def is_mark(self) -> bool:
+        """Whether it says that a shard has read a global table, and holds no data."""
+        return self.key is None and bool(self.headers) and self.headers[0][0] == LOADED_HEADER
+
     def __str__(self) -> str:
-        if self.is_watermark:
-            return "watermark"
+        if self.is_watermark or self.is_mark:
+            return "watermark" if self.is_watermark else "mark"
         return f"{self.name}={self.data.get('ident') if isinstance(self.data, dict) else self.value}"
 
 
@@ -913,6 +919,7 @@ class SimJob:
         topology: the job, built.
         models: of its stages, by name. Empty: whoever runs it compares the outputs with something else.
         given: what its sources get, as pairs of topic and record, in order. None: records are drawn.
+        there: how many of those that are given are there before the first process starts.
         partitions: the number of partitions of all topics. None: the seed decides.
         has_results: whether what crosses the repartition is results, and not records as they are.
         comes_in_order: whether most records are written in the order of their timestamps.
@@ -925,6 +932,7 @@ class SimJob:
     topology: Topology
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
     given: Sequence[tuple[str, Written]] | None = None
+    there: int = 0
     partitions: int | None = None
     has_results: bool = False
     comes_in_order: bool = False

@@ -106,6 +106,7 @@ class Runner(ShardRunner):
         self.may_be_idle = any(
             source.watermark is not None and source.watermark.idle_ms is not None for source in stage.inputs
         )
+        self.needs_ends = self.merge is not None or self.may_be_idle or bool(stage.broadcasts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -702,7 +703,7 @@ class SimWorker(Process):
             return
         if self.kafka.last_stable_offset(source) <= position:
             self.cluster.when_stable(source, lambda: self.later(0, self._fetch, runner, number))
-            if runner.merge is not None or runner.may_be_idle or self.cluster.run_end is not None:
+            if runner.needs_ends or self.cluster.run_end is not None:
                 fetched = Fetched(number, [], position, self.kafka.end_offset(source))
                 self.later(0, self.post, (runner, fetched))
             return

@@ -22,8 +22,8 @@ from typing import Any, assert_type
 import msgspec
 
 from fcluster import (
-    CallContext, Change, Codec, Context, GroupedTable, Job, Record, Stream, Table, Topic, Tumbling,
-    ValueState, Watermark, count, sum_, top_n,
+    CallContext, Change, Codec, Context, GlobalTable, GroupedTable, Job, Record, Stream, Table, Topic,
+    Tumbling, ValueState, Watermark, count, sum_, top_n,
 )
 from fcluster.testing import Driver
 
@@ -128,6 +128,18 @@ assert_type(job.merge(payments, totals), Stream[str, Payment | Total])
     .to(loose)
 )
 
+
+everywhere = job.global_table(payments, name="everywhere")
+assert_type(everywhere, GlobalTable[str, Payment])
+assert_type(everywhere.filter(lambda p: p.amount > 5), GlobalTable[str, Payment])
+all_amounts = everywhere.map(lambda p: p.amount)
+assert_type(all_amounts, GlobalTable[str, int])
+assert_type(settled.join(everywhere, on="status"), Stream[str, dict[str, Any]])
+assert_type(settled.join(all_amounts, lambda p, n: p.amount + n, on=lambda p: p.status), Stream[str, int])
+assert_type(
+    settled.join(all_amounts, lambda p, n: n, on=lambda p: p.status or None, how="left"),
+    Stream[str, int | None],
+)
 
 rows = job.table(job.topic("rows", value=Total))
 assert_type(settled.join(rows), Stream[str, dict[str, Any]])

@@ -18,6 +18,7 @@ from fcluster.graph.stages import Chain, Input, Stage
 from fcluster.graph.topology import Topology
 from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
 from fcluster.kafka.topics import TopicPlan
+from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus
 from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, one_stage, topic, two_stages
 
@@ -183,6 +184,30 @@ def test_partitions_added_to_a_source_with_state_are_not_read_and_reported() -> 
     for part in ("'in' has 6 partitions", "partitions 4 to 5 are not read", "fcluster reset"):
         assert part in notice
     assert sum("has 6 partitions" in line for line in harness.log) == 1, "said once"
+
+
+def test_partitions_added_to_the_topic_of_a_global_table_are_read_and_workers_know_how_many_there_are() -> (
+    None
+):
+    job = Job("j")
+    rates = job.global_table(job.topic("rates"))
+    job.stream(job.topic("calls")).join(rates, on="in").to(job.topic("out"))
+    topology = job.build(Settings())
+    copy = repartition_topic("j", "rates-in-calls")
+    harness = Harness(topology, {"rates": 2, "calls": 3, copy: 3}, workers=1)
+    worker = FakeWorker(harness, "w0")
+    worker.hello(topology=topology.fingerprint)
+
+    def told() -> dict[str, int]:
+        return harness.messages_to(worker.peer, messages.Assign)[-1].stages
+
+    assert told() == {"rates": 2, "calls": 3}
+    worker.learn()
+    worker.running()
+    look(harness, {"rates": TopicSeen("", 4)})
+    assert ShardId("rates", 3) in harness.core.shards
+    assert notices(harness) == []
+    assert told() == {"rates": 4, "calls": 3}
 
 
 def test_foreign_members_of_the_group_are_reported_while_they_are_there() -> None:
