@@ -20,6 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from operator import length_hint
 from typing import Any
@@ -75,10 +76,10 @@ wait for that. So they wait then, and leave the processor to the commit.
 """
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
-ANNOUNCED_TOGETHER = 50
-"""If one of many records may end the process: the first so many are announced one by one, and the others in
-groups of as many.
-"""
+ANNOUNCED_SINGLY = 20
+"""If one of many records may end the process: so many are announced one by one, and the others in groups."""
+ANNOUNCED_TOGETHER = 100
+"""The size of a group. All records of so small a range are announced one by one."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _TOPIC_UNKNOWN = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
@@ -543,22 +544,22 @@ class RecordPump:
     # --- records that may end the process -----------------------------------------------------------------
 
     def _run_announced(self, one: InputRunner, record: Message, handle: Callable[[Message], None]) -> None:
-        """Process a record that may end the process: each step is announced to the coordinator before it
-        begins. If there are many such records, most of them are announced in groups, because each
-        announcement takes a few milliseconds.
+        """Process a record that may end the process. It is announced to the coordinator first. If it is the
+        only one that may do so, so is each step before it begins. If there are many, most of them are
+        announced in groups, because each announcement takes a few milliseconds, or fifty on a busy host.
         """
-        offset = record.offset() or 0
-        group = (offset - one.announced.start) // ANNOUNCED_TOGETHER
-        if group:
-            self._announce_group(one, group, record)
+        offsets, offset = one.announced, record.offset() or 0
+        behind = offset - offsets.start - ANNOUNCED_SINGLY
+        if behind >= 0 and len(offsets) > ANNOUNCED_TOGETHER:
+            self._announce_group(one, behind // ANNOUNCED_TOGETHER, record)
             handle(record)
-            if offset >= one.announced[-1]:
+            if offset >= offsets[-1]:
                 self._link.send(messages.RecordEnded(self._core_state.session))
             return
         announce = functools.partial(self._announce, one, record)
         announce("")  # decoding it may end the process too
         try:
-            with announced_steps(announce):
+            with announced_steps(announce) if len(offsets) == 1 else nullcontext():
                 handle(record)
         finally:
             self._link.send(messages.RecordEnded(self._core_state.session))
@@ -567,7 +568,7 @@ class RecordPump:
         """Announce this group of records, unless that was the last announcement."""
         if handler_processes.is_forked or self._announced_group == (one, group):
             return
-        offset = one.announced.start + group * ANNOUNCED_TOGETHER
+        offset = one.announced.start + ANNOUNCED_SINGLY + group * ANNOUNCED_TOGETHER
         self._link.announce(
             messages.RecordBegun(
                 self._core_state.session,

@@ -212,23 +212,30 @@ def test_record_that_may_end_the_process_is_announced_before_each_step(pumping: 
 
 
 def test_many_records_that_may_end_the_process_are_announced_in_groups(pumping: Pumping) -> None:
-    pumping.start(announced=(range(10, 210),))
-    offsets = (10, 59, 60, 61, 109, 130, 131, 209, 210)  # offsets in Kafka have gaps
+    pumping.start(announced=(range(10, 331),))
+    offsets = (10, 29, 30, 31, 129, 140, 141, 330, 331)  # offsets in Kafka have gaps
     pumping.read(*(Message(offset) for offset in offsets))
     pumping.run()
     said = [
-        (one.offset, one.span) if isinstance(one, messages.RecordBegun) else None for one in pumping.link.sent
+        (one.offset, one.step, one.span) if isinstance(one, messages.RecordBegun) else None
+        for one in pumping.link.sent
     ]
-    singly = [one for one in said if one is None or one[1] == 1]
-    assert set(singly[:-1]) == {(10, 1), (59, 1), None}
-    assert [one for one in said if one not in singly] == [(60, 50), (110, 50), (160, 50)]
-    assert said[-1] is None, "the last group has ended"
+    singly = [(10, "", 1), None, (29, "", 1), None]
+    assert said == [*singly, (30, "", 100), (130, "", 100), (330, "", 100), None]
     assert pumping.counts() == list(range(1, len(offsets) + 1))
 
 
+def test_all_records_of_a_small_range_are_announced_one_by_one(pumping: Pumping) -> None:
+    pumping.start(announced=(range(100),))
+    pumping.read(*map(Message, range(102)))
+    pumping.run()
+    announced = [one for one in pumping.link.sent if isinstance(one, messages.RecordBegun)]
+    assert [(one.offset, one.span) for one in announced] == [(offset, 1) for offset in range(100)]
+
+
 def test_group_is_announced_again_after_records_of_another_shard(pumping: Pumping) -> None:
-    first, other = (pumping.start(announced=(range(100),), partition=number) for number in range(2))
-    assert first is not other
+    for number in range(2):
+        pumping.start(announced=(range(200),), partition=number)
     for partition, offset in ((0, 60), (0, 61), (1, 60), (0, 62)):
         pumping.read(Message(offset, partition=partition))
         pumping.run()
