@@ -36,6 +36,7 @@ from fcluster.coordinator.checks import (
 )
 from fcluster.coordinator.core.topics import Role, roles_of
 from fcluster.coordinator.owned_topics import own_names
+from fcluster.graph.codecs import BoundCodec
 from fcluster.graph.outline import changes_to_state, outline
 from fcluster.graph.topology import Topology
 from fcluster.kafka.brokers import broker_setting, connect_or_raise
@@ -49,7 +50,7 @@ _T = TypeVar("_T")
 
 Form = Literal["text", "mermaid", "json"]
 Level = Literal["ok", "note", "warning", "error"]
-Subject = Literal["brokers", "topics", "rights", "state"]
+Subject = Literal["brokers", "topics", "rights", "formats", "state"]
 _SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """In the order in which a reader asks for them: without topics, for example, state doesn't matter."""
 
@@ -72,7 +73,7 @@ class Finding:
             done about it. "note": good to know. "ok": as it should be.
         subject: what was checked.
         message: what was found.
-        remedy: what to do about it. Empty unless it is an error.
+        remedy: what to do about it. There is one for each error.
     """
 
     level: Level
@@ -143,6 +144,7 @@ class _Checks:
         self._settings = settings
 
     def run(self) -> None:
+        self._formats()
         admin = self._attempt("brokers", make_admin, self._settings)
         if admin is None or not self._brokers(admin):
             return
@@ -219,6 +221,26 @@ class _Checks:
                 )
         if rights and not any(lacking.values()):
             self._say("ok", "rights", "this Kafka user may do what the job does with the topics that exist")
+
+    def _formats(self) -> None:
+        """What the codecs of the job's topics say, such as those with a schema registry."""
+        topology = self.topology
+        read = {source.topic.name: source.topic for source in topology.inputs}
+        written = {topic.name: topic for topic in topology.outputs}
+        written |= {source.topic.name: source.topic for source in topology.inputs if source.internal}
+        for topic in (read | written).values():
+            for kind in (topic.key, topic.value):
+                if isinstance(kind, BoundCodec):
+                    reads, writes = topic.name in read, topic.name in written
+                    try:
+                        notes = list(kind.declared.notes_on(kind.use, reads=reads, writes=writes))
+                    except FclusterError as error:
+                        self._error("formats", error)
+                        return  # the others would say the same
+                    for note in notes:
+                        finding = Finding(note.level, "formats", note.message, note.remedy)
+                        if finding not in self.findings:
+                            self.findings.append(finding)
 
     # --- what is there already ------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import orjson
@@ -296,6 +296,21 @@ class CodecUse:
     settings: Mapping[str, Any]
 
 
+class CodecNote(NamedTuple):
+    """What is known about the use of a codec before a job starts.
+
+    Attributes:
+        level: "error": the job won't start, or stops soon. "warning": something should be done about it.
+            "note": good to know. "ok": as it should be.
+        message: what is known.
+        remedy: what to do about it.
+    """
+
+    level: Literal["ok", "note", "warning", "error"]
+    message: str
+    remedy: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Codec(Generic[_T]):
     """A user's own conversion between bytes and values.
@@ -339,6 +354,27 @@ class Codec(Generic[_T]):
             JobError: it isn't meant for this use.
         """
         return self.name
+
+    def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:  # noqa: ARG002  for codecs that know some
+        """What `fcluster check` says about one use. It may ask other services, and must change nothing.
+
+        Raises:
+            FclusterError: such a service doesn't answer.
+        """
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundCodec(Codec[_T]):
+    """A codec for one use.
+
+    Attributes:
+        declared: what the job has declared.
+        use: the use.
+    """
+
+    declared: Codec[_T] = field(compare=False)
+    use: CodecUse = field(compare=False)
 
 
 class ModelError(ValueError):
@@ -412,7 +448,7 @@ def bound_codec(kind: Kind, use: CodecUse) -> Kind:
     def decode(raw: bytes) -> Any:
         return codec().decode(raw)
 
-    return Codec(kind.name_for(use), encode, decode)
+    return BoundCodec(kind.name_for(use), encode, decode, declared=kind, use=use)
 
 
 def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseException:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -24,9 +24,18 @@ import msgspec
 
 from fcluster.common.errors import FclusterError, FormatUnusable, JobError
 from fcluster.common.failures import bounded_repr, describe_exception, type_of
-from fcluster.graph.codecs import UNNAMED_KEY_BY, Codec, CodecUse, ModelError, decode_json, encode_json_key
+from fcluster.graph.codecs import (
+    UNNAMED_KEY_BY,
+    Codec,
+    CodecNote,
+    CodecUse,
+    ModelError,
+    decode_json,
+    encode_json_key,
+)
 from fcluster.graph.models import is_model
 from fcluster.schema_registry.registry import EXTRA, Registry, UnknownSchemaError, registry_for
+from fcluster.schema_registry.standing import standing_of, why_avro_is_unreadable
 
 _T = TypeVar("_T")
 
@@ -94,6 +103,32 @@ class RegistryFormat(Codec[_T]):
         Raises:
             JobError: they may not.
         """
+
+    def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:
+        """See `Codec`."""
+        try:
+            registry = registry_for(use, is_patient=False)
+            return list(
+                standing_of(
+                    registry,
+                    use,
+                    self.schema(registry.client),
+                    self.why_unreadable,
+                    reads=reads,
+                    writes=writes,
+                    auto_register=self.auto_register,
+                )
+            )
+        except ImportError as error:
+            raise _not_installed(type(self).__name__, error, FormatUnusable) from error
+
+    @abstractmethod
+    def schema(self, client: Any) -> Any:
+        """The schema as confluent-kafka's client takes it. Without a text if it refers to others."""
+
+    def why_unreadable(self, text: str) -> str | None:  # noqa: ARG002  for formats that know it
+        """Why what was written with another schema can't be read. Empty: it can. None: it isn't known."""
+        return None
 
     @abstractmethod
     def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -197,6 +232,14 @@ class Avro(RegistryFormat[_T]):
         """See `RegistryFormat`."""
         self._convert.check(value)
 
+    def schema(self, client: Any) -> Any:  # noqa: ARG002
+        """See `RegistryFormat`."""
+        return _client_schema(self._text, "AVRO")
+
+    def why_unreadable(self, text: str) -> str | None:
+        """See `RegistryFormat`."""
+        return why_avro_is_unreadable(self._checked, text)
+
 
 class JsonSchema(RegistryFormat[_T]):
     """JSON that is checked against a JSON Schema, with schemas in a registry.
@@ -251,6 +294,10 @@ class JsonSchema(RegistryFormat[_T]):
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
         self._convert.check(value)
+
+    def schema(self, client: Any) -> Any:  # noqa: ARG002
+        """See `RegistryFormat`."""
+        return _client_schema(self._text, "JSON")
 
 
 class Protobuf(RegistryFormat[_T]):
@@ -312,6 +359,19 @@ class Protobuf(RegistryFormat[_T]):
                 f"{bounded_repr(value)} is of type {type_of(value)}, but {self._message.__name__} is "
                 "declared there"
             )
+
+    def schema(self, client: Any) -> Any:
+        """See `RegistryFormat`."""
+        if self._descriptor.file.dependencies:
+            return _client_schema("", "PROTOBUF")
+        serializer, _deserializer = self.make(client)
+        return cast("Any", serializer)._schema  # confluent-kafka has no public way to its text
+
+
+def _client_schema(text: str, kind: str) -> Any:
+    from confluent_kafka.schema_registry import Schema
+
+    return Schema(text, kind)
 
 
 # --- values and objects -----------------------------------------------------------------------------------

@@ -111,6 +111,26 @@ class Registry:
                 "on with this record.",
             ) from error
 
+    def ask(self, method: str, *arguments: Any, subject: str) -> Any:
+        """What a method of the client returns. It must be one that changes nothing in the registry.
+
+        Raises:
+            UnknownSchemaError, FormatUnusable: see `call`.
+        """
+        from confluent_kafka.schema_registry import SchemaRegistryError
+        from confluent_kafka.schema_registry.common._httpx_compat import httpx
+        from confluent_kafka.schema_registry.error import OAuthTokenError
+
+        def asked(_argument: Any, _context: Any) -> Any:
+            try:
+                return getattr(self.client, method)(*arguments)
+            except (FormatUnusable, SchemaRegistryError, httpx.HTTPError, OAuthTokenError, OSError):
+                raise
+            except Exception as error:
+                raise self._no_registry(f"its answer can't be read ({describe_exception(error)})") from error
+
+        return self.call(asked, None, None, subject)
+
     def _asking(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of the client, of which no failure is taken for one of the argument.
 
@@ -172,8 +192,12 @@ class Registry:
         )
 
 
-def registry_for(use: CodecUse) -> Registry:
+def registry_for(use: CodecUse, *, is_patient: bool = True) -> Registry:
     """The registry that the settings name.
+
+    Args:
+        use: has the settings.
+        is_patient: whether it is asked again for as long as the settings say.
 
     Raises:
         FormatUnusable: they name none, or the client doesn't accept them.
@@ -190,6 +214,8 @@ def registry_for(use: CodecUse) -> Registry:
             remedy=f'Set it in fcluster.toml ({_URL} = "http://HOST:8081"), in the environment '
             "(FCLUSTER_SCHEMA_REGISTRY_URL), or with --set.",
         )
+    if not is_patient:
+        given |= {"max.retries": "1"}
     identity = tuple(sorted(given.items()))
     with _making:
         known = _registries.get(identity)

@@ -23,7 +23,7 @@ from fcluster import CodecUse
 from fcluster.common.errors import FormatUnusable
 from fcluster.common.ids import repartition_topic
 from fcluster.graph.codecs import bound_codec, value_codec
-from fcluster.schema_registry import Avro
+from fcluster.schema_registry import Avro, JsonSchema
 from fcluster.schema_registry.registry import close_registries
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic
@@ -145,4 +145,35 @@ def refused(run: Run, names: dict[str, Any]) -> None:
     with pytest.raises(FormatUnusable, match="doesn't go with those that are registered"):
         value_codec(codec)[1]({"account": "a", "cents": 1, "must": "x"})
     assert run.client.get_latest_version(subject).schema != Schema(json.dumps(must), "AVRO")
+    known_before_the_start(run, names, must, settings)
     close_registries()
+
+
+def known_before_the_start(run: Run, names: dict[str, Any], must: Any, settings: Any) -> None:
+    """What `fcluster check` says about schemas in this registry."""
+
+    def said(declared: Any, topic: str) -> list[tuple[str, str]]:
+        notes = list(declared.notes_on(CodecUse(topic, "value", settings), reads=True, writes=True))
+        assert (notes[0].level, notes[0].message.endswith("answers")) == ("ok", True)
+        return [(note.level, note.message) for note in notes[1:]]
+
+    before = run.client.get_subjects()
+    subject = f"{run.source}-value"
+    versions = run.client.get_versions(subject)
+    (written, read) = said(Avro(names["PAYMENT"]), run.source)
+    assert written[0] == "ok"
+    assert f"of {subject!r}" in written[1]
+    assert read == ("ok", f"the job can read {len(versions)} versions of {subject!r}")
+    (written, read) = said(Avro(must), run.source)
+    assert written[0] == read[0] == "error"
+    assert f"the registry will refuse the job's schema for {subject!r}" in written[1]
+    assert f"version {max(versions)} of {subject!r} can't be read with the job's schema" in read[1]
+    (written, read) = said(JsonSchema(names["TOTAL"]), run.output)
+    assert written == ("ok", f"the job's schema is version 1 of '{run.output}-value'")
+    assert read == ("ok", f"the job can read 1 version of '{run.output}-value'")
+    ((level, message),) = said(Avro(must), run.output)
+    assert (level, "has schemas of the type JSON" in message) == ("error", True)
+    ((level, message),) = said(Avro(must), "nobody-has-written-this")
+    assert (level, "the job registers its schema" in message) == ("note", True)
+    assert run.client.get_subjects() == before, "checking registers nothing"
+    assert run.client.get_versions(subject) == versions

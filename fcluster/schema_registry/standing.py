@@ -1,0 +1,198 @@
+"""What a registry says about the schema of a topic before the job starts: for `fcluster check`.
+
+Responsible for: asking without changing anything, and one line for each thing that is known. A registry that
+doesn't answer is an error that is raised; everything else is a note about one subject.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+from fcluster.common.failures import describe_exception
+from fcluster.graph.codecs import CodecNote, CodecUse
+from fcluster.schema_registry.registry import Registry, UnknownSchemaError
+
+VERSIONS_MAX: Final = 20
+"""How many versions of a subject are looked at, from the newest one."""
+SAMPLES: Final = 20
+"""How many values of a schema are made to find out whether they can be read with another one."""
+
+WhyUnreadable = Callable[[str], str | None]
+"""Why values of a schema, given as text, can't be read. Empty: they can. None: it isn't known."""
+
+
+def standing_of(
+    registry: Registry,
+    use: CodecUse,
+    schema: Any,
+    why_unreadable: WhyUnreadable,
+    *,
+    reads: bool,
+    writes: bool,
+    auto_register: bool,
+) -> Iterator[CodecNote]:
+    """What is known about a topic's schema.
+
+    Args:
+        registry: the registry.
+        use: has the topic.
+        schema: the job's schema, as confluent-kafka's client takes it. Without a text: it refers to others,
+            so it can't be compared.
+        why_unreadable: whether other schemas can be read.
+        reads, writes: what the job does with the topic.
+        auto_register: whether the job registers its schema.
+
+    Raises:
+        FormatUnusable: the registry can't be asked.
+    """
+    subject = f"{use.name}-{use.part}"
+    try:
+        versions = list(registry.ask("get_versions", subject, subject=subject))
+    except UnknownSchemaError:
+        versions = []
+    yield CodecNote("ok", f"the schema registry {registry.url} answers")
+    if not versions:
+        yield _nothing_registered(subject, writes, auto_register)
+        return
+    newest_first = sorted(versions, reverse=True)[:VERSIONS_MAX]
+    texts = {
+        version: registry.ask("get_version", subject, version, subject=subject).schema
+        for version in newest_first
+    }
+    newest = texts[newest_first[0]]
+    # A registry leaves the type out if it is Avro.
+    kind = newest.schema_type or "AVRO"
+    if kind != schema.schema_type:
+        yield CodecNote(
+            "error",
+            f"{subject!r} has schemas of the type {kind}, and the job declares {schema.schema_type}",
+            "Declare the format in which the records are.",
+        )
+        return
+    if not schema.schema_str:
+        yield CodecNote("ok", f"{subject!r} is registered, with {_versions(len(versions))}")
+        return
+    known = _version_of(registry, subject, schema)
+    if writes:
+        yield _writing(registry, subject, schema, known, auto_register)
+    if reads:
+        older = {version: text.schema_str for version, text in texts.items()}
+        yield _reading(registry, subject, schema, known, older, why_unreadable)
+
+
+def _nothing_registered(subject: str, writes: bool, auto_register: bool) -> CodecNote:
+    what = f"nothing is registered under {subject!r} yet"
+    if not writes:
+        return CodecNote(
+            "note",
+            f"{what}; records can be read all the same if their producers register schemas elsewhere",
+        )
+    if auto_register:
+        return CodecNote("note", f"{what}; the job registers its schema with the first record")
+    return CodecNote(
+        "error",
+        f"{what}, and the job doesn't do it (auto_register=False)",
+        "Register the schema, or leave auto_register=False out.",
+    )
+
+
+def _version_of(registry: Registry, subject: str, schema: Any) -> int | None:
+    """The version under which the schema is registered."""
+    try:
+        return registry.ask("lookup_schema", subject, schema, subject=subject).version
+    except UnknownSchemaError:
+        return None
+
+
+def _writing(
+    registry: Registry, subject: str, schema: Any, known: int | None, auto_register: bool
+) -> CodecNote:
+    if known is not None:
+        return CodecNote("ok", f"the job's schema is version {known} of {subject!r}")
+    if not auto_register:
+        return CodecNote(
+            "error",
+            f"the job's schema isn't one of those that are registered under {subject!r}, and the job doesn't "
+            "register it (auto_register=False)",
+            "Register it, or declare one of those that are registered.",
+        )
+    if registry.ask("test_compatibility", subject, schema, subject=subject):
+        return CodecNote(
+            "note", f"the job will register its schema under {subject!r}; it goes with those that are there"
+        )
+    return CodecNote(
+        "error",
+        f"the registry will refuse the job's schema for {subject!r}, because it doesn't go with those that "
+        "are registered",
+        "Give new fields a default, and keep those that readers need; or change the compatibility level of "
+        "the subject in the registry.",
+    )
+
+
+def _reading(
+    registry: Registry,
+    subject: str,
+    schema: Any,
+    known: int | None,
+    older: dict[int, str],
+    why_unreadable: WhyUnreadable,
+) -> CodecNote:
+    newest, is_known = max(older), True
+    for version, text in older.items():
+        why = "" if version == known else why_unreadable(text)
+        is_known = is_known and why is not None
+        if why:
+            return CodecNote(
+                "error" if version == newest else "warning",
+                f"records with version {version} of {subject!r} can't be read with the job's schema: {why}",
+                "Give fields that only the job's schema has a default, and keep their types; or declare the "
+                "registered schema.",
+            )
+    if is_known:
+        return CodecNote("ok", f"the job can read {_versions(len(older))} of {subject!r}")
+    if known == newest or registry.ask("test_compatibility", subject, schema, subject=subject):
+        return CodecNote("ok", f"the job's schema goes with the newest one of {subject!r}")
+    return CodecNote(
+        "warning",
+        f"the registry says that the job's schema doesn't go with the newest one of {subject!r}, so records "
+        "may not be valid under it",
+        "Declare the registered schema, or give the topic an on_error.",
+    )
+
+
+def why_avro_is_unreadable(reader: Any, writer: str) -> str | None:
+    """Whether values of an Avro schema can be read with another one: some are made, and read. See
+    `WhyUnreadable`.
+
+    Args:
+        reader: the schema to read with, parsed by fastavro.
+        writer: the other one, as text.
+    """
+    import fastavro
+    from fastavro.utils import generate_many
+
+    library = cast("Any", fastavro)
+    try:
+        parsed = library.parse_schema(json.loads(writer))
+        samples = list(generate_many(parsed, SAMPLES))
+    except Exception:  # noqa: BLE001  it refers to other schemas, or fastavro can't make values of it
+        return None
+    for sample in samples:
+        buffer = io.BytesIO()
+        try:
+            library.schemaless_writer(buffer, parsed, sample)
+        except Exception:  # noqa: BLE001
+            return None
+        buffer.seek(0)
+        try:
+            library.schemaless_reader(buffer, parsed, reader)
+        except Exception as error:  # noqa: BLE001  what fastavro raises
+            return describe_exception(error)
+    return ""
+
+
+def _versions(count: int) -> str:
+    return "1 version" if count == 1 else f"{count} versions"
