@@ -7,7 +7,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.checks import check_async_function, check_function, check_name, checked_version, given
+from fcluster.api.checks import (
+    check_async_function,
+    check_field_of,
+    check_function,
+    check_name,
+    checked_version,
+    given,
+)
 from fcluster.api.context import CallContext, Context, Handler, JoinFunction
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
@@ -26,11 +33,10 @@ from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_wind
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
-from fcluster.graph.codecs import Codec, ModelCodec, codec_name, kind_title
+from fcluster.graph.codecs import Codec, codec_name, kind_title
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
-from fcluster.graph.models import check_field
 from fcluster.graph.operators import (
     Branch,
     Filter,
@@ -548,7 +554,8 @@ class Stream(Generic[K_co, V_co]):
             with_: called with the stream's value and that of the row or the other record. Default: a dict
                 with the two as "left" and "right".
             on: of a join with a global table: the field of the value that is the row's key, or a function of
-                the value. None as a result: no row belongs to the record. Default: the record's key.
+                the value. None as its value or as a result: no row belongs to the record. A record without
+                that field fails. Default: the record's key.
             within: how much earlier and later than the left record the right one may be: one time for both,
                 or a tuple with one for each.
             name: of a join of two streams, and of its state. A job is refused if such a join was renamed.
@@ -561,7 +568,8 @@ class Stream(Generic[K_co, V_co]):
                 no key. (A left join with a table passes it on.)
 
         Raises:
-            JobError: it is neither a table nor a stream of this job, or an argument is wrong.
+            JobError: it is neither a table nor a stream of this job, the model of the values has no field
+                `on`, or another argument is wrong.
         """
         if with_ is not None:
             check_function(with_, "join", ("left", "right"))
@@ -618,7 +626,9 @@ class Stream(Generic[K_co, V_co]):
         elif not on:
             raise JobError("join(on=) got an empty field name.", remedy="Name the field that refers to it.")
         else:
-            _check_on_field(self._node, on, table.name)
+            value, is_known = value_of(self._node)
+            what = f"on={on!r} of the join with {table.name!r}"
+            check_field_of(value if is_known else None, on, what, "join(on=)")
         self._check_open()
         node = self._node.add(JoinTable(described_table(table), with_, how, rule, on, key))
         self._declared.global_joins.append(node)
@@ -740,21 +750,6 @@ class Stream(Generic[K_co, V_co]):
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
-
-
-def _check_on_field(node: Node, field: str, table: str) -> None:
-    """Refuse a field that the values can't have, as far as the values are those of a topic."""
-    value, is_unchanged = value_of(node)
-    if not is_unchanged:
-        return
-    if value in ("text", "bytes", "int"):
-        raise JobError(
-            f"The join with {table!r} got on={field!r}, a field, but the values there are {value}, not JSON "
-            "objects.",
-            remedy="Declare the topic with value='json', or give on= a function.",
-        )
-    if isinstance(value, ModelCodec):
-        check_field(value.model, field, f"The join with {table!r}")
 
 
 def _check_no_on(on: object, what: str) -> None:

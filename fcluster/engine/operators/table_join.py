@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fcluster.engine.entries import ABSENT
-from fcluster.engine.operators.base import Surroundings, field_of, place_of_function
+from fcluster.engine.operators.base import Surroundings, place_of_function, present_field_of
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure, where_of_function
 from fcluster.engine.views import compile_find
@@ -70,7 +70,7 @@ def _compile_join_on(
     """With a global table, where the value says which row belongs to it."""
     by, function, keeps_all = node.by, node.function, node.how == "left"
     assert by is not None
-    row_key_of = field_of(by, "join(on=)") if isinstance(by, str) else by
+    row_key_of = present_field_of(by, "join(on=)") if isinstance(by, str) else by
     encode_key, key_place = key_codec(node.key)[1], replace(place, where=where_of_function(by))
 
     def step(record: SourceRecord, key: bytes | None, value: Any) -> None:

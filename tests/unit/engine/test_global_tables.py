@@ -224,17 +224,18 @@ def test_row_without_a_key_stops_the_job_with_the_name_of_the_table() -> None:
         (lambda call: call["nothing"], "KeyError: 'nothing'"),
         (lambda _call: 7, "convert it"),
         ("in", "takes the field 'in', but the value is null"),
+        ("out", "takes the field 'out', and the value has no such field, only in"),
     ],
 )
 def test_function_that_gives_no_key_of_the_table_fails_the_record(on: Any, told: str) -> None:
     with Driver(joined_job(on=on), partitions=PARTITIONS) as driver:
         with pytest.raises(JobStopped) as stopped:
-            driver.send("calls", None if on == "in" else {})
+            driver.send("calls", None if on == "in" else {"in": "usd"})
         assert "join with 'rates' by 'priced'" in stopped.value.message
         assert told in f"{stopped.value.message} {stopped.value.remedy}"
     job = joined_job(on=on, on_error="skip")
     with Driver(job, partitions=PARTITIONS) as driver:
-        driver.send("calls", None if on == "in" else {})
+        driver.send("calls", None if on == "in" else {"in": "usd"})
         assert driver.skipped == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -216,6 +217,21 @@ def test_on_and_tables_have_to_fit_the_join() -> None:
     ]:
         with pytest.raises(JobError, match=told):
             refused_call()
+
+
+@dataclass
+class Call:
+    currency: str
+
+
+def test_field_that_the_model_lacks_is_refused_with_what_was_meant() -> None:
+    def misspelt(job: Job) -> None:
+        calls = job.stream(job.topic("calls", value=Call))
+        calls.join(job.global_table(job.topic("rates")), on="curency").to(job.topic("out"))
+
+    error = refused(misspelt)
+    assert "on='curency' of the join with 'rates' names the field 'curency'" in error.message
+    assert "currency" in error.remedy
 
 
 def test_timestamps_in_values_are_for_streams() -> None:
