@@ -17,8 +17,8 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class Context(Protocol[K_co]):
-    """What a handler may know about the record that it processes. Valid only during the call."""
+class AboutRecord(Protocol[K_co]):
+    """What is known about a record, whoever is called for it."""
 
     @property
     def key(self) -> K_co:
@@ -35,18 +35,6 @@ class Context(Protocol[K_co]):
         """Pairs of a name and a value, in order."""
         ...
 
-    @overload
-    def header(self, header: Header[_V], /) -> _V | None: ...
-    @overload
-    def header(self, header: Header[_V], default: _V, /) -> _V: ...
-    def header(self, header: Header[Any], default: Any = None, /) -> Any:
-        """The value of a header that has a kind: that of the last one of its name. `default` if the record
-        has none, or if it is null.
-
-        If its bytes aren't of that kind, the record fails in the handler.
-        """
-        ...
-
     @property
     def topic(self) -> str:
         """The topic that the record was read from."""
@@ -60,6 +48,22 @@ class Context(Protocol[K_co]):
     @property
     def offset(self) -> int:
         """The record's offset in its partition."""
+        ...
+
+
+class Context(AboutRecord[K_co], Protocol[K_co]):
+    """What a handler may know about the record that it processes. Valid only during the call."""
+
+    @overload
+    def header(self, header: Header[_V], /) -> _V | None: ...
+    @overload
+    def header(self, header: Header[_V], default: _V, /) -> _V: ...
+    def header(self, header: Header[Any], default: Any = None, /) -> Any:
+        """The value of a header that has a kind: that of the last one of its name. `default` if the record
+        has none, or if it is null.
+
+        If its bytes aren't of that kind, the record fails in the handler.
+        """
         ...
 
     @property
@@ -119,38 +123,8 @@ class Context(Protocol[K_co]):
         ...
 
 
-class CallContext(Protocol[K_co]):
+class CallContext(AboutRecord[K_co], Protocol[K_co]):
     """What the function of a `map_async` may know about the record for which it calls a service."""
-
-    @property
-    def key(self) -> K_co:
-        """The record's key, decoded as declared for its topic."""
-        ...
-
-    @property
-    def timestamp(self) -> int:
-        """Milliseconds since 1970."""
-        ...
-
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]:
-        """Pairs of a name and a value, in order."""
-        ...
-
-    @property
-    def topic(self) -> str:
-        """The topic that the record was read from."""
-        ...
-
-    @property
-    def partition(self) -> int:
-        """The partition that the record was read from."""
-        ...
-
-    @property
-    def offset(self) -> int:
-        """The record's offset in its partition."""
-        ...
 
     @property
     def idempotency_key(self) -> str:

@@ -48,7 +48,10 @@ def test_site_builds_without_warnings(site: Path) -> None:
     start = (site / "docs" / "index.html").read_text(encoding="utf-8")
     assert "guides/first-job.html" in start
     assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
-    assert 'id="fcluster.Job"' in (site / "docs" / "reference" / "job.html").read_text(encoding="utf-8")
+    reference = (site / "docs" / "reference" / "job.html").read_text(encoding="utf-8")
+    assert 'id="fcluster.Job"' in reference
+    for inherited in ("fcluster.Context.offset", "fcluster.CallContext.offset"):
+        assert f'id="{inherited}"' in reference
 
 
 @pytest.mark.timeout(600)
