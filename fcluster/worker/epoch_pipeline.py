@@ -278,6 +278,11 @@ class EpochPipeline:
         """How long timers have fired in the open epoch."""
         return 0.0 if self._open is None else self._open.closing_s
 
+    @property
+    def open_s(self) -> float:
+        """How long the open epoch has been open."""
+        return 0.0 if self._open is None else time.monotonic() - self._open.begun_s
+
     def hold_back(self, backlog: bool) -> events.Event | None:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka accepts them.
 

@@ -70,9 +70,11 @@ from fcluster.worker.watchdog import Watchdog
 _log = logging.getLogger("fcluster.worker")
 
 CLOSING_S_MAX = 0.025
-"""How long windows close in an epoch while the one before it is still on its way into Kafka. The longer that
-takes, the more would close meanwhile, and the more the next epoch would have to carry, whose other outputs
-wait for that. So they wait then, and leave the processor to the commit.
+CLOSING_SHARE_MAX = 0.25
+"""How long windows close in an epoch while the one before it is still on its way into Kafka: so long,
+and this share of the time since the epoch began. The longer that takes, the more would close meanwhile,
+and the more the next epoch would have to carry, whose other outputs wait for that. So they wait then,
+and leave the processor to the commit.
 """
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
@@ -302,7 +304,9 @@ class RecordPump:
     @property
     def _closed_enough(self) -> bool:
         """Whether due windows wait for the commit of the epoch in flight."""
-        return self._core_state.in_flight is not None and self._pipeline.closing_s > CLOSING_S_MAX
+        if self._core_state.in_flight is None:
+            return False
+        return self._pipeline.closing_s > CLOSING_S_MAX + CLOSING_SHARE_MAX * self._pipeline.open_s
 
     @property
     def _may_work(self) -> bool:
@@ -315,7 +319,11 @@ class RecordPump:
         wait_s = self._shards.until_merged_s(timeout_s, monotonic_ms())
         if self._shards.calls.shards and not self._paused:
             wait_s = self._shards.calls.wait_s(wait_s, monotonic_ms())
-        return self._timers.wait_s(wait_s) if self._shards.timed and self._may_work else wait_s
+        if self._shards.timed and self._may_work:
+            wait_s = self._timers.wait_s(wait_s)
+            if self._closed_enough and self._timers.are_due():
+                wait_s = min(wait_s, chunks.AIM_S)  # by then, some may close again
+        return wait_s
 
     # --- chunks -------------------------------------------------------------------------------------------
 

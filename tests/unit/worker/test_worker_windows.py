@@ -120,15 +120,29 @@ def test_windows_wait_for_the_epoch_in_flight_once_enough_have_closed_and_record
     fill(pumping)
     before = len(pumping.counts())
     monkeypatch.setattr(record_pump, "CLOSING_S_MAX", 0.0)
+    monkeypatch.setattr(record_pump, "CLOSING_SHARE_MAX", 0.0)
     pumping.core_state.in_flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset())
     assert pumping.pump.has_work, "none has closed yet in this epoch"
     pumping.pump.run_chunk()
     assert pumping.counts()[before:] == [1] * 5
     assert not pumping.pump.has_work, "the main thread waits, and doesn't spin"
+    assert 0 < pumping.pump.wait_s(1e9) <= chunks.AIM_S
     pumping.read(*(KeyedMessage(number, 5, partition=1) for number in range(3)))
     pumping.run()
     assert pumping.counts()[before:] == [1] * 5 + [0] * 3
     pumping.core_state.in_flight = None
+    pumping.run()
+    assert sum(pumping.counts()) == WINDOWS
+
+
+def test_windows_go_on_closing_if_the_epoch_in_flight_takes_long(
+    pumping: Pumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get a share of the time, so that they close in the end however slow Kafka is."""
+    fill(pumping)
+    monkeypatch.setattr(record_pump, "CLOSING_S_MAX", 0.0)
+    monkeypatch.setattr(record_pump, "CLOSING_SHARE_MAX", 1e9)
+    pumping.core_state.in_flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset())
     pumping.run()
     assert sum(pumping.counts()) == WINDOWS
 
@@ -138,6 +152,7 @@ def test_all_windows_close_before_the_shards_stop_for_good(
 ) -> None:
     fill(pumping)
     monkeypatch.setattr(record_pump, "CLOSING_S_MAX", 0.0)
+    monkeypatch.setattr(record_pump, "CLOSING_SHARE_MAX", 0.0)
     pumping.core_state.in_flight = model.InFlight(4, model.EpochPhase.PREPARING, frozenset())
     pumping.pump.fire_due()
     assert sum(pumping.counts()) == WINDOWS
