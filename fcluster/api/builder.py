@@ -290,7 +290,9 @@ class Builder:
             self._open_input(name, topic, internal=True)
             self._claim_process_name(name, copy)
             self._end_chain(name, (replace(step, name=name, on_error="stop"),), None, None)
-        self._end_chain(source, (Broadcast(step.copy_of, tuple(readers), step.on_error),), None, None)
+        keeps_history = step.history_ms is not None
+        broadcast = Broadcast(step.copy_of, tuple(readers), step.on_error, keeps_history)
+        self._end_chain(source, (broadcast,), None, None)
 
     def _placed(self, step: JoinTable, source: str) -> JoinTable:
         """The join with the copy of a global table that its stage has."""
@@ -550,7 +552,8 @@ def _loop(path: list[Stage]) -> JobError:
         return JobError(
             f"The global table {table!r} is joined in a stage in front of it, or in the one that reads its "
             "topic: a loop.",
-            remedy="Copy the topic, job.stream(topic).to(copy), and declare the global table over the copy.",
+            remedy="Put a key_by in front of the join: stream.key_by(by, name=...).join(table, ...). Or have "
+            "another job copy the topic, and declare the global table over the copy.",
         )
     join = next((step.table for step in steps if isinstance(step, Subscribe)), None)
     if join is not None:

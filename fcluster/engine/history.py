@@ -30,6 +30,7 @@ from fcluster.graph.operators import KeepTable
 NEVER_MS = 2**63
 _DELETED = b"\x00"
 _VALUE = b"\x01"
+NO_PLACE = "the record has no timestamp, so its row has no place in the table's history"
 CLEANED_PER_RECORD_MAX = 2
 """How many versions may be removed for each record. A record ends one version at most, so this keeps up."""
 
@@ -78,7 +79,7 @@ class History:
             RecordError: the record has no timestamp.
         """
         if at_ms < 0:
-            raise RecordError("the record has no timestamp, so its row has no place in the table's history")
+            raise RecordError(NO_PLACE)
         self._clock.advance(at_ms)
         if at_ms < self._forgotten_ms():
             return False

@@ -462,11 +462,13 @@ class Broadcast:
         copies: the name of each of these stages, and the repartition topic from which it fills its copy. Only
             this step writes there, each row to all partitions.
         on_error: what to do with a record that has no key, or that can't be written.
+        keeps_history: the copies keep former rows, so each row needs a time.
     """
 
     table: str
     copies: tuple[tuple[str, TopicSpec], ...]
     on_error: OnError = "stop"
+    keeps_history: bool = False
 
     @property
     def topics(self) -> tuple[TopicSpec, ...]:

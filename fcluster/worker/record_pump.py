@@ -422,6 +422,8 @@ class RecordPump:
         started_s = time.monotonic()
         left = self._process(chunk, batch)
         self._chunks.done(left, time.monotonic() - started_s)
+        if not self._chunks:
+            self._end_announced_group()  # a kill while nothing is to be done is no record's fault
         with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
             self.hold_back()
 
@@ -561,8 +563,6 @@ class RecordPump:
         if behind >= 0 and len(offsets) > ANNOUNCED_TOGETHER:
             self._announce_group(one, behind // ANNOUNCED_TOGETHER, record)
             handle(record)
-            if offset >= offsets[-1]:
-                self._link.send(messages.RecordEnded(self._core_state.session))
             return
         announce = functools.partial(self._announce, one, record)
         announce("")  # decoding it may end the process too
@@ -577,6 +577,7 @@ class RecordPump:
         if handler_processes.is_forked or self._announced_group == (one, group):
             return
         offset = one.announced.start + ANNOUNCED_SINGLY + group * ANNOUNCED_TOGETHER
+        end = min(offset + ANNOUNCED_TOGETHER, one.announced.stop)
         self._link.announce(
             messages.RecordBegun(
                 self._core_state.session,
@@ -584,10 +585,16 @@ class RecordPump:
                 offset,
                 record=describe_record(record),
                 input=one.number,
-                span=ANNOUNCED_TOGETHER,
+                span=end - offset,
             )
         )
         self._announced_group = one, group
+
+    def _end_announced_group(self) -> None:
+        """The process has survived what there was of the group."""
+        if self._announced_group is not None:
+            self._announced_group = None
+            self._link.send(messages.RecordEnded(self._core_state.session))
 
     def _announce_timer(self, runner: ShardRunner, timer: TimerRecord) -> None:
         self._timer_announced = True

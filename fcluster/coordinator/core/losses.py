@@ -128,10 +128,12 @@ class Losses:
     ) -> None:
         """It is one of several records. The next owner announces each of them."""
         shard, number = begun.shard, begun.input
-        if committed.get(number, 0) >= begun.offset + begun.span:
+        end = begun.offset + begun.span
+        offset = max(begun.offset, committed.get(number, 0))
+        if offset >= end:
             return  # all of them were committed
         record = bounded_text(begun.record, TEXT_CHARACTERS_MAX)
-        group = messages.SuspectRecord(shard, begun.offset, 0, "", record, number, begun.span)
+        group = messages.SuspectRecord(shard, offset, 0, "", record, number, end - offset)
         deaths.suspects = (*_condemned(deaths.suspects, messages.SUSPECT_TIMES_MAX), group)[-RECORDS_MAX:]
         self._outbox.log(
             "warning",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcluster.engine.history import NO_PLACE
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.records import OUTPUT_TROUBLE, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
@@ -27,13 +28,18 @@ class BroadcastOperator:
     def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the chain ends here
         """See `CompiledOperator`."""
         place, port = self.place, surroundings.port_at(self.place)
-        sizes = surroundings.stage_sizes
+        sizes, keeps_history = surroundings.stage_sizes, self._node.keeps_history
         copies = [(reader, topic.name) for reader, topic in self._node.copies]
 
         def step(record: SourceRecord, key: bytes | None, _value: Any) -> None:
             if key is None:
                 raise StepFailure(place, RecordError("the record has no key, so it is no row of a table"))
             raw, at_ms = record.value(), record.timestamp()[1]
+            if keeps_history and at_ms <= 0:
+                # Here the table's rule applies. A producer takes 0 for a record without a timestamp.
+                if at_ms < 0:
+                    raise StepFailure(place, RecordError(NO_PLACE))
+                at_ms = 1
             try:
                 for reader, topic in copies:
                     for partition in range(sizes[reader]):

@@ -48,6 +48,21 @@ def rates_of(driver: Driver, name: str = "rates-in-calls", stage: str = "calls")
     ]
 
 
+# --- rows that can't be kept -------------------------------------------------------------------------------
+
+
+def test_row_without_a_timestamp_is_skipped_by_the_rule_of_a_table_with_history() -> None:
+    job = joined_job(history=timedelta(days=1), table_on_error="skip")
+    with Driver(job, partitions=PARTITIONS) as driver:
+        driver.send("rates", 1, key="usd", timestamp=-1)
+        driver.send("rates", 2, key="gbp", timestamp=0)
+        assert driver.skipped == 1
+        assert rates_of(driver) == [{b"gbp": 2}] * 3
+    strict = Driver(joined_job(history=timedelta(days=1)), partitions=PARTITIONS)
+    with strict as driver, pytest.raises(JobStopped, match=r"global table 'rates'.*no timestamp"):
+        driver.send("rates", 1, key="usd", timestamp=-1)
+
+
 # --- what a record meets ------------------------------------------------------------------------------------
 
 

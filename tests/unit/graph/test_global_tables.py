@@ -12,6 +12,7 @@ import pytest
 from fcluster import Job
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.common.ids import repartition_topic
+from fcluster.common.settings import Settings
 from fcluster.graph.outline import outline
 from fcluster.graph.stages import check_copartitioned
 from fcluster.kafka.topics import plan_topics
@@ -180,7 +181,16 @@ def test_stream_that_leads_to_the_table_itself_is_a_loop() -> None:
     for grow in (joins_itself, writes_it):
         error = refused(grow)
         assert "The global table 'rates' is joined in a stage in front of it" in error.message
-        assert "job.stream(topic).to(copy)" in error.remedy
+        assert "stream.key_by(" in error.remedy
+        assert "another job copy the topic" in error.remedy
+
+
+def test_key_by_in_front_of_the_join_is_a_way_out_of_the_loop() -> None:
+    job = Job("j")
+    topic = job.topic("rates")
+    stream = job.stream(topic).key_by("in", name="by-currency")
+    stream.join(job.global_table(topic), on="in").to(job.topic("out"))
+    assert [stage.name for stage in job.build(Settings()).stages] == ["rates", "by-currency"]
 
 
 def test_streams_without_on_need_the_tables_kind_of_key() -> None:

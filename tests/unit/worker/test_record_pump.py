@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import KafkaError
 
@@ -221,7 +222,7 @@ def test_many_records_that_may_end_the_process_are_announced_in_groups(pumping: 
         for one in pumping.link.sent
     ]
     singly = [(10, "", 1), None, (29, "", 1), None]
-    assert said == [*singly, (30, "", 100), (130, "", 100), (330, "", 100), None]
+    assert said == [*singly, (30, "", 100), (130, "", 100), (330, "", 1), None]
     assert pumping.counts() == list(range(1, len(offsets) + 1))
 
 
@@ -236,11 +237,21 @@ def test_all_records_of_a_small_range_are_announced_one_by_one(pumping: Pumping)
 def test_group_is_announced_again_after_records_of_another_shard(pumping: Pumping) -> None:
     for number in range(2):
         pumping.start(announced=(range(200),), partition=number)
-    for partition, offset in ((0, 60), (0, 61), (1, 60), (0, 62)):
-        pumping.read(Message(offset, partition=partition))
-        pumping.run()
+    pumping.read(*(Message(offset, partition=at) for at, offset in ((0, 60), (0, 61), (1, 60), (0, 62))))
+    pumping.run()
     groups = [one.shard.partition for one in pumping.link.sent if isinstance(one, messages.RecordBegun)]
     assert groups == [0, 1, 0]
+
+
+def test_group_has_ended_when_nothing_is_left_to_be_done(pumping: Pumping) -> None:
+    pumping.start(announced=(range(200),))
+    for offset in (60, 61):
+        pumping.read(Message(offset))
+        pumping.run()
+    begun, ended, *again = pumping.link.sent
+    assert isinstance(begun, messages.RecordBegun)
+    assert ended == messages.RecordEnded(SESSION)
+    assert again == [msgspec.structs.replace(begun, record=again[0].record), ended]
 
 
 @pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE])

@@ -151,6 +151,13 @@ def test_group_that_was_committed_is_not_suspect() -> None:
     assert job.die(committed=100).suspects == []
 
 
+def test_group_begins_behind_what_was_committed_of_it() -> None:
+    job = Job().die(2).begin(offset=50, step="", span=50)
+    job.commit(80)
+    (group,) = job.die(committed=80).suspects
+    assert (group.offset, group.span, group.times) == (80, 20, 0)
+
+
 def test_condemned_records_are_remembered_behind_which_a_group_is_suspect() -> None:
     job = Job().die(2)
     for _ in range(3):
