@@ -57,7 +57,8 @@ class Table(Generic[K_co, V_co]):
     `filter`, `map` and `join` give other tables. These have no state of their own: their rows are computed
     when they are needed, from rows that are kept. So their functions are called for former values, too; they
     must give the same result for the same value, and must not change it unless they return it. A function
-    that returns None, or fails by a rule that isn't "stop", leaves the key without a row.
+    that returns None leaves the key without a row. If one fails, `on_error` of its step applies to the record
+    that leads there: that of the table, or that of a stream that is joined.
 
     For type checkers, it has the types of its keys and values.
 
