@@ -31,6 +31,9 @@ DAY_MS = 86_400_000
 Row = dict[str, Any]
 
 
+pytestmark = pytest.mark.usefixtures("forgets_jobs")
+
+
 @pytest.fixture(autouse=True)
 def _import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Loading a job adds its directory to the import path."""
