@@ -26,9 +26,15 @@ STEPS: dict[str, Arm] = {
     "worker.commit": Arm("kill", after_ms=1, in_background=True),
     "worker.committed": KILL,
 }
-SHOWN = {"worker.commit": "its commit was under way", "worker.committed": "committed and not applied"}
-"""What a worker had open at these steps may be committed, so perhaps nothing is aborted. The step itself
-shows that an epoch was open."""
+SHOWN = {
+    "worker.layers-frozen": "its layers were frozen",
+    "worker.commit": "its commit was under way",
+    "worker.committed": "committed and not applied",
+}
+"""What a worker had open at these steps may be committed, or not have been sent yet: a worker with a backlog
+sends its outputs after it has frozen its layers. So perhaps nothing is aborted. The step itself shows that an
+epoch was open.
+"""
 
 
 def kill_one(run: Chaos, point: str, victim: str) -> None:
