@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from fcluster.common.positions import decode_position
 from fcluster.common.processes import ChildProcess
@@ -103,9 +103,17 @@ class Failover:
             wait_until_equal(lambda: len(client.status()["standbys"]), count, f"{count} standbys")
 
     def committed_epoch(self) -> int:
-        """The highest committed epoch. Pending offsets don't count."""
+        """The highest committed epoch. Pending offsets don't count. 0 while the group has no coordinator: on
+        a new broker it comes a moment after the first request.
+        """
         wanted = [TopicPartition(self.source, partition) for partition in range(PARTITIONS)]
-        found = [at for at in self._consumer.committed(wanted, timeout=30) if at.offset >= 0]
+        try:
+            answer = self._consumer.committed(wanted, timeout=30)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_COORDINATOR:
+                raise
+            return 0
+        found = [at for at in answer if at.offset >= 0]
         return max((decode_position(at.offset, at.metadata).epoch for at in found), default=0)
 
     def reserved_epoch(self) -> int:
