@@ -137,7 +137,7 @@ class RecordPump:
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
-        self._announced_group: tuple[InputRunner, int] | None = None
+        self._announced_group: tuple[InputRunner, range] | None = None
         self._has_fired = False
         self._takes_turns = False
         self._paused = False
@@ -574,21 +574,10 @@ class RecordPump:
 
     def _announce_group(self, one: InputRunner, group: int, record: Message) -> None:
         """Announce this group of records, unless that was the last announcement."""
-        if handler_processes.is_forked or self._announced_group == (one, group):
-            return
-        offset = one.announced.start + ANNOUNCED_SINGLY + group * ANNOUNCED_TOGETHER
-        end = min(offset + ANNOUNCED_TOGETHER, one.announced.stop)
-        self._link.announce(
-            messages.RecordBegun(
-                self._core_state.session,
-                one.shard,
-                offset,
-                record=describe_record(record),
-                input=one.number,
-                span=end - offset,
-            )
-        )
-        self._announced_group = one, group
+        start = one.announced.start + ANNOUNCED_SINGLY + group * ANNOUNCED_TOGETHER
+        offsets = range(start, min(start + ANNOUNCED_TOGETHER, one.announced.stop))
+        if self._announced_group != (one, offsets):
+            self._announce(one, record, "", offsets)
 
     def _end_announced_group(self) -> None:
         """The process has survived what there was of the group."""
@@ -605,18 +594,22 @@ class RecordPump:
             self._timer_announced = False
             self._link.send(messages.RecordEnded(self._core_state.session))
 
-    def _announce(self, one: InputRunner, record: Message | TimerRecord, step: str) -> None:
+    def _announce(
+        self, one: InputRunner, record: Message | TimerRecord, step: str, group: range | None = None
+    ) -> None:
+        """Announce a step of this record, or the group of records at these offsets, of which it is one."""
         if handler_processes.is_forked:
             return
-        self._announced_group = None
+        self._announced_group = None if group is None else (one, group)
         self._link.announce(
             messages.RecordBegun(
                 self._core_state.session,
                 one.shard,
-                record.offset() or 0,
+                (record.offset() or 0) if group is None else group.start,
                 bounded_text(step, 1_000),
                 describe_record(record),
                 one.number,
+                1 if group is None else len(group),
             )
         )
 
