@@ -67,7 +67,7 @@ NEWER_LEADER_S = 2.0
 name.
 """
 RETRY_S = 0.5
-_RANK_UNKNOWN_MAX = 0.3
+_RANK_UNKNOWN_MAX = 0.1
 
 
 class Candidate:

@@ -107,6 +107,11 @@ class LiveReader:
             for offset, _value, seen_at_ns in list(rows)
         }
 
+    def produced_ns(self) -> dict[int, int]:
+        """By record id: the producer's clock when it wrote the source record."""
+        rows = [row for partition in self._seen.values() for row in partition]
+        return {record["id"]: record["at"] for record in (orjson.loads(value or b"") for _, value, _ in rows)}
+
     def first_seen_ns(self) -> dict[int, int]:
         """By record id: this host's clock when the record, or an output of it, was first read."""
         first: dict[int, int] = {}
