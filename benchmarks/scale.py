@@ -10,10 +10,10 @@ and answer at once. What is measured is processor time in milliseconds:
   each Committed has the standing of one shard. The median of all epochs.
 - *heartbeats*: one heartbeat of each worker, with the standings of all of its shards.
 
-There are three columns. *core*: in the core. *frames*: besides, decoding and checking what arrives
-(`coordinator/gate`), and encoding what leaves. *sockets*: one process with core, frames and a ROUTER socket,
-which talks over TCP to the workers' DEALER sockets in another process; all the processor time of that
-process, the threads of ZeroMQ included, and beside it how long it took.
+There are three columns. *core*: in the core's `handle` and `next_deadline_ms`. *frames*: besides, decoding
+and checking what arrives (`coordinator/gate`), and encoding what leaves. *sockets*: one process with core,
+frames and a ROUTER socket, which talks over TCP to the workers' DEALER sockets in another process; all the
+processor time of that process, the threads of ZeroMQ included, and beside it how long it took.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import zmq
@@ -149,21 +149,29 @@ class Shell:
     def _now_ms() -> float:
         return time.monotonic() * 1000
 
-    def feed(self, event: events.Event) -> None:
-        """Pass it to the core."""
-        waiting = [event]
+    def feed(self, *waiting: events.Event) -> float:
+        """Pass events to the core, and carry out its effects. Returns the processor time in the core, in
+        seconds.
+        """
+        handle, now_ms, core_s = self.core.handle, self._now_ms, 0.0
         while waiting:
-            effects = self.core.handle(waiting.pop(0), self._now_ms())
-            for effect in effects:
-                match effect:
-                    case events.SendMessage(peer, message):
-                        self._send(peer, message)
-                    case events.WriteJournal():
-                        waiting.append(events.JournalWritten(effect.sequence))
-                    case events.FenceSlot(slot):
-                        waiting.append(events.SlotFenced(slot))
-                    case _:
-                        pass
+            began_s = time.thread_time()
+            effects = [handle(event, now_ms()) for event in waiting]
+            core_s += time.thread_time() - began_s
+            waiting = tuple(result for one in effects for result in self._carry_out(one))
+        return core_s
+
+    def _carry_out(self, effects: Sequence[events.Effect]) -> Iterator[events.Event]:
+        for effect in effects:
+            match effect:
+                case events.SendMessage(peer, message):
+                    self._send(peer, message)
+                case events.WriteJournal():
+                    yield events.JournalWritten(effect.sequence)
+                case events.FenceSlot(slot):
+                    yield events.SlotFenced(slot)
+                case _:
+                    pass
 
     @property
     def all_run(self) -> bool:
@@ -192,19 +200,22 @@ class InOneProcess:
             received = [FrameReceived(name, messages.encode(one), "worker") for name, one in waiting]
             began_s = time.thread_time()
             admitted = [self._gate.admit(one) for one in received]
-            decoded_s = time.thread_time()
+            self._frames_s += time.thread_time() - began_s
+            handed: list[events.Event] = []
             for (name, _), message in zip(waiting, admitted, strict=True):
                 assert message is not None
                 assert not isinstance(message, messages.Refused), message
-                self._shell.feed(events.MessageReceived(name, message))
+                handed.append(events.MessageReceived(name, message))
+            self._core_s += self._shell.feed(*handed)
             if not self._sent:
-                self._shell.feed(events.Tick())
+                self._core_s += self._shell.feed(events.Tick())
+            began_s = time.thread_time()
             self._shell.core.next_deadline_ms()  # once for each batch of messages
-            handled_s = time.thread_time()
+            self._core_s += time.thread_time() - began_s
+            began_s = time.thread_time()
             for _, message in self._sent:
                 messages.encode(message)
-            self._core_s += handled_s - decoded_s
-            self._frames_s += time.thread_time() - handled_s + decoded_s - began_s
+            self._frames_s += time.thread_time() - began_s
             if not self._sent:
                 return
             sent, self._sent = self._sent, []

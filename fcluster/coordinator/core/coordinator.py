@@ -230,7 +230,12 @@ class Coordinator:
         self._outbox.begin()
         if type(event) is events.MessageReceived and type(event.message) in self._routine:
             self._on_worker_message(event.peer, cast("messages.FromWorker", event.message))
-            if now_ms < self._calm_until_ms and self._is_calm():
+            # Phase.RUNNING and no shard that warms up: then the rest of `_advance` would do nothing.
+            if (
+                now_ms < self._calm_until_ms
+                and cluster.phase is Phase.RUNNING
+                and not self._ownership.warming
+            ):
                 self._advance_epochs()
                 return self._outbox.finish()
         else:
@@ -295,12 +300,6 @@ class Coordinator:
         if self.progress.has_targets:
             self._ending.follow_progress()
         self._reserve_epochs()
-
-    def _is_calm(self) -> bool:
-        """Whether the rest of `_advance` would do nothing after a routine message, unless it is time for
-        something.
-        """
-        return self._cluster.phase is Phase.RUNNING and not self._ownership.warming
 
     def _find_calm(self) -> float:
         """Until when time alone makes nothing possible except epochs, as far as the cluster stays as it is.

@@ -100,17 +100,23 @@ class Progress:
         """Note a commit. It contains only the committed offset, which may be behind what was read."""
         if self.has_targets:
             self._judge(status)
-        known = self.standing(status.shard, status.input)
-        if known is not None:
-            position = max(known.position, status.position)
-            status = msgspec.structs.replace(
-                status,
-                position=position,
-                end=max(known.end, status.end),
-                dirty=position > status.committed,
-                time=known.time if status.time is None else status.time,
-            )
-        self._keep(status)
+        standings = self.standings.get(status.shard)
+        known = None if standings is None else standings.get(status.input)
+        if standings is None or known is None:
+            self._keep(status)
+            return
+        position = max(known.position, status.position)
+        # By position, because this comes with each epoch of each shard.
+        standings[status.input] = ShardStatus(
+            status.shard,
+            position,
+            status.committed,
+            max(known.end, status.end),
+            position > status.committed,
+            status.epoch,
+            status.input,
+            known.time if status.time is None else status.time,
+        )
 
     def standing(self, shard: ShardId, number: int = 0) -> ShardStatus | None:
         """The shard's status in that input. None if it hasn't been reported yet."""
