@@ -103,14 +103,14 @@ class Store(Protocol):
         ...
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Write `changes` (an empty value deletes) and `meta` atomically."""
+        """Write `changes` (an empty value deletes), and `meta` with the last of them. If the process dies
+        meanwhile, the store may have some of the changes and its former `meta`.
+        """
         ...
 
 
 class FlushLimits(NamedTuple):
-    """When committed changes are written to the store: whichever limit is reached first. RocksDB holds the
-    interpreter's lock while it writes, about a microsecond for each entry.
-    """
+    """When committed changes are written to the store: whichever limit is reached first."""
 
     entries_max: int = 5_000
     bytes_max: int = 8 * 1024 * 1024

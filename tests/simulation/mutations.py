@@ -27,7 +27,7 @@ from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.clock import END_MS, EventClock, _Source
 from fcluster.engine.entries import ABSENT, EntryTable
-from fcluster.engine.state import ShardState
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.operators import Window
 from fcluster.graph.stages import Stage
@@ -468,6 +468,20 @@ class AppliesBeforeCommitAndTrusts(AppliesBeforeCommit, TrustsLocalFiles):
     """Both: it runs a shard on what was applied too early."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        return super().new_state(shard, store)
+
+
+class _PositionFirst(SimStore):
+    def _keep_part(self, data: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        super()._keep_part(data, meta)
+        self._meta = meta
+
+
+class WritesPositionFirst(SimWorker):
+    """Writes a store's new position before the values of its epoch."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        plant(store, _PositionFirst)
         return super().new_state(shard, store)
 
 
@@ -1183,6 +1197,7 @@ MUTATIONS = [
     Mutation("layers kept over an abort", 37, "the outputs should be", KeepsUncommitted),
     Mutation("one of two transactions aborted", 36, "the outputs should be", AbortsNewest),
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),
+    Mutation("position written before the values", 178, "was restored at", WritesPositionFirst),
     Mutation("changelog truncated past an unverified snapshot", 8, "can't be restored", TruncatesUnverified),
     # The coordinator waits for the end of a restore. A new one doesn't know of it, but that is rare.
     Mutation(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rocksdict import Options, Rdict
+from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
 from fcluster.common.files import checked_name, sync
@@ -81,6 +81,75 @@ os.kill(os.getpid(), 9)
     assert epoch >= 3
     assert {value for _, value in store.items()} == {b"%d" % epoch}
     directory.close_all()
+
+
+def test_process_killed_within_a_write_leaves_the_former_position_and_a_replay_mends_the_values(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from fcluster.common.ids import ShardId
+from fcluster.engine.state import StoreMeta
+from fcluster.storage import store as store_module
+store_module._BATCH_ENTRIES_MAX = 10
+store = store_module.StoreDirectory(Path({str(tmp_path / "state")!r})).open(ShardId("flights", 3))
+store.apply({{b"key%02d" % n: b"1" for n in range(60)}}, StoreMeta(1, 1))
+class Dying:
+    writes = 0
+    def write(self, batch, options):
+        store_db.write(batch, options)
+        store_db.flush()
+        self.writes += 1
+        if self.writes == 3:
+            os.kill(os.getpid(), 9)
+store_db, store._db = store._db, Dying()
+store.apply({{b"key%02d" % n: b"2" if n % 2 else b"" for n in range(60)}}, StoreMeta(2, 2))
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == -9
+    directory = StoreDirectory(tmp_path / "state")
+    store = directory.open(SHARD)
+    assert store.meta() == StoreMeta(1, 1)
+    values = [store.get(b"key%02d" % n) for n in range(60)]
+    assert values[:30] == [None, b"2"] * 15, "three batches were written"
+    assert values[30:] == [b"1"] * 30, "the kill came too late"
+    store.apply({b"key%02d" % n: b"2" if n % 2 else b"" for n in range(60)}, StoreMeta(2, 2))
+    assert [store.get(b"key%02d" % n) for n in range(60)] == [None, b"2"] * 30
+    directory.close_all()
+
+
+class CountingWrites:
+    """A database that notes how many entries each write has."""
+
+    def __init__(self, db: Rdict) -> None:
+        self._db = db
+        self.sizes: list[int] = []
+
+    def write(self, batch: WriteBatch, options: WriteOptions) -> None:
+        self.sizes.append(len(batch))
+        self._db.write(batch, options)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def test_large_write_is_split_by_entries_and_bytes_unless_the_store_is_empty(
+    directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BATCH_ENTRIES_MAX", 10)
+    monkeypatch.setattr(store_module, "_BATCH_BYTES_MAX", 100)
+    store = directory.open(SHARD)
+    counting = CountingWrites(store._db)
+    monkeypatch.setattr(store, "_db", counting)
+    small = {b"key%02d" % n: b"v" for n in range(25)}
+    store.apply(small, StoreMeta(1, 1))
+    assert counting.sizes == [26], "a store without a position counts as empty"
+    counting.sizes.clear()
+    store.apply(small, StoreMeta(2, 2))
+    assert counting.sizes == [10, 10, 6]
+    counting.sizes.clear()
+    store.apply({b"key%02d" % n: b"v" * 60 for n in range(5)}, StoreMeta(3, 3))
+    assert counting.sizes == [2, 2, 2]
 
 
 def test_checkpoint_has_the_values_of_its_epoch_and_not_later_ones(
