@@ -16,6 +16,8 @@ Invariants:
   job. Timers that are set in the meantime are put into that order. One that a timer sets for no later than
   its own time waits until the clock moves on. So whatever timers do, those that are due come to an end, and
   the next record is processed.
+- In a stage with copies of global tables, timers wait like records until the copies are loaded: what comes of
+  them may be joined. They count as due meanwhile, so event time doesn't pass them.
 - A timer is removed in the epoch in which it fires. If it fails with "skip" or a dead-letter topic, it is
   removed and leaves no other trace. If it fails with "stop", it stays set, and none of its changes are in the
   open epoch, which may be committed.
@@ -43,6 +45,7 @@ from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.interval_windows import OpenWindowsAtIntervals
+from fcluster.engine.loading import Unloaded
 from fcluster.engine.pairs import AnyOpen, OpenPairs
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
@@ -155,6 +158,7 @@ class TimerRunner:
         clock: the shard's event time.
         wall_ms: returns the processing time, in milliseconds since 1970.
         next_offset: returns the offset of the next record of the shard's first input.
+        unloaded: see `loading.unloaded_inputs`.
 
     Attributes:
         steps: the steps in which something may be due, by name.
@@ -178,6 +182,7 @@ class TimerRunner:
         clock: EventTime,
         wall_ms: Callable[[], int],
         next_offset: Callable[[], int],
+        unloaded: Unloaded | None = None,
     ) -> None:
         self._stage = stage
         self._partition = partition
@@ -187,6 +192,7 @@ class TimerRunner:
         self._clock = clock
         self._wall_ms = wall_ms
         self._next_offset = next_offset
+        self._unloaded = unloaded
         self.steps: Mapping[str, HandlerTimers | AnyOpen] = {
             step.name: self._timers_of(step) for step in stage.timed_steps
         }
@@ -216,23 +222,34 @@ class TimerRunner:
     # --- when -----------------------------------------------------------------------------------------
 
     def event_is_due(self) -> bool:
-        """Whether an event-time timer is due."""
+        """Whether an event-time timer is due. It may have to wait for a global table."""
         return self._first_event() is not None
 
     def event_must_fire(self) -> bool:
         """Whether an event-time timer is due that has to fire before the next record is processed."""
-        return not self._may_wait and self._first_event() is not None
+        return not self._may_wait and self._first_event() is not None and self._may_fire()
 
     def must_fire(self) -> bool:
         """Whether a timer of any clock is due that has to fire before the next record is processed."""
         return not self._may_wait and self.is_due()
 
     def is_due(self) -> bool:
-        """Whether a timer of any clock is due."""
-        return self.event_is_due() or self._first_due("processing", self._wall_ms()) is not None
+        """Whether a timer of any clock is due, and may fire."""
+        is_due = self.event_is_due() or self._first_due("processing", self._wall_ms()) is not None
+        return is_due and self._may_fire()
+
+    def _may_fire(self) -> bool:
+        """Whether timers don't have to wait for a global table."""
+        if self._unloaded is not None and not self._unloaded():
+            self._unloaded = None  # for good
+        return self._unloaded is None
 
     def next_processing_ms(self) -> int | None:
-        """When a processing-time timer may be due. None: none is set. The time is a lower bound."""
+        """When a processing-time timer may be due. None: none is set, or they have to wait for a global
+        table. The time is a lower bound.
+        """
+        if not self._may_fire():
+            return None
         if self._next_ms["processing"] < 0:
             self._first_due("processing", 0)
         next_ms = self._next_ms["processing"]
@@ -267,14 +284,14 @@ class TimerRunner:
 
     def fire_event(self) -> None:
         """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more that must fire.
-        If they may wait, this does nothing until `fire_due` has caught up.
+        If they may wait, this does nothing until `fire_due` has caught up. Nor does it while they have to.
 
         Raises:
             TimerStopsError: a timer stops the job. None of its changes are in the open epoch.
             HandlerError: a timer failed, and the epoch must be aborted. Pass the failure to `condemn`. Also
             UnkeptStateError, and the exceptions in `passing`.
         """
-        if self.behind:
+        if self.behind or not self._may_fire():
             return
         fired_max = min(self.at_once_max, CLOSED_AT_ONCE_MAX) if self._may_wait else self.at_once_max
         fired = 0
@@ -494,12 +511,13 @@ def make_timers(
     clock: EventClock | None,
     wall_ms: Callable[[], int],
     next_offset: Callable[[], int],
+    unloaded: Unloaded | None = None,
 ) -> TimerRunner | None:
     """The timers of a shard. None if nothing in it depends on time. See `TimerRunner`."""
     if not stage.timed_steps:
         return None
     assert clock is not None, "a stage with timers keeps time"
-    runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
+    runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset, unloaded)
     clock.tell_with(runner.told_ms)
     return runner
 

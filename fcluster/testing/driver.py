@@ -164,6 +164,7 @@ class Driver:
         self._stage_sizes = self._port.stage_sizes = self._sizes_of_stages()
         self._telling = Telling(self.topology, seldom_ms=0)
         self._epoch = 0
+        self._job_start = 1
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
         self._orders = {stage.name: orders_of(stage) for stage in self.topology.stages}
         self._shards: dict[ShardId, Shard] = {}
@@ -305,7 +306,7 @@ class Driver:
         self._advance(one_by_one=self._auto_barrier)
 
     def restart(self, job: Job, *, settings: Mapping[str, Any] | None = None) -> None:
-        """Stop the job, and go on with another version of it: with its topics, its offsets and its state.
+        """Stop the job, and start another version of it: with its topics, its offsets and its state.
 
         Topics that only the new version has are empty. What isn't committed is processed by the new version.
 
@@ -331,6 +332,7 @@ class Driver:
         self._stage_sizes = self._port.stage_sizes = self._sizes_of_stages()
         self._telling = Telling(changed, seldom_ms=0)
         self._orders = {stage.name: orders_of(stage) for stage in changed.stages}
+        self._job_start += 1
         self.crash()
 
     def advance(
@@ -820,6 +822,7 @@ class Driver:
                 self._passing,
                 self._condemned.get(shard_id, []),
                 lambda: self.now_ms,
+                self._job_start,
             )
         return shard
 

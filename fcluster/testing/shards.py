@@ -124,6 +124,7 @@ class Shard:
         passing: exceptions that no record causes.
         condemned: records that are known to fail, by input and offset.
         wall_ms: returns the driver's processing time.
+        job_start: the number of the job's start.
 
     Attributes:
         clock: its event time; None if the job doesn't use event time.
@@ -144,6 +145,7 @@ class Shard:
         passing: tuple[type[BaseException], ...],
         condemned: list[tuple[int, int, Condemnation]],
         wall_ms: Callable[[], int],
+        job_start: int,
     ) -> None:
         self.id = ShardId(stage.name, partition)
         self.stage = stage
@@ -158,10 +160,12 @@ class Shard:
         # Nothing stays decoded over a barrier: each epoch reads what the last one encoded.
         self.state = ShardState(self._store, stage.all_stores, StateMemory(0))
         tables = self.state.tables
+        self._job_start = job_start
+        unloaded = unloaded_inputs(stage, tables, job_start)
+        self.unloaded = unloaded or (lambda: frozenset[int]())
         self.timers = make_timers(
-            stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]
+            stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0], unloaded
         )
-        self.unloaded = unloaded_inputs(stage, tables) or (lambda: frozenset[int]())
         self.runners = [
             _Runner(stage, partition, tables, port, passing, number, self.clock, self.timers)
             for number in range(len(stage.inputs))
@@ -201,7 +205,7 @@ class Shard:
         if self._loading != "has to tell":
             return []
         self._loading = "told"
-        return loaded_marks(self.stage, self.id.partition, sizes)
+        return loaded_marks(self.stage, self.id.partition, sizes, self._job_start)
 
     def fire(self) -> bool:
         """Fire the next timer that is due. Returns False if none is due. Raises what `StageRunner.handle`

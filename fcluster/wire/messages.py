@@ -477,8 +477,8 @@ class Assign(Message, frozen=True):
     processes have ended again and again. `committed`: offsets that are known to be committed for these
     shards; later ones may be committed too. A broker that is cut off from the others may answer with earlier
     ones. `stages`: how many shards each stage of the job has; empty if the job uses neither event time nor
-    global tables.
-    `ends`: in a bounded run, where these shards stop reading, as far as that is known.
+    global tables. `ends`: in a bounded run, where these shards stop reading, as far as that is known.
+    `job_start`: the number of the job's start, the same for all workers; 0 if the job has no global tables.
     """
 
     term: _Number
@@ -490,6 +490,7 @@ class Assign(Message, frozen=True):
     committed: list[CommittedOffset] = []
     stages: dict[_TopicName, _Number] = {}
     ends: list[EndOffset] = []
+    job_start: _Number = 0
 
 
 class Revoke(Message, frozen=True):

@@ -23,7 +23,7 @@ from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.firing import TimerRunner, make_timers
-from fcluster.engine.loading import loaded_marks
+from fcluster.engine.loading import loaded_marks, unloaded_inputs
 from fcluster.engine.records import OutputPort, Produce, TimerRecord, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
@@ -160,6 +160,7 @@ class ShardRunner:
 
     Args:
         wall_ms: processing time, in milliseconds since 1970.
+        job_start: the number of the job's start, if it has global tables.
 
     Attributes:
         position: the committed position from which it started, or that it last froze. The inputs have the
@@ -167,10 +168,12 @@ class ShardRunner:
         inputs: in the stage's order.
         clock: its event time; None if the job doesn't use event time.
         timers: its handlers' timers. None if they set none.
+        unloaded: see `loading.unloaded_inputs`.
     """
 
     __slots__ = (
         "_fired_after",
+        "_job_start",
         "_loading",
         "clock",
         "inputs",
@@ -179,6 +182,7 @@ class ShardRunner:
         "stage",
         "state",
         "timers",
+        "unloaded",
     )
 
     def __init__(
@@ -189,6 +193,7 @@ class ShardRunner:
         position: CommittedPosition,
         port: OutputPort,
         wall_ms: Callable[[], int] = wall_ms,
+        job_start: int = 0,
     ) -> None:
         self.stage = stage
         self.shard = ShardId(stage.name, partition)
@@ -198,6 +203,8 @@ class ShardRunner:
         self._fired_after = -1
         self._loading = {number for number, _step in stage.broadcasts}
         """The inputs with rows of global tables, until it is told that they are read."""
+        self._job_start = job_start
+        self.unloaded = unloaded_inputs(stage, state.tables, job_start)
         self.timers = make_timers(
             stage,
             partition,
@@ -207,6 +214,7 @@ class ShardRunner:
             self.clock,
             wall_ms,
             lambda: self.inputs[0].next_offset,
+            self.unloaded,
         )
         self.inputs = tuple(
             InputRunner(stage, partition, state, at, port, number, self.clock, self.timers)
@@ -263,7 +271,7 @@ class ShardRunner:
         if not self.has_loaded:
             return []
         self._loading.clear()
-        return loaded_marks(self.stage, self.shard.partition, sizes)
+        return loaded_marks(self.stage, self.shard.partition, sizes, self._job_start)
 
     def newest(self) -> RecordAt | None:
         """The newest record since the last barrier, if all processed records are from one input."""

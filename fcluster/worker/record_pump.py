@@ -260,7 +260,8 @@ class RecordPump:
             state: the state, restored to that position.
             port: takes its outputs.
         """
-        runner = ShardRunner(stage, effect.shard.partition, state, effect.position, port)
+        job_start = self._core_state.job_start
+        runner = ShardRunner(stage, effect.shard.partition, state, effect.position, port, job_start=job_start)
         for number, end in effect.ends.items():
             runner.inputs[number].stop_at = end
         for record in effect.condemned:

@@ -28,7 +28,6 @@ from confluent_kafka import Consumer, Message
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
-from fcluster.engine.loading import unloaded_inputs
 from fcluster.engine.stamps import orders_of
 from fcluster.graph.operators import MapAsync
 from fcluster.graph.stages import Stage
@@ -161,8 +160,7 @@ class RunningShards:
         if merged:
             idle_ms, precedence = self._settings.max_task_idle_ms, runner.stage.precedence
             orders = orders_of(runner.stage)
-            unloaded = unloaded_inputs(runner.stage, runner.state.tables)
-            merge = ShardMerge(runner.inputs, readers, idle_ms, precedence, orders, unloaded)
+            merge = ShardMerge(runner.inputs, readers, idle_ms, precedence, orders, runner.unloaded)
             self._merges[runner.shard] = merge
             self._merge_at |= {(one.topic, one.partition): merge for one in runner.inputs}
         self.calls.start(runner, None if merged else readers[0])

@@ -240,19 +240,44 @@ def test_each_record_meets_a_row_of_a_global_table_once_when_a_worker_is_killed(
                 assert result["row"] == run.written[f"k{result['n'] * 3 % KEYS}"], result
 
 
+def check_backlog(run: Run, since: int, rows: dict[str, int | None]) -> None:
+    """All records are joined once; those from this number on with these rows."""
+    found = [one for results in run.joined().values() for one in results]
+    assert sorted(one["n"] for one in found) == list(range(run.sent))
+    for one in found:
+        if one["n"] >= since:
+            assert one["row"] == rows[f"k{one['n'] * 3 % KEYS}"], one
+
+
 @pytest.mark.parametrize("until", [("--until-caught-up",), ("--end", "end")])
-def test_run_that_ends_joins_all_records_with_the_rows_of_a_global_table(
+def test_each_run_that_ends_joins_its_records_with_the_rows_of_a_global_table_at_its_start(
     kafka: str, topic_prefix: str, tmp_path: Path, until: tuple[str, ...]
 ) -> None:
     """The records wait until the table is read, and the run until the records are joined."""
     run = Run(kafka, topic_prefix, tmp_path, GLOBAL_JOB)
-    run.send_before()
-    with Up(GLOBAL_JOB, kafka, tmp_path / "data", *until, workers=2, env=run.environment) as up:
-        ended = up.wait(120)
-    assert ended.code == 0, ended.text
-    found = [one for results in run.joined().values() for one in results]
-    assert sorted(one["n"] for one in found) == list(range(run.sent))
-    assert all(one["row"] == run.written[f"k{one['n'] * 3 % KEYS}"] for one in found)
+    for _ in range(2):
+        since = run.sent
+        run.send_before()
+        with Up(GLOBAL_JOB, kafka, tmp_path / "data", *until, workers=2, env=run.environment) as up:
+            ended = up.wait(120)
+        assert ended.code == 0, ended.text
+        check_backlog(run, since, run.written)
+
+
+def test_backlog_of_an_outage_meets_the_rows_of_a_global_table_that_are_there_when_the_job_starts_again(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    run = Run(kafka, topic_prefix, tmp_path, GLOBAL_JOB)
+    with run.cluster:
+        run.send_before()
+        run.cluster.start()
+        wait_until(lambda: run.count() >= run.sent, "the first records are joined", 60, 0.5)
+        run.cluster.kill_all()
+        since = run.sent
+        run.send_before()
+        run.cluster.start()
+        wait_until(lambda: run.count() >= run.sent, "the backlog is joined", 60, 0.5)
+        check_backlog(run, since, run.written)
 
 
 def test_topics_with_different_numbers_of_partitions_are_refused_with_the_way_out(

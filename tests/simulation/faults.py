@@ -97,6 +97,7 @@ class _FaultPlanner:
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
         self._schedule_hand_over()
         self._schedule_faults_at_timers()
+        self._schedule_outage()
         if takes_part(self.world.seed):
             self.world.brokers = Brokers(self.world)
             self.world.brokers.schedule(
@@ -251,6 +252,19 @@ class _FaultPlanner:
         if any(model.has_timers for model in self.cluster.job.models.values()) and own.random() < 0.3:
             kind, countdown = own.choice(("crash", "crash", "stop")), own.choice((1, 2, 4, 8))
             self.cluster.faults_at_steps.append(FaultAtStep("worker: timers fired", countdown, kind, 1200))
+
+    def _schedule_outage(self) -> None:
+        own = Random(f"outage {self.world.seed}")
+        if self.cluster.job.outage:
+            self.world.at(own.randrange(self.duration_ms // 2, self.duration_ms), None, self._cut_power)
+
+    def _cut_power(self) -> None:
+        """All processes die. Their supervisors start them again."""
+        self.world.landed["outage"] += 1
+        for process in (*self.cluster.living_coordinators, *self.cluster.living_workers):
+            process.kill("outage")
+        for topic, record in self.cluster.job.outage:
+            self._put_in([record], False, topic)
 
     def _hand_over(self) -> None:
         for coordinator in self.cluster.living_coordinators:

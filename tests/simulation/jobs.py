@@ -920,6 +920,7 @@ class SimJob:
         models: of its stages, by name. Empty: whoever runs it compares the outputs with something else.
         given: what its sources get, as pairs of topic and record, in order. None: records are drawn.
         there: how many of those that are given are there before the first process starts.
+        outage: what its sources get, in order, at a moment at which all processes die. Empty: they don't.
         partitions: the number of partitions of all topics. None: the seed decides.
         has_results: whether what crosses the repartition is results, and not records as they are.
         comes_in_order: whether most records are written in the order of their timestamps.
@@ -933,6 +934,7 @@ class SimJob:
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
     given: Sequence[tuple[str, Written]] | None = None
     there: int = 0
+    outage: Sequence[tuple[str, Written]] = ()
     partitions: int | None = None
     has_results: bool = False
     comes_in_order: bool = False

@@ -31,7 +31,6 @@ from fcluster.common.positions import (
 )
 from fcluster.coordinator.core.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
-from fcluster.engine.loading import unloaded_inputs
 from fcluster.engine.merging import InputMerge
 from fcluster.engine.records import OutputPort
 from fcluster.engine.stamps import orders_of
@@ -87,15 +86,17 @@ class Runner(ShardRunner):
         port: OutputPort,
         idle_ms: int,
         wall_ms: Callable[[], int],
+        job_start: int,
     ) -> None:
-        super().__init__(stage, partition, state, position, port, wall_ms)
+        super().__init__(stage, partition, state, position, port, wall_ms, job_start)
         self.sources: list[Partition] = [(topic, partition) for topic in stage.topics]
         self.fetched_up_to = [at.offset for at in position.inputs]
         several = len(self.sources) > 1
         orders = orders_of(stage)
-        unloaded = unloaded_inputs(stage, state.tables)
         self.merge = (
-            InputMerge(len(self.sources), idle_ms, stage.precedence, orders, unloaded) if several else None
+            InputMerge(len(self.sources), idle_ms, stage.precedence, orders, self.unloaded)
+            if several
+            else None
         )
         self.read_up_to = list(self.fetched_up_to)
         self.taken: list[Read] = []
@@ -687,7 +688,8 @@ class SimWorker(Process):
         self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
     ) -> Runner:
         """Create what processes the records of a shard."""
-        runner = Runner(stage, partition, state, position, self._port, idle_ms, self.wall_ms)
+        job_start = self.core.state.job_start
+        runner = Runner(stage, partition, state, position, self._port, idle_ms, self.wall_ms, job_start)
         if runner.timers is not None:
             runner.timers.at_once_max = self.cluster.fired_at_once_max
         return runner

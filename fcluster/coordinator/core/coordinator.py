@@ -6,6 +6,7 @@ again if no event comes. The parts make the decisions. This module defines which
 the order of due work:
 
 - `membership`: sessions, their slots, and the fence between two of them. `liveness`: which workers are dead.
+- `starts`: which start of the job this is.
 - `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
 - `losses`: records that end or hang workers.
 - `ownership` and `copies`: which worker runs or copies which shard. `rounds`: epochs.
@@ -74,6 +75,7 @@ from fcluster.coordinator.core.returning import Returning
 from fcluster.coordinator.core.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.core.run_end import RunEnd
 from fcluster.coordinator.core.scaling import Scaling
+from fcluster.coordinator.core.starts import START_KEY, Starts
 from fcluster.coordinator.core.status import describe
 from fcluster.coordinator.core.takeovers import Takeovers
 from fcluster.coordinator.core.topics import Topics
@@ -106,6 +108,7 @@ class Coordinator:
         self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.takeovers = Takeovers()
 
+        self._starts = Starts(cluster, outbox)
         self._ownership = Ownership(cluster, outbox, self.copies, self.takeovers)
         self._losses = Losses(cluster, outbox, self.progress)
         self._membership = Membership(
@@ -116,7 +119,9 @@ class Coordinator:
         self._ending = Ending(
             cluster, outbox, self.rounds, self.progress, self.agents, self._membership, self._losses
         )
-        returning = Returning(cluster, outbox, self.rounds, self._ownership, self._membership, self._leaving)
+        returning = Returning(
+            cluster, outbox, self._starts, self.rounds, self._ownership, self._membership, self._leaving
+        )
         self._joining = Joining(
             cluster,
             outbox,
@@ -180,6 +185,7 @@ class Coordinator:
         self = cls(terms, now_ms)
         self.epochs.observe(int(journal.get(_EPOCH_KEY, {}).get("reserved_until", 1)) - 1)
         self._ending_resumed = journal.get(ENDING_KEY)
+        self._starts.recover(journal.get(START_KEY))
         for key, value in sorted(journal.items()):
             kind, _, rest = key.partition("/")
             if kind == "slot":
@@ -287,6 +293,7 @@ class Coordinator:
         self._liveness.sweep()
         self._membership.retry_fences()
         self._joining.place_joiners()
+        self._starts.decide()
         self._ownership.begin_assigning()
         self._ownership.hand_over_warm()
         self._advance_epochs()
@@ -358,6 +365,9 @@ class Coordinator:
                 case "fence":
                     self._outbox.add(events.FenceSlot(held.number))
                     self.takeovers.journalled(held.number, self._cluster.now_ms)
+                case "start":
+                    self._cluster.job_start = held.number
+                    self._ownership.settle_all()
                 case "drain":
                     self._ending.tell()
                 case "end":

@@ -79,6 +79,7 @@ def _check_shard(cluster: Cluster, copies: Copies, ownership: Ownership, shard: 
     if shard.phase not in HELD_PHASES:
         assert shard.session == 0, shard
         return
+    assert cluster.job_start is not None, shard
     session = cluster.sessions[shard.session]
     assert session.slot == shard.slot, shard
     assert session.phase in (SessionPhase.LIVE, SessionPhase.DRAINED), shard

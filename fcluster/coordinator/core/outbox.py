@@ -32,7 +32,7 @@ CHECK_KEY = "check"
 LOSS_PREFIXES = ("deaths/", "overdue/")
 """Journal keys of what is counted about records that end or hang workers begin with one of these."""
 
-HeldKind = Literal["welcome", "fence", "epochs", "drain", "end"]
+HeldKind = Literal["welcome", "fence", "epochs", "start", "drain", "end"]
 
 
 def slot_key(slot: int) -> str:
@@ -59,8 +59,8 @@ def overdue_key(shard: ShardId) -> str:
 class Held:
     """What to do when the journal holds the write `sequence`.
 
-    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs. The end of the
-    job, and ends of a bounded run, need no number.
+    `number` is the session to welcome, the slot to fence, the end of the reserved epochs, or the job's start.
+    The end of the job, and ends of a bounded run, need no number.
     """
 
     sequence: int

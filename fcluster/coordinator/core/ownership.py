@@ -2,7 +2,7 @@
 
 Responsible for: the phases of shards. Invariants:
 
-- A shard's slot is journalled before its session is told (`Assign`; invariant 15).
+- A shard's slot is journalled before its session is told (`Assign`; invariant 15). So is the job's start.
 - A shard leaves a session only if the session released it, or is over. In the second case it waits until the
   slot is fenced (invariant 2).
 - A shard with state moves warm: its owner runs it until its next slot has a warm copy, or the wait took too
@@ -92,7 +92,7 @@ class Ownership:
             if session.leaving and self._cluster.assigning:
                 for shard in waiting:  # the session was never told of them
                     self._free(shard)
-            elif waiting:
+            elif waiting and self._cluster.job_start is not None:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
                     self._takeovers.assigned(shard.identity, self._cluster.now_ms)
@@ -101,6 +101,11 @@ class Ownership:
         elif slot.fenced and slot.joiner is None and self._cluster.assigning:
             for shard in waiting:
                 self._free(shard)
+
+    def settle_all(self) -> None:
+        """The job's start is known: shards that have waited for that can be assigned."""
+        for slot in self._cluster.slots.values():
+            self.settle(slot)
 
     def orphaned(self, slot: Slot) -> list[ShardId]:
         """The slot's session is over. Shards that it may have had wait for the slot's next state."""
@@ -294,7 +299,7 @@ class Ownership:
             elif shard.identity in owned:
                 if shard.phase is ShardPhase.WAITING:
                     shard.phase, shard.session = ShardPhase.RUNNING, session.number
-            else:
+            elif self._cluster.job_start is not None:
                 shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
@@ -303,6 +308,8 @@ class Ownership:
     # --- orders ---------------------------------------------------------------------------------------
 
     def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
+        job_start = self._cluster.job_start
+        assert job_start is not None
         number = self._next_order(session)
         overdue = [record for shard in shards for record in self._cluster.overdue.get(shard, ())]
         committed = [
@@ -322,6 +329,7 @@ class Ownership:
                 committed,
                 self._stage_sizes(),
                 ends_of(self._cluster, shards),
+                job_start,
             ),
         )
 

@@ -14,6 +14,7 @@ from fcluster.coordinator.core.model import Phase, Session, SessionPhase
 from fcluster.coordinator.core.outbox import Outbox
 from fcluster.coordinator.core.ownership import Ownership
 from fcluster.coordinator.core.rounds import Rounds
+from fcluster.coordinator.core.starts import Starts
 from fcluster.wire import messages
 
 
@@ -24,6 +25,7 @@ class Returning:
         self,
         cluster: Cluster,
         outbox: Outbox,
+        starts: Starts,
         rounds: Rounds,
         ownership: Ownership,
         membership: Membership,
@@ -31,6 +33,7 @@ class Returning:
     ) -> None:
         self._cluster = cluster
         self._outbox = outbox
+        self._starts = starts
         self._rounds = rounds
         self._ownership = ownership
         self._membership = membership
@@ -64,7 +67,10 @@ class Returning:
         session.spoken = True
         self._send_adoption(session)
         self._rounds.returned(session, hello, self._cluster.now_ms)
+        goes_on = bool(owned) and self._starts.goes_on()
         self._ownership.reconcile(session, owned)
+        if goes_on:
+            self._ownership.settle_all()
         if self._cluster.phase is Phase.DRAINING:
             session.phase = SessionPhase.LIVE
             if self._cluster.ending_told:

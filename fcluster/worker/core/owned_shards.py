@@ -85,6 +85,7 @@ class OwnedShards:
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
         self._now.stage_sizes |= message.stages
+        self._now.job_start = message.job_start
         for end in message.ends:
             self._now.ends.setdefault(end.shard, {})[end.input] = end.offset
         for overdue in message.overdue:

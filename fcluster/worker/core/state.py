@@ -48,6 +48,7 @@ class CoreState:
         suspects: what is known about records that end processes, by shard, until the shard runs.
         pieces: how large an epoch may be while a record is looked for. Kept after the session ends.
         stage_sizes: how many shards each stage has, if the job uses event time or global tables.
+        job_start: the number of the job's start, if it has global tables.
         leaving: the worker is going to exit. `drained`: an operator has removed it for good.
     """
 
@@ -75,6 +76,7 @@ class CoreState:
         self.suspects: dict[ShardId, messages.SuspectRecord] = {}
         self.pieces = Pieces()
         self.stage_sizes: dict[str, int] = {}
+        self.job_start = 0
         self.ends: dict[ShardId, dict[int, int]] = {}
         self.leaving = False
         self.drained = False

@@ -7,7 +7,7 @@ look inside the core. It sees events and effects only, and fails if they break a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from fcluster.coordinator.core.losses import document_of_deaths, document_of_ove
 from fcluster.coordinator.core.model import Terms
 from fcluster.coordinator.core.outbox import LOSS_PREFIXES, deaths_key, overdue_key
 from fcluster.coordinator.core.run_end import RunEnd
-from fcluster.graph.operators import Process, TopicSpec
+from fcluster.graph.operators import Broadcast, Process, TopicSpec
 from fcluster.graph.stages import Chain, Input, Stage
 from fcluster.graph.topology import Topology
 from fcluster.wire import messages
@@ -41,6 +41,15 @@ def handler(ctx: object, value: object) -> None: ...
 def one_stage() -> Topology:
     chain = Chain("a", (Process("a", handler, "stop"),), None, topic("out"))
     return Topology("job", (Stage("in", (Input(topic("in")),), (chain,), ("a",), "job-in-changelog"),))
+
+
+def one_stage_with_a_global_table() -> Topology:
+    """Like `one_stage`, and it writes the rows of a global table."""
+    topology = one_stage()
+    (stage,) = topology.stages
+    broadcast = Broadcast("rates", (("in", topic("job-rates-in-in-repartition")),))
+    rows = Chain("rates", (broadcast,), None, None)
+    return Topology("job", (replace(stage, chains=(*stage.chains, rows)),))
 
 
 def two_stages() -> Topology:
@@ -162,6 +171,9 @@ class ProtocolChecker:
                 self.see_welcome(message)
             case messages.Assign():
                 self.check_alive(message.session)
+                assert message.job_start == self.journal.get("start", {"number": 0})["number"], (
+                    "told of another start than the journal has"
+                )
                 for shard in message.shards:
                     record = self.journal.get(f"assignment/{shard.stage}/{shard.partition}")
                     assert record == {"slot": self.slot_of[message.session]}, (
@@ -278,11 +290,6 @@ class Harness:
 
     def __post_init__(self) -> None:
         self.lead()
-
-    @staticmethod
-    def topology_fingerprint() -> str:
-        """The fingerprint of the default topology."""
-        return one_stage().fingerprint
 
     def lead(self) -> None:
         """Start a new coordinator that recovers from the journal."""

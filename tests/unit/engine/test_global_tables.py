@@ -313,8 +313,11 @@ class Shuffled(Driver):
     chance = random.Random(0)
     slow = ""
     is_lazy = False
+    is_down = False
 
     def _next(self) -> Any:
+        if self.is_down:
+            return None
         if self.is_lazy and self.chance.random() < 0.3:
             return None
         heads: list[Any] = []
@@ -351,13 +354,79 @@ class Shuffled(Driver):
             self.crash()
 
 
+# --- further starts -------------------------------------------------------------------------------------
+
+
+def backlog_run(job: Job) -> Shuffled:
+    """A run that has joined all there is, with a rate of 1."""
+    run = Shuffled(job, partitions=PARTITIONS, auto_barrier=False)
+    run.send("rates", 1, key="usd")
+    run.catch_up()
+    return run
+
+
+def test_backlog_meets_the_rows_that_there_are_when_the_job_is_started_again() -> None:
+    with backlog_run(joining_job()) as run:
+        run.is_down = True
+        run.send("calls", {"in": "usd"}, timestamp=1)
+        run.send("rates", 2, key="usd", timestamp=2)
+        run.is_down = False
+        run.restart(joining_job())
+        run.catch_up()
+        assert run.read_values("out") == [[{"in": "usd"}, 2]]
+
+
+def test_process_that_dies_is_no_start() -> None:
+    """Its shards have heard already what they wait for: they go on without waiting for anybody."""
+    with backlog_run(joining_job()) as run:
+        run.is_down = True
+        run.send("calls", {"in": "usd"}, timestamp=1)
+        run.send("rates", 2, key="usd", timestamp=2)
+        run.is_down = False
+        run.slow = "rates-in-calls"
+        run.crash()
+        stage = run.topology.stage("calls")
+        assert not any(run._shard(stage, partition).unloaded() for partition in range(PARTITIONS["calls"]))
+
+
+def reminding_job() -> Job:
+    """Calls are joined a second later, by the wall clock."""
+
+    def remember(ctx: Any, call: Any) -> None:
+        ctx.state["call"] = call
+        ctx.timer("later", at=ctx.processing_time + 1_000, clock="processing")
+
+    def later(_key: Any, ctx: Any) -> Any:
+        return ctx.state["call"]
+
+    job = Job("j")
+    rates = job.global_table(job.topic("rates"))
+    remembered = job.stream(job.topic("calls")).process(remember, name="remember", timers={"later": later})
+    remembered.join(rates, priced, on=currency).to(job.topic("out"))
+    return job
+
+
+def test_timers_wait_for_the_rows_too() -> None:
+    with backlog_run(reminding_job()) as run:
+        run.send("calls", {"in": "usd"}, key="ann")
+        run.catch_up()
+        run.is_down = True
+        run.send("rates", 2, key="usd")
+        run.now_ms += 10_000
+        run.is_down = False
+        run.restart(reminding_job())
+        run.catch_up()
+        assert run.read_values("out") == [[{"in": "usd"}, 2]]
+
+
 CURRENCIES = ["usd", "gbp", "yen"]
 
 
 def check(seed: int) -> None:
     """First, rows that are there before the job begins, and then don't change: each call meets those, in
-    whatever order everything is read. Then rows change: each call is joined once, rows of a key that calls of
-    a shard meet never go back, and in the end all shards have the newest.
+    whatever order everything is read. Then the job stands still, and both topics get records: those calls
+    meet what there is when the job is started again. Then rows change: each call is joined once, rows of a
+    key that calls of a shard meet never go back, and in the end all shards have the newest.
     """
     chance = random.Random(seed)
     how = chance.choice(["inner", "left"])
@@ -392,13 +461,28 @@ def check(seed: int) -> None:
             call("calls")
             run.shake()
         run.catch_up()
-        found = {record.value[0]["n"]: record.value for record in run.records("out")}
-        calls = [record.value for record in run.records("calls")]
-        expected = {
-            call["n"]: [call, rows.get(call["in"])] for call in calls if how == "left" or call["in"] in rows
-        }
-        assert found == expected
-        assert len(run.records("out")) == len(expected), "once"
+
+        def check_since(number: int) -> None:
+            """Calls with this number or a greater one have met the rows that there are."""
+            results = [one for one in run.records("out") if one.value[0]["n"] >= number]
+            calls = [record.value for record in run.records("calls") if record.value["n"] >= number]
+            wanted = [call for call in calls if how == "left" or call["in"] in rows]
+            found = {record.value[0]["n"]: record.value for record in results}
+            assert found == {call["n"]: [call, rows.get(call["in"])] for call in wanted}
+            assert len(results) == len(wanted), "once"
+
+        check_since(0)
+        run.is_down = True
+        first = sent
+        for number in range(50, 50 + chance.randrange(1, 12)):
+            row(number, "rates") if chance.random() < 0.5 else call("calls")
+        run.is_down = False
+        run.restart(joining_job(how))
+        for _ in range(chance.randrange(4)):
+            call("calls")
+            run.shake()
+        run.catch_up()
+        check_since(first)
 
         run.read("out")
         first = sent
@@ -435,7 +519,7 @@ def assert_caught() -> None:
     raise RuntimeError("nobody has noticed")
 
 
-def nothing_waits(_stage: Any, _tables: Any) -> Callable[[], frozenset[int]]:
+def nothing_waits(_stage: Any, _tables: Any, _job_start: int) -> Callable[[], frozenset[int]]:
     return frozenset[int]
 
 
@@ -465,11 +549,23 @@ def test_mark_of_one_partition_that_counts_for_all_is_noticed(monkeypatch: pytes
         said = loading._said_in(record)
         if said is None:
             return False
-        self._heard.put(bytes(4), 1)
+        self._heard.put(bytes(4), int(said.split(b"/")[2]))
         self._heard.put(b"all", 1)
         return True
 
     monkeypatch.setattr(loading.Loading, "note", note)
+    assert_caught()
+
+
+def is_loaded_once(self: Any) -> bool:
+    shards = self._heard.get(b"all")
+    return shards is not loading.ABSENT and all(
+        self._heard.get(shard.to_bytes(4, "big")) is not loading.ABSENT for shard in range(shards)
+    )
+
+
+def test_marks_of_a_former_start_that_count_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.Loading, "is_loaded", property(is_loaded_once))
     assert_caught()
 
 

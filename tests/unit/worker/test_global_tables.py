@@ -22,6 +22,8 @@ from tests.unit.worker.worker_parts import Message
 
 COPY = repartition_topic("j", "rates-in-calls")
 SIZES = {"rates": 2, "calls": 3}
+START = 7
+"""The number of the job's start."""
 
 
 def joined() -> Topology:
@@ -66,9 +68,8 @@ class Bench:
         self.port.stage_sizes = SIZES
         self.written: list[tuple[Any, ...]] = []
         self.port.produce = lambda *output: self.written.append(output)
-        self.runner = ShardRunner(
-            self.stage, partition, state, CommittedPosition(0, 0, 0, "", further=further), self.port
-        )
+        position = CommittedPosition(0, 0, 0, "", further=further)
+        self.runner = ShardRunner(self.stage, partition, state, position, self.port, job_start=START)
         self.shards.start(self.runner)
 
     def read(self, *messages: Any) -> list[tuple[str, int]]:
@@ -115,7 +116,7 @@ def test_shard_says_once_that_it_has_read_what_there_was_at_its_start() -> None:
     assert bench.runner.has_loaded
     marks = bench.runner.take_loaded_marks(SIZES)
     assert [(one.topic, one.partition, one.value) for one in marks] == [(COPY, n, None) for n in range(3)]
-    assert {tuple(one.headers) for one in marks} == {((LOADED_HEADER, b"1/2"),)}
+    assert {tuple(one.headers) for one in marks} == {((LOADED_HEADER, b"1/2/7"),)}
     assert not bench.runner.has_loaded
     assert [output[-1] for output in bench.written] == [0, 1, 2, 0, 1, 2], "each row goes to all partitions"
 
@@ -136,13 +137,16 @@ def test_records_wait_for_the_marks_of_all_shards() -> None:
     bench = Bench("calls")
     call = Message(0, b'{"in": "usd"}', topic="calls")
     assert bench.read(call, row(0, COPY)) == [(COPY, 0)]
-    assert bench.read(mark(1, b"1/2")) == [(COPY, 1)]
+    assert bench.read(mark(1, b"1/2/7")) == [(COPY, 1)]
     assert bench.read(row(2, COPY)) == [(COPY, 2)]
     bench.told(COPY, 3, 3)
     assert bench.read() == []
     assert bench.shards.until_merged_s(9.0, 0.0) == 9.0
-    assert bench.read(mark(3, b"0/2")) == [(COPY, 3)]
+    assert bench.read(mark(3, b"0/2/6")) == [(COPY, 3)]
     bench.told(COPY, 4, 4)
+    assert bench.read() == [], "that mark is of a former start"
+    assert bench.read(mark(4, b"0/2/7")) == [(COPY, 4)]
+    bench.told(COPY, 5, 5)
     assert bench.read() == [("calls", 0)]
     assert [output[0] for output in bench.written] == ["out"]
 

@@ -26,7 +26,15 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.model import Phase
 from fcluster.wire import messages
-from tests.unit.coordinator.coordinator_harness import STORE, VERSION, Harness, status, take_in
+from tests.unit.coordinator.coordinator_harness import (
+    STORE,
+    VERSION,
+    Harness,
+    one_stage,
+    one_stage_with_a_global_table,
+    status,
+    take_in,
+)
 
 Span = tuple[int, int]
 
@@ -47,8 +55,11 @@ class Kafka:
 class ModelWorker:
     """A worker's process: its protocol state, and the messages in flight between it and the coordinator."""
 
-    def __init__(self, name: str, wanted_slot: int, kafka: Kafka, host: str, luck: random.Random) -> None:
+    def __init__(
+        self, name: str, wanted_slot: int, kafka: Kafka, host: str, luck: random.Random, topology: str
+    ) -> None:
         self.name = name
+        self.topology = topology
         self.host = host
         self.luck = luck
         self.peer = name.encode()
@@ -96,7 +107,7 @@ class ModelWorker:
                 epoch=self.epoch_seen,
                 prepared_epoch=self.in_flight_epoch if self.prepared and not self.committing else 0,
                 dirty=bool(self.open),
-                topology=Harness.topology_fingerprint(),
+                topology=self.topology,
                 snapshot_store=STORE,
                 version=VERSION,
                 in_flight_epoch=self.in_flight_epoch,
@@ -290,7 +301,9 @@ class World:
     def __init__(self, seed: int, kafka: Kafka | None = None) -> None:
         self.random = random.Random(seed)
         self.kafka = kafka or Kafka()
+        self.topology = one_stage_with_a_global_table() if seed % 2 else one_stage()
         self.harness = Harness(
+            self.topology,
             partitions={"in": 6},
             workers=3,
             settings=Settings(
@@ -307,7 +320,8 @@ class World:
 
     def new_worker(self, slot: int) -> ModelWorker:
         number = next(self.names)
-        worker = ModelWorker(f"w{number}", slot, self.kafka, f"host-{number % 2}", self.random)
+        host, job = f"host-{number % 2}", self.topology.fingerprint
+        worker = ModelWorker(f"w{number}", slot, self.kafka, host, self.random, job)
         worker.connect()
         return worker
 
