@@ -81,7 +81,8 @@ class Builder:
         """The tables and inputs for which the steps that follow the table's changes have their chains."""
         self._copies: dict[str, list[Node]] = {}
         """For each global table: a seed for each stage that has a copy of it."""
-        self._copy_names: set[str] = set()
+        self._copy_names: dict[str, str] = {}
+        """The global table of each copy, by the copy's name."""
 
     # --- laying out -----------------------------------------------------------------------------------
 
@@ -137,9 +138,9 @@ class Builder:
             for copy in copies:
                 name = f"{table}-in-{self._input_names[groups[copy][0]]}"
                 if name in self._input_names.values():
-                    raise _stage_name_clash(name)
+                    raise _copy_name_clash(table, name)
                 self._input_names[copy] = name
-                self._copy_names.add(name)
+                self._copy_names[name] = table
 
     def _name_inputs(self, node: Node, groups: Mapping[Seed, list[Seed]]) -> None:
         """Name the input after each `key_by` that follows `node`."""
@@ -385,6 +386,8 @@ class Builder:
 
     def _claim_process_name(self, name: str, node: Node) -> None:
         if self._process_names.setdefault(name, node) is not node:
+            if name in self._copy_names:
+                raise _copy_name_clash(self._copy_names[name], name)
             raise JobError(
                 f"Two handlers, windows, tables or joins of the job {self._job!r} are named {name!r}, and "
                 "the name also identifies their state.",
@@ -518,6 +521,15 @@ def _stage_name_clash(name: str) -> JobError:
         f"The stage after key_by would be named {name!r}, but a source topic or another stage of the job "
         "already has that name.",
         remedy="Rename the handler after it with name=, or the stage with key_by(..., name=).",
+    )
+
+
+def _copy_name_clash(table: str, name: str) -> JobError:
+    stage = name.removeprefix(f"{table}-in-")
+    return JobError(
+        f"The copy of the global table {table!r} in the stage {stage!r} is named {name!r}. A topic, a stage, "
+        "or a handler, window, table or join of the job already has that name.",
+        remedy="Give that one another name, or the table: job.global_table(topic, name=).",
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from fcluster.graph.description import FORMATS_READ, VERSION, further_inputs
+from fcluster.graph.description import ALL_ROWS, FORMATS_READ, VERSION, further_inputs
 from fcluster.graph.functions import comparable
 from fcluster.graph.shapes import shape_difference
 from fcluster.graph.states import DocumentState
@@ -15,6 +15,8 @@ from fcluster.graph.topology import Topology
 
 _TIMED = ("windows", "timers", "joins")
 """The parts of a stage's description that something is kept for which waits for event time."""
+
+_UNDO = "(Undo the change. Or run the job under another name, or start again: `fcluster reset`.)"
 
 
 def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
@@ -50,16 +52,13 @@ def incompatibilities(old_description: Mapping[str, Any], new_topology: Topology
     keyed = _steps_with_keys(new_stages.values())
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
     depends_on_time = any(part in stage for stage in old_stages.values() for part in _TIMED)
-    globals_now = {
-        str(table["copy_of"])
-        for stage in new_stages.values()
-        for table in stage.get("tables", {}).values()
-        if "copy_of" in table
-    }
+    globals_now = _global_tables(new_stages.values())
+    new_globals = [name for name in globals_now if name not in _global_tables(old_stages.values())]
     added: list[str] = [store for store in new_homes if store not in old_stores]
     for name, old in old_stages.items():
         reason = (
-            _lost_store(name, old, new_homes, added, globals_now)
+            _lost_copy(name, old, new_homes, globals_now, new_globals)
+            or _lost_store(name, old, new_homes, added, globals_now)
             or _changed_states(old, new_stages.get(name, {}))
             or _lost_timer(old, new_stages.get(name, {}))
             or _changed_windows(old, new_stages.get(name, {}))
@@ -80,14 +79,45 @@ def _incomplete_copies(
     """For each new copy of a global table whose topic was read before: why it would lack rows."""
     before = _inputs_of(old_stages)
     read = {str(source.get("source")) for source in before.values()}
-    for name, source in _inputs_of(new_stages).items():
-        topic = source.get("key_by", {}).get("topic")
-        if name not in before and topic in read:
-            yield (
-                f"The global table of the topic {topic!r} has a new copy, {name!r}, but the job has read "
-                "that topic already: the rows that came before would be missing in it. (Copy the topic with "
-                "another job, and declare a global table over the copy. Or start again: `fcluster reset`.)"
-            )
+    for stage, described in new_stages.items():
+        for source in further_inputs(described):
+            topic = source.get("key_by", {}).get("topic")
+            if source["name"] not in before and topic in read:
+                yield (
+                    f"The global table of the topic {topic!r} is new in the stage {stage!r}, but the job has "
+                    "read that topic already: the rows that came before would be missing there. (Copy the "
+                    "topic with another job, and declare a global table over the copy. Or start again: "
+                    "`fcluster reset`.)"
+                )
+
+
+def _global_tables(stages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The global tables of which stages have copies."""
+    tables = (table for stage in stages for table in stage.get("tables", {}).values())
+    return list(dict.fromkeys(str(table["copy_of"]) for table in tables if "copy_of" in table))
+
+
+def _lost_copy(
+    stage: str,
+    old: Mapping[str, Any],
+    homes: Mapping[str, str],
+    globals_now: Collection[str],
+    new_globals: list[str],
+) -> str | None:
+    """The global table of which a stage has a copy that it no longer has."""
+    for store, described in cast("Mapping[str, Mapping[str, Any]]", old.get("tables", {})).items():
+        table = described.get("copy_of")
+        if table is None or store in homes:
+            continue
+        start = (
+            f"The global table {table!r} was joined in the stage {stage!r}, which has a copy of its rows, and"
+        )
+        if table in globals_now:
+            return f"{start} is no longer joined there. {_UNDO}"
+        near = _nearest(str(table), new_globals)
+        hint = f" (renamed to {near!r}?)" if near else ""
+        return f"{start} is no longer in the job{hint}. {_UNDO}"
+    return None
 
 
 def _inputs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -265,16 +295,18 @@ def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
                 f"The table {name!r} used to have {texts[0]}, and now has {texts[1]}: what it has computed "
                 "doesn't fit. (Keep it, and declare the new one beside it under another name.)"
             )
+        title = f"The global table {now['copy_of']!r}" if "copy_of" in now else f"The table {name!r}"
         if before.get("history") and not now.get("history"):
             return (
-                f"The table {name!r} had a history, and now has none: its former rows would stay for ever. "
+                f"{title} had a history, and now has none: its former rows would stay for ever. "
                 "(Keep history=, with a shorter time.)"
             )
         if any(before.get(part) != now.get(part) for part in ("key", "value")):
             kinds = [_kinds_text(described) for described in (before, now)]
+            way_out = "(Declare a table of another name, over another topic declaration.)"
             return (
-                f"The table {name!r} has {kinds[0]}, and is now declared with {kinds[1]}: its rows can't be "
-                "read that way. (Declare a table of another name, over another topic declaration.)"
+                f"{title} has {kinds[0]}, and is now declared with {kinds[1]}: its rows can't be "
+                f"read that way. {_UNDO if 'copy_of' in now else way_out}"
             )
     return None
 
@@ -367,6 +399,13 @@ def _changed_stage(
             None
             if old_key_by == new_key_by
             else f"The stage {name!r} used to get its records in another way."
+        )
+    topics = [key_by.get("topic") for key_by in (old_key_by, new_key_by)]
+    if None not in topics and topics[0] != topics[1]:
+        return (
+            f"The global table {new_key_by['by'].removeprefix(f'{ALL_ROWS} ')!r} used to be filled from "
+            f"{topics[0]!r}, and is now filled from {topics[1]!r}: the rows that it has are of the former "
+            f"topic. {_UNDO}"
         )
     if new_key_by.get("from") != old_key_by.get("from"):
         return (

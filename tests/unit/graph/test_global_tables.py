@@ -119,6 +119,18 @@ def in_another_stage(job: Job) -> None:
     joined(stream="more")(job)
 
 
+def of_merged(topic: str) -> Grow:
+    """The table's topic is read in one stage with another one."""
+
+    def grow(job: Job) -> None:
+        topics = [job.topic(name) for name in ("a", "b")]
+        job.merge(*map(job.stream, topics)).to(job.topic("merged"))
+        rates = job.global_table(job.topic(topic), name="fx")
+        job.stream(job.topic("calls")).join(rates, on="in").to(job.topic("out"))
+
+    return grow
+
+
 def test_a_global_table_may_be_added_and_what_is_looked_up_may_change() -> None:
     assert change(not_joined, joined()) is None
     assert change(joined(), joined(on=lambda call: call["from"])) is None
@@ -127,19 +139,33 @@ def test_a_global_table_may_be_added_and_what_is_looked_up_may_change() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        (joined(), not_joined, "The table 'rates-in-calls' of stage 'calls' has state, but is no longer in"),
-        (joined(), joined("fx"), "no longer in the job (renamed to 'fx-in-calls'?)"),
+        (
+            joined(),
+            not_joined,
+            "'rates' was joined in the stage 'calls', which has a copy of its rows, and is no longer in the",
+        ),
+        (joined(), joined("fx"), "and is no longer in the job (renamed to 'fx'?). (Undo"),
+        (
+            in_another_stage,
+            joined(),
+            "joined in the stage 'more', which has a copy of its rows, and is no longer joined there. (Undo",
+        ),
         (
             joined("fx"),
             joined("fx", topic="other"),
-            "used to get its records from the stage 'rates', and now",
+            "The global table 'fx' used to be filled from 'rates', and is now filled from 'other'",
         ),
-        (joined(), joined(value="text"), "is now declared with text keys and text values"),
+        (of_merged("a"), of_merged("b"), "'fx' used to be filled from 'a', and is now filled from 'b'"),
+        (
+            joined(),
+            joined(value="text"),
+            "The global table 'rates' has text keys and json values, and is now",
+        ),
         (joined(), joined(key="int"), "is now declared with int keys"),
         (as_table, joined(), "The table 'rates' of stage 'calls' has state, and is now a global table"),
         (joined(), as_table, "'rates' was read in the stage 'rates', but is now read in 'calls'"),
-        (stream_of_rates, joined(), "has a new copy, 'rates-in-calls', but the job has read that topic"),
-        (joined(), in_another_stage, "has a new copy, 'rates-in-more', but the job has read that topic"),
+        (stream_of_rates, joined(), "topic 'rates' is new in the stage 'calls', but the job has read that"),
+        (joined(), in_another_stage, "topic 'rates' is new in the stage 'more', but the job has read that"),
     ],
 )
 def test_change_that_does_not_fit_the_rows_is_incompatible(before: Grow, after: Grow, told: str) -> None:
@@ -147,6 +173,35 @@ def test_change_that_does_not_fit_the_rows_is_incompatible(before: Grow, after: 
 
 
 # --- mistakes -------------------------------------------------------------------------------------------
+
+
+def topic_of_that_name(job: Job) -> None:
+    job.stream(job.topic("rates-in-calls")).to(job.topic("out"))
+
+
+def stage_of_that_name(job: Job) -> None:
+    keyed = job.stream(job.topic("more")).key_by("in", name="rates-in-calls")
+    keyed.process(lambda _ctx, value: value, name="h").to(job.topic("out"))
+
+
+def handler_of_that_name(job: Job) -> None:
+    job.stream(job.topic("more")).process(lambda _ctx, value: value, name="rates-in-calls").to(
+        job.topic("out")
+    )
+
+
+@pytest.mark.parametrize("other", [topic_of_that_name, stage_of_that_name, handler_of_that_name])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_what_has_the_name_of_a_copy_is_told_what_has_that_name(other: Grow, is_first: bool) -> None:
+    def both(job: Job) -> None:
+        for grow in (other, joined()) if is_first else (joined(), other):
+            grow(job)
+
+    error = refused(both)
+    assert error.message.startswith(
+        "The copy of the global table 'rates' in the stage 'calls' is named 'rates-in"
+    )
+    assert "job.global_table(topic, name=)" in error.remedy
 
 
 def refused(grow: Grow) -> JobError:
