@@ -28,6 +28,7 @@ from fcluster.graph.calls import Circuit, CircuitOpenError, Retry
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.counted import Counted
+from fcluster.graph.durations import days, hours, milliseconds, minutes, seconds
 from fcluster.graph.headers import Header
 from fcluster.graph.operators import TopicSpec as Topic
 from fcluster.graph.sketches import approx_distinct
@@ -75,12 +76,17 @@ __all__ = [
     "collect",
     "count",
     "count_distinct",
+    "days",
     "first",
+    "hours",
     "last",
     "max_",
     "mean",
+    "milliseconds",
     "min_",
+    "minutes",
     "reduce",
+    "seconds",
     "sum_",
     "top_n",
     "variance",

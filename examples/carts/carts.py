@@ -9,10 +9,10 @@ customer who pays gets a receipt 2 s later by the wall clock, unless the payment
 
 import os
 
-from fcluster import Job, Record, Watermark
+from fcluster import Job, Record, Watermark, seconds
 
 job = Job(os.environ.get("FCLUSTER_TEST_JOB", "carts"))
-carts = job.topic(os.environ.get("FCLUSTER_TEST_SOURCE", "carts"), watermark=Watermark(max_delay_ms=10_000))
+carts = job.topic(os.environ.get("FCLUSTER_TEST_SOURCE", "carts"), watermark=Watermark(max_delay=seconds(10)))
 letters = job.topic(os.environ.get("FCLUSTER_TEST_OUTPUT", "letters"))
 
 MINUTE_MS = 60_000

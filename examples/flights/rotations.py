@@ -7,9 +7,7 @@ until one of a later minute has come.
     fcluster up examples/flights/rotations.py
 """
 
-from datetime import timedelta
-
-from fcluster import Job, Session, count, first, last, sum_
+from fcluster import Job, Session, count, first, hours, last, sum_
 
 job = Job("aircraft-rotations")
 schedule = job.topic("schedule", timestamp="scheduled")
@@ -19,7 +17,7 @@ rotations = job.topic("aircraft-rotations")
     job.stream(schedule)
     .filter(lambda flight: flight["tailnum"] is not None and flight["dep_delay"] is not None)
     .key_by("tailnum")
-    .window(Session(timedelta(hours=12)), name="rotation")
+    .window(Session(hours(12)), name="rotation")
     .aggregate(
         flights=count(),
         miles=sum_(lambda flight: flight["distance"]),

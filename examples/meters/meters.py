@@ -12,7 +12,7 @@ from datetime import timedelta
 from fcluster import Hopping, Job, Tumbling, Watermark, count, max_, sum_, top_n
 
 job = Job("meters")
-readings = job.topic("readings", watermark=Watermark(max_delay_ms=10_000))
+readings = job.topic("readings", watermark=Watermark(max_delay=timedelta(seconds=10)))
 quarters = job.topic("meter-quarters")
 late = job.topic("readings-late")
 hours = job.topic("district-hours")

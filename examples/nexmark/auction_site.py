@@ -9,11 +9,11 @@ import os
 
 import msgspec
 
-from fcluster import Job, Stream, Topic, Watermark
+from fcluster import Job, Stream, Topic, Watermark, seconds
 
 PREFIX = os.environ.get("NEXMARK_PREFIX", "nexmark-")
 """The beginning of the names of all topics."""
-WATERMARK = Watermark(max_delay_ms=4_000)
+WATERMARK = Watermark(max_delay=seconds(4))
 
 
 class Person(msgspec.Struct):

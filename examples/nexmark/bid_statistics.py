@@ -1,10 +1,8 @@
 """Aggregates of bids by the rank of their price: the part that q15, q16 and q17 have in common."""
 
-from datetime import timedelta
+from fcluster import Aggregate, Tumbling, count, count_distinct, days, sum_
 
-from fcluster import Aggregate, Tumbling, count, count_distinct, sum_
-
-DAY = Tumbling(timedelta(days=1))
+DAY = Tumbling(days(1))
 """Days of UTC."""
 
 CHEAP, DEAR = 10_000, 1_000_000

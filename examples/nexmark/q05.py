@@ -5,15 +5,13 @@ key, its end. Those results have the timestamp of the window's last millisecond,
 seconds contains just one of them.
 """
 
-from datetime import timedelta
-
 from auction_site import bids, results
 from greatest import greatest
 
-from fcluster import Hopping, Job, Tumbling, count
+from fcluster import Hopping, Job, Tumbling, count, seconds
 
-EVERY = timedelta(seconds=2)
-SIZE = timedelta(seconds=10)
+EVERY = seconds(2)
+SIZE = seconds(10)
 
 
 def items(window):

@@ -3,14 +3,12 @@
 First the highest ones of each auction are found, wherever it is kept; then those of all auctions together.
 """
 
-from datetime import timedelta
-
 from auction_site import bids, results
 from greatest import greatest
 
-from fcluster import Job, Tumbling
+from fcluster import Job, Tumbling, seconds
 
-SIZE = timedelta(seconds=10)
+SIZE = seconds(10)
 
 
 def query(job):

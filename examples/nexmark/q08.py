@@ -1,12 +1,10 @@
 """Nexmark q8, monitor new users: who opens an auction in the ten seconds in which they register?"""
 
-from datetime import timedelta
-
 from auction_site import Auction, Person, auctions, persons, results
 
-from fcluster import Aggregate, Job, Tumbling, sum_
+from fcluster import Aggregate, Job, Tumbling, seconds, sum_
 
-SIZE = timedelta(seconds=10)
+SIZE = seconds(10)
 
 
 def keep_name(kept, event):

@@ -1,12 +1,10 @@
 """Nexmark q11, user sessions: how many bids does a person make until there is none for ten seconds?"""
 
-from datetime import timedelta
-
 from auction_site import bids, results
 
-from fcluster import Job, Session, count
+from fcluster import Job, Session, count, seconds
 
-GAP = timedelta(seconds=10)
+GAP = seconds(10)
 
 
 def query(job):

@@ -4,13 +4,11 @@ Nexmark's query joins without a limit. A join of streams has one: here, a bid an
 day apart.
 """
 
-from datetime import timedelta
-
 from auction_site import auctions, bids, results
 
-from fcluster import Job
+from fcluster import Job, days
 
-WITHIN = timedelta(days=1)
+WITHIN = days(1)
 
 
 def expanded(bid, auction):

@@ -8,16 +8,15 @@ list).
 """
 
 import os
-from datetime import timedelta
 
-from fcluster import Job, ListState, MapState, ValueState
+from fcluster import Job, ListState, MapState, ValueState, hours
 
 job = Job(os.environ.get("FCLUSTER_TEST_JOB", "orders-by-customer"))
 orders = job.topic(os.environ.get("FCLUSTER_TEST_SOURCE", "orders"))
 counted = job.topic(os.environ.get("FCLUSTER_TEST_OUTPUT", "orders-counted"))
 
 COUNT: ValueState[int] = ValueState("count", "int")
-SEEN: MapState[str, int] = MapState("seen", key="text", value="int", ttl=timedelta(hours=1))
+SEEN: MapState[str, int] = MapState("seen", key="text", value="int", ttl=hours(1))
 PRICES: MapState[tuple[int, str], int] = MapState("prices", key=("int", "text"), value="int")
 LAST: ListState[str] = ListState("last", "text")
 

@@ -7,9 +7,7 @@ three days. A shipment without an order is a mistake somewhere.
     fcluster up examples/shipments/shipments.py
 """
 
-from datetime import timedelta
-
-from fcluster import Job
+from fcluster import Job, days, hours
 
 job = Job("shipments")
 orders = job.topic("orders")
@@ -31,7 +29,7 @@ def tell(order, shipment):
     .join(
         job.stream(shipments),
         tell,
-        within=(timedelta(hours=1), timedelta(days=3)),
+        within=(hours(1), days(3)),
         how="outer",
         name="shipped",
     )

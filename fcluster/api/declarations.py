@@ -212,7 +212,7 @@ class Declarations:
         if not isinstance(watermark, Watermark):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
                 f"watermark={bounded_repr(watermark)} of the topic {name!r} is not a Watermark.",
-                remedy="Use watermark=Watermark(max_delay_ms=5_000), from fcluster.",
+                remedy="Use watermark=Watermark(max_delay=seconds(5)), from fcluster.",
             )
         known = self._watermarks.setdefault(name, watermark)
         if known != watermark:
@@ -234,6 +234,16 @@ class Declarations:
                 f"{timestamp_text(timestamp)}.",
                 remedy="A record has one time, so give it in one place.",
             )
+
+    def target(self, topic: TopicSpec | str, where: str) -> TopicSpec:
+        """The topic that is written, for `where` in the job file. If no topic of that name is declared, it
+        has text keys and JSON values.
+        """
+        if isinstance(topic, str):
+            known = self._topics.get(topic)
+            return known or self.topic(topic, "text", "json", None, None, None, None)
+        self.check_declared(topic, where)
+        return topic
 
     def check_declared(self, topic: TopicSpec, where: str) -> None:
         """Refuse what is not a topic of this job. `where` says where in the job file it was given."""

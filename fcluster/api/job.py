@@ -224,7 +224,7 @@ class Job:
         self,
         topic: TopicSpec[_K, _V],
         *,
-        to: TopicSpec | None = None,
+        to: TopicSpec | str | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
@@ -239,7 +239,8 @@ class Job:
 
         Args:
             topic: the source.
-            to: where outputs are written. Without it, only records that name their topic are written.
+            to: the topic, or its name, where outputs are written. Without it, only records that name their
+                topic are written.
             name: the name of the handler and its state. Default: the function's name. A job is refused if a
                 handler with state was renamed.
             states: the states that the handler keeps for each key besides `ctx.state`: a list of

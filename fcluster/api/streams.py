@@ -281,7 +281,7 @@ class Stream(Generic[K_co, V_co]):
         self,
         handler: Callable[[Context[K_co], V_co], Iterator[_T | Record]],
         *,
-        to: TopicSpec[Any, _T] | None = None,
+        to: TopicSpec[Any, _T] | str | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
@@ -292,7 +292,7 @@ class Stream(Generic[K_co, V_co]):
         self,
         handler: Callable[[Context[K_co], V_co], _T | Record | None],
         *,
-        to: TopicSpec[Any, _T] | None = None,
+        to: TopicSpec[Any, _T] | str | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
@@ -302,15 +302,14 @@ class Stream(Generic[K_co, V_co]):
         self,
         handler: Handler,
         *,
-        to: TopicSpec | None = None,
+        to: TopicSpec | str | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
         timers: Mapping[str, Handler] | None = None,
         on_error: OnError | None = None,
     ) -> Stream[K_co, Any]:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
-        if to is not None:
-            self._declared.check_declared(to, "to=")
+        to = None if to is None else self._declared.target(to, "to=")
         operator = process_operator(handler, name)
         rule = self._declared.rule(on_error, f"the handler {operator.name!r}")
         stores = self._declared.stores(operator.name, states)
@@ -327,7 +326,7 @@ class Stream(Generic[K_co, V_co]):
         windows: Windows,
         *,
         name: str,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         emit: Literal["close", "update"] | timedelta = "close",
         on_error: OnError | None = None,
     ) -> WindowedStream[K_co, V_co]:
@@ -341,8 +340,8 @@ class Stream(Generic[K_co, V_co]):
         Args:
             windows: `Tumbling`, `Hopping`, `Cumulative`, `Sliding`, `Session` or `Counted`.
             name: of the step and its state. A job is refused if a window that may be open was renamed.
-            late: gets the records that are too late for all their windows, as they are. They are counted in
-                any case.
+            late: a topic, or its name, that gets the records that are too late for all their windows, as they
+                are. They are counted in any case.
             emit: "close": a result goes on once, when its window closes. "update": it goes on after each
                 record in the window, with the record's timestamp and headers. If a session grows, or two
                 become one, what was passed on of them is withdrawn. A timedelta: whenever event time passes a
@@ -353,8 +352,7 @@ class Stream(Generic[K_co, V_co]):
                 that of the job.
         """
         check_windows(windows, name, late, emit)
-        if late is not None:
-            self._declared.check_declared(late, "late=")
+        late = None if late is None else self._declared.target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         kept, same = value_of(self._node)
@@ -376,7 +374,7 @@ class Stream(Generic[K_co, V_co]):
         windows: Sized,
         *,
         name: str,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> GatheredStream[V_co]:
         """Gather all records in windows of event time, whatever their keys are. `.aggregate(...)` says what
@@ -393,8 +391,7 @@ class Stream(Generic[K_co, V_co]):
             on_error: as in `window`. It also applies to parts that can't be written.
         """
         check_all_windows(windows, name)
-        if late is not None:
-            self._declared.check_declared(late, "late=")
+        late = None if late is None else self._declared.target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         what = f"the window {name!r}"
@@ -473,7 +470,7 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         how: How = "inner",
         grace: timedelta = ...,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> Stream[K_co, dict[str, Any]]: ...
     @overload
@@ -486,7 +483,7 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         how: Literal["inner"] = "inner",
         grace: timedelta = ...,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> Stream[K_co, _T]: ...
     @overload
@@ -499,7 +496,7 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         how: Literal["left"],
         grace: timedelta = ...,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> Stream[K_co, _T]: ...
     @overload
@@ -512,7 +509,7 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         how: Literal["outer"],
         grace: timedelta = ...,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> Stream[K_co, _T]: ...
     def join(
@@ -525,7 +522,7 @@ class Stream(Generic[K_co, V_co]):
         name: str | None = None,
         how: How = "inner",
         grace: timedelta | None = None,
-        late: TopicSpec | None = None,
+        late: TopicSpec | str | None = None,
         on_error: OnError | None = None,
     ) -> Stream[Any, Any]:
         """Join this stream, on the left, with a table, a global table or another stream.
@@ -642,7 +639,7 @@ class Stream(Generic[K_co, V_co]):
         name: Any,
         how: How,
         grace: Any,
-        late: TopicSpec | None,
+        late: TopicSpec | str | None,
         on_error: OnError | None,
     ) -> Stream[Any, Any]:
         if name is None or within is None:
@@ -659,8 +656,7 @@ class Stream(Generic[K_co, V_co]):
             )
         before_ms, after_ms = interval_ms(name, within)
         grace_ms = 0 if grace is None else duration_ms(name, "grace", grace)
-        if late is not None:
-            self._declared.check_declared(late, "late=")
+        late = None if late is None else self._declared.target(late, "late=")
         rule = self._declared.rule(on_error, f"the join {name!r}")
         self._check_open()
         nodes = self._node, other._open_node(self._declared, "join")
@@ -703,20 +699,21 @@ class Stream(Generic[K_co, V_co]):
         kept = KeepTable(name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms)
         return Table(self._declared, kept, {name: self._node.add(kept)}, Stream)
 
-    def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None) -> None:
+    def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
 
         Args:
-            topic: the target. Key, timestamp and headers carry over.
+            topic: the target, or its name: a topic that isn't declared has text keys and JSON values. Key,
+                timestamp and headers carry over.
             on_error: what to do with records whose key or value can't be written as the topic's kind, or that
                 Kafka refuses. Default: the rule of the previous step.
         """
-        self._declared.check_declared(topic, "to()")
+        topic = self._declared.target(topic, "to()")
         rule = None if on_error is None else self._declared.rule(on_error, "to()")
         self._then(Sink(topic, rule))
 
     def through(
-        self: Stream[_K, _V], topic: TopicSpec[_K, _V], *, on_error: OnError | None = None
+        self: Stream[_K, _V], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None
     ) -> Stream[_K, _V]:
         """Write the records to `topic`, and go on with the stream of that topic.
 
@@ -724,9 +721,11 @@ class Stream(Generic[K_co, V_co]):
         writes them, in a stage of its own. So several streams can begin with the output of one handler.
 
         Args:
-            topic: the topic. It is created if it doesn't exist, as output topics are.
+            topic: the topic, or its name, as in `to`. It is created if it doesn't exist, as output topics
+                are.
             on_error: as in `to`.
         """
+        topic = self._declared.target(topic, "through()")
         self.to(topic, on_error=on_error)
         return Stream(self._declared, self._declared.source(topic, "through()", None, None))
 

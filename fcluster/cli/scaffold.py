@@ -106,6 +106,7 @@ pythonpath = .
 
 _FIRST_ORDER = """echo '{"account": "ann", "cents": 250}'"""
 _COMMANDS = (
+    ("python -m pip install pytest", "once, for the tests"),
     ("python -m pytest", "run the tests, without Kafka"),
     ("fcluster check $module.py --offline", "what the job does"),
     ("fcluster kafka start", "an embedded broker, if you have none"),

@@ -1,4 +1,4 @@
-"""Checks of the durations with which a job file declares windows. Pure."""
+"""The durations in a job file: short names for them, and their checks. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,31 @@ from fcluster.common.failures import bounded_repr
 DURATION_MAX: Final = timedelta(days=100 * 366)
 NOTHING: Final = timedelta()
 MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def milliseconds(number: float) -> timedelta:
+    """A duration, as `timedelta(milliseconds=number)`."""
+    return timedelta(milliseconds=number)
+
+
+def seconds(number: float) -> timedelta:
+    """A duration, as `timedelta(seconds=number)`."""
+    return timedelta(seconds=number)
+
+
+def minutes(number: float) -> timedelta:
+    """A duration, as `timedelta(minutes=number)`."""
+    return timedelta(minutes=number)
+
+
+def hours(number: float) -> timedelta:
+    """A duration, as `timedelta(hours=number)`."""
+    return timedelta(hours=number)
+
+
+def days(number: float) -> timedelta:
+    """A duration of 24 hours each, as `timedelta(days=number)`."""
+    return timedelta(days=number)
 
 
 def shown(duration: timedelta) -> str:
@@ -27,7 +52,7 @@ def check_duration(kind: str, name: str, value: object, least: timedelta) -> Non
     if not isinstance(value, timedelta):
         raise JobError(
             f"{name}={bounded_repr(value)} of {kind} is not a timedelta.",
-            remedy=f"Use {name}=timedelta(minutes=1), from Python's datetime.",
+            remedy=f"Use {name}=minutes(1), from fcluster, or a timedelta.",
         )
     if not least <= value <= DURATION_MAX:
         needed = "zero or more" if not least else "one millisecond or more"

@@ -80,7 +80,7 @@ def duration_ms(name: str, what: str, value: object) -> int:
     if not isinstance(value, timedelta):
         raise JobError(
             f"{what}={bounded_repr(value)} of the join {name!r} is not a timedelta.",
-            remedy=f"Use {what}=timedelta(minutes=5), from Python's datetime.",
+            remedy=f"Use {what}=minutes(5), from fcluster, or a timedelta.",
         )
     if not _NOTHING <= value <= DURATION_MAX or value % _MILLISECOND:
         raise JobError(

@@ -20,7 +20,7 @@ def new(directory: Path) -> None:
     """Create a directory NAME with a job, its tests and a compose file for Kafka.
 
     The job, too, is called NAME. (With a path, the last part is its name.) Nothing is overwritten. The tests
-    run as they are, and need no Kafka.
+    run as they are, and need pytest, but no Kafka.
 
     \b
     Example:

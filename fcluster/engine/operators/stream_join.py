@@ -184,4 +184,6 @@ def _timestamp_of(kept: list[Any]) -> int:
 def _without_time_or_key(key: bytes | None) -> RecordError:
     if key is None:
         return RecordError("the record has no key, so it has no partner; give it one with key_by() first")
-    return RecordError("the record has no timestamp, so it has no partner; filter such records out before")
+    return RecordError(
+        "the record has no timestamp (behind a key_by, 0 is none): it has no partner; filter it out before"
+    )

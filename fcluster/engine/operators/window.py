@@ -237,4 +237,6 @@ def in_no_window(key: bytes | None) -> RecordError:
     """Why a record without key or timestamp fails."""
     if key is None:
         return RecordError("the record has no key, so it is in no window; give it one with key_by() first")
-    return RecordError("the record has no timestamp, so it is in no window; filter such records out before")
+    return RecordError(
+        "the record has no timestamp (behind a key_by, 0 is none): it is in no window; filter it out before"
+    )

@@ -79,7 +79,8 @@ def test_what_to_do_next_is_told_and_written(tmp_path: Path, monkeypatch: pytest
     assert files == {path.name for path in (tmp_path / "spending").iterdir()}
     steps = [line.strip() for line in lines[lines.index("next:") + 1 :]]
     assert steps[0] == "cd spending"
-    assert steps[1].startswith("python -m pytest")
+    assert steps[1].startswith("python -m pip install pytest ")
+    assert steps[2].startswith("python -m pytest ")
     assert "\n".join(steps[1:]) in (tmp_path / "spending" / "README.md").read_text()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcluster import Job, Watermark
+from fcluster import Job, Watermark, days, hours, milliseconds, minutes, seconds
 from fcluster.common.errors import JobError
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.positions import CommittedPosition, decode_position
@@ -257,6 +258,38 @@ def test_two_watermarks_for_a_topic_are_refused() -> None:
 def test_watermark_accepts_whole_milliseconds_only(fields: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="not a number of milliseconds"):
         Watermark(**fields)
+
+
+def test_durations_of_a_watermark_may_be_timedeltas() -> None:
+    assert Watermark(max_delay=seconds(5), idle=minutes(1)) == Watermark(max_delay_ms=5_000, idle_ms=60_000)
+    assert Watermark(max_delay=timedelta()) == Watermark()
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"max_delay": 5}, "max_delay=5 of a Watermark is not a timedelta"),
+        ({"max_delay": seconds(-1)}, "out of range"),
+        ({"idle": timedelta()}, "out of range"),
+        ({"idle": milliseconds(1.5)}, "not a whole number of milliseconds"),
+        ({"max_delay": seconds(5), "max_delay_ms": 1}, "both max_delay= and max_delay_ms="),
+        ({"idle": seconds(5), "idle_ms": 1}, "both idle= and idle_ms="),
+    ],
+)
+def test_durations_of_a_watermark_are_checked(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(JobError, match=problem):
+        Watermark(**fields)
+
+
+def test_short_names_of_durations_are_timedeltas() -> None:
+    short = [milliseconds(1), seconds(2), minutes(3), hours(4), days(0.5)]
+    assert short == [
+        timedelta(milliseconds=1),
+        timedelta(seconds=2),
+        timedelta(minutes=3),
+        timedelta(hours=4),
+        timedelta(hours=12),
+    ]
 
 
 def test_anything_but_a_watermark_is_refused() -> None:

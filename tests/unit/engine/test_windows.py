@@ -395,13 +395,16 @@ def test_record_that_fails_in_one_aggregate_counts_in_none(rule: str) -> None:
         assert [letter.handler for letter in driver.dead_letters()] == (["w"] * 2 if rule == "dead" else [])
 
 
+NO_TIME = "the record has no timestamp (behind a key_by, 0 is none): it is in no window; filter it out before"
+
+
 def test_record_without_key_or_timestamp_is_a_failure() -> None:
     with Driver(job_with(on_error="dead"), partitions=1) as driver:
         driver.send("in", 1, timestamp=5, partition=0)
         driver.send("in", 1, key="a", timestamp=-1, partition=0)
         assert [letter.error for letter in driver.dead_letters()] == [
             "the record has no key, so it is in no window; give it one with key_by() first",
-            "the record has no timestamp, so it is in no window; filter such records out before",
+            NO_TIME,
         ]
 
 
@@ -657,7 +660,7 @@ def sessions_that_cannot_be_merged(job: Job) -> None:
 
 
 def unknown_topic(job: Job) -> None:
-    job.stream(job.topic("in")).window(TEN, name="w", late=cast("Any", "x"))
+    job.stream(job.topic("in")).window(TEN, name="w", late=cast("Any", 5))
 
 
 def used_twice(job: Job) -> None:
@@ -678,7 +681,7 @@ def used_twice(job: Job) -> None:
         (wrong_emit, "emit='always' of the window 'w' is unknown"),
         (withdrawn_field, "has a field 'withdrawn', but each result has a field of that name already"),
         (sessions_that_cannot_be_merged, "has an aggregate without merge="),
-        (unknown_topic, "late= got 'x'"),
+        (unknown_topic, "late= got 5"),
     ],
 )
 def test_windows_that_cannot_run_are_refused(declare: Callable[[Job], None], message: str) -> None:

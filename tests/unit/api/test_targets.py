@@ -1,0 +1,87 @@
+"""Topics that are only written may be given by their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from fcluster import Job, Tumbling, Watermark, count, minutes, seconds, sum_, top_n
+from fcluster.common.errors import JobError
+from fcluster.testing import Driver
+
+BEGIN_MS = 1_767_225_600_000
+
+
+@dataclass
+class Payment:
+    account: str
+    amount: int
+    ts: int
+    status: str = "settled"
+
+
+def spend_job() -> Job:
+    job = Job("spend")
+    payments = job.topic("payments", value=Payment, timestamp="ts")
+    (
+        job.stream(payments, watermark=Watermark(max_delay=seconds(5), idle=seconds(30)))
+        .filter(lambda payment: payment.status == "settled")
+        .key_by(lambda payment: payment.account, name="account")
+        .window(Tumbling(minutes(1), grace=seconds(10)), late="payments-late", name="per-minute")
+        .aggregate(
+            n=count(),
+            total=sum_(lambda payment: payment.amount),
+            top=top_n(2, by=lambda payment: payment.amount, of=lambda payment: payment.amount),
+        )
+        .to("spend-per-minute")
+    )
+    return job
+
+
+def test_results_and_late_records_go_to_topics_that_are_declared_by_their_names_alone() -> None:
+    with Driver(spend_job(), partitions=1) as driver:
+        for second, amount in [(0, 3), (30, 9), (59, 5), (31, 7), (90, 1)]:
+            driver.send("payments", Payment("ann", amount, BEGIN_MS + second * 1000))
+        driver.advance(to_ms=BEGIN_MS + 75_000, clock="event")
+        driver.send("payments", Payment("ann", 8, BEGIN_MS + 20_000))
+        assert driver.read_values("spend-per-minute") == [
+            {
+                "key": "ann",
+                "start": BEGIN_MS,
+                "end": BEGIN_MS + 60_000,
+                "n": 4,
+                "total": 24,
+                "top": [9, 7],
+            }
+        ]
+        assert [late["amount"] for late in driver.read_values("payments-late")] == [8]
+
+
+def test_name_of_a_declared_topic_means_that_topic() -> None:
+    job = Job("shop")
+    orders, totals = job.topic("orders"), job.topic("totals", value="text")
+
+    @job.process(orders, to="totals")
+    def total(ctx: Any, order: Any) -> str:  # pyright: ignore[reportUnusedFunction]
+        return f"{ctx.key}: {order}"
+
+    job.stream(orders).map(str).through("copies").to("more")
+    with Driver(job, partitions=1) as driver:
+        driver.send(orders, 5, key="ann")
+        assert driver.read_values(totals) == ["ann: 5"]
+        assert driver.read_values("copies") == driver.read_values("more") == ["5"]
+
+
+def test_topic_declared_differently_after_its_name_was_used_is_refused() -> None:
+    job = Job("shop")
+    job.stream(job.topic("orders")).to("totals")
+    with pytest.raises(JobError, match="declared twice, in different ways: value"):
+        job.topic("totals", value="text")
+
+
+def test_name_that_kafka_refuses_is_refused() -> None:
+    job = Job("shop")
+    with pytest.raises(JobError, match="to tals"):
+        job.stream(job.topic("orders")).to("to tals")
