@@ -58,7 +58,9 @@ class Table(Generic[K_co, V_co]):
     when they are needed, from rows that are kept. So their functions are called for former values, too; they
     must give the same result for the same value, and must not change it unless they return it. A function
     that returns None leaves the key without a row. If one fails, `on_error` of its step applies to the record
-    that leads there: that of the table, or that of a stream that is joined.
+    that leads there: that of the table, or that of a stream that is joined. But a left join passes on all
+    records of a stream: with "skip", they meet no row. Where two tables are joined, a row of the other one
+    for which a function fails counts as no row, unless the rule is "stop".
 
     For type checkers, it has the types of its keys and values.
 
@@ -102,7 +104,8 @@ class Table(Generic[K_co, V_co]):
 
         Args:
             function: may change the value that it gets.
-            on_error: what to do with a record for whose row the function fails. Default: that of the job.
+            on_error: what to do with a record for whose row the function fails. "skip": the row counts as no
+                row. Default: that of the job.
         """
         check_function(function, "map", ("value",))
         return self._with(MappedTable(self._table, function, self._declared.rule(on_error, "map")))

@@ -8,8 +8,8 @@ Invariants:
 - A change in a kept table leads to at most one change of the same key in a table that is computed of it,
   however many ways there are from the one to the other.
 - A change has an old or a new value, or both: where there was no row and is none, nothing is told.
-- A function that fails for a new value fails the record, by the rule of its step. For an old value, it then
-  failed already: unless the rule is "stop", there was no row.
+- A function that fails for a new value fails the record, by the rule of its step. For an old value, and for
+  the row on the other side of a join, it then failed already: unless the rule is "stop", there is no row.
 """
 
 from __future__ import annotations
@@ -95,6 +95,25 @@ def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: 
         return None if value is None else Row(value, row.at_ms)
 
     return look_up
+
+
+def compile_lenient_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: Passing) -> Lookup:
+    """Like `compile_lookup`, for whoever isn't to blame for the row: one for which a function fails counts as
+    no row, unless the rule of its step is "stop".
+    """
+    look_up = compile_lookup(table, tables, passing)
+    if all(rule == "stop" for rule in rules_of_table(table)):
+        return look_up
+
+    def look_up_or_none(key: bytes, at_ms: int | None) -> Row | None:
+        try:
+            return look_up(key, at_ms)
+        except StepFailure as failure:
+            if failure.rule == "stop":
+                raise
+            return None
+
+    return look_up_or_none
 
 
 def compile_find(
@@ -271,7 +290,7 @@ def _compile_side(
     """Whether a change reaches a side of a join, and the former and the present value there. If it doesn't
     reach it, both are the present one, as values of their own.
     """
-    look_up = compile_lookup(table, tables, passing)
+    look_up = compile_lenient_lookup(table, tables, passing)
 
     def side(change: RowChange) -> tuple[bool, Told]:
         told = None if delta is None else delta(change)

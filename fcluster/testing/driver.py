@@ -8,9 +8,9 @@ uncommitted is rolled back as a whole. Knows no Kafka, RocksDB, threads or clock
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fcluster.api.job import GlobalTable, Job, Table
 from fcluster.api.tables import described_table
@@ -47,6 +47,8 @@ from fcluster.graph.topology import Topology
 from fcluster.testing.calls import DriverCalls
 from fcluster.testing.shards import Shard
 from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
+
+_T = TypeVar("_T")
 
 PARTITIONS = 4
 REGISTRY_URL = "mock://driver"
@@ -522,25 +524,39 @@ class Driver:
         return {name: at_ms for name, (_clock, at_ms) in sorted(pending.items())}
 
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
-        """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys must be hashable."""
+        """Copies of the handler's `ctx.state` dicts, by key, of all partitions.
+
+        Raises:
+            JobError: the keys are JSON objects, or something else that isn't hashable. Use `state` for them.
+        """
         stage = self._stage_of(handler)
         source = stage.inputs[0].topic
         decode = key_codec(source.key)[0]
-        found: dict[Any, dict[str, Any]] = {}
+        found: list[tuple[Any, dict[str, Any]]] = []
         for partition in range(len(self._topics.partitions(source.name))):
             shard = self._shard(stage, partition)
             for raw_key in shard.keys_of(handler):
                 state = shard.state.documents[handler].peek(raw_key)
                 if state:
-                    found[decode(raw_key)] = state
-        return found
+                    found.append((decode(raw_key), state))
+        return _by_key(found, f"The keys of the handler {handler!r}", f"driver.state({handler!r}, key)")
 
     def table(self, table: Table | GlobalTable | str) -> dict[Any, Any]:
-        """The rows of a table, by key, of all partitions. Keys must be hashable.
+        """The rows of a table, by key, of all partitions.
 
         Args:
             table: a table of the job, or its name if it has one. The rows of one that `filter`, `map` or
                 `join` has made are computed. Of a global table: the rows of all its copies.
+
+        Raises:
+            JobError: the job has no such table; or its keys are JSON objects, or something else that isn't
+                hashable. Use `rows` for them.
+        """
+        return _by_key(self.rows(table), "The keys of the table", "driver.rows(table)")
+
+    def rows(self, table: Table | GlobalTable | str) -> list[tuple[Any, Any]]:
+        """Like `table`, as pairs of a key and a value, for keys of any kind. They are in the order of the
+        keys' bytes.
 
         Raises:
             JobError: the job has no such table.
@@ -553,7 +569,7 @@ class Driver:
         name = table if isinstance(table, str) else names_of_table(described_table(table))[0]
         if name not in tables:
             raise _unknown("table", name, tables, f"is not one of the job {self.topology.job!r}")
-        rows: dict[Any, Any] = {}
+        rows: dict[bytes, tuple[Any, Any]] = {}
         for stage, kept in tables[name]:
             is_copy = declared_name(kept) != kept.name
             wanted = kept if described is None else replaced_table(described, kept) if is_copy else described
@@ -561,8 +577,8 @@ class Driver:
             decode_key = key_codec(source.topic.key)[0]
             for partition in range(self._stage_sizes[stage.name]):
                 found = self._shard(stage, partition).rows_of(wanted)
-                rows |= {decode_key(key): row for key, row in found.items()}
-        return rows
+                rows |= {key: (decode_key(key), row) for key, row in found.items()}
+        return [rows[key] for key in sorted(rows)]
 
     # --- processing ---------------------------------------------------------------------------------------
 
@@ -875,6 +891,19 @@ class Driver:
         if handler not in stages:
             raise _unknown("handler", handler, stages, f"is not one of the job {self.topology.job!r}")
         return stages[handler]
+
+
+def _by_key(pairs: Iterable[tuple[Any, _T]], what: str, instead: str) -> dict[Any, _T]:
+    found: dict[Any, _T] = {}
+    for key, value in pairs:
+        try:
+            found[key] = value
+        except TypeError:
+            raise JobError(
+                f"{what} can't be keys of a dict, because they aren't hashable: {bounded_repr(key)}.",
+                remedy=f"Use {instead}.",
+            ) from None
+    return found
 
 
 def _resolved(job: Job, settings: Mapping[str, Any] | None) -> Settings:

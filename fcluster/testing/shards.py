@@ -26,6 +26,7 @@ from fcluster.engine.memory import StateMemory
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.engine.steps import StepFailure
 from fcluster.engine.views import compile_find
 from fcluster.engine.watermarks import OwnRecord, make_clock
 from fcluster.graph.operators import AnyTable, kept_in
@@ -281,14 +282,25 @@ class Shard:
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
 
     def rows_of(self, table: AnyTable) -> dict[bytes, Any]:
-        """The values of a table's rows, including those of the open epoch."""
+        """The values of a table's rows, including those of the open epoch. Those for which a function fails
+        count as none.
+
+        Raises:
+            Whatever a function raises if the rule of its step is "stop".
+        """
         keys: dict[bytes, None] = {}
         for kept in kept_in(table):
             name = kept.store.name
             entries = cast("EntryTable", self.state.tables[name])
             keys |= dict.fromkeys([*self._store.keys_of(name), *entries.encode_touched()])
         find = compile_find(table, self.state.tables, ())
-        rows = {key: find(key, None) for key in keys}
+        rows: dict[bytes, Any] = {}
+        for key in keys:
+            try:
+                rows[key] = find(key, None)
+            except StepFailure as failure:
+                if failure.rule == "stop":
+                    raise failure.error from None
         return {key: row for key, row in rows.items() if row is not ABSENT}
 
     def look(self, store: StateStore, key: bytes) -> Any:

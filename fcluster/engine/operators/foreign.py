@@ -22,7 +22,7 @@ from fcluster.engine.ordered_keys import end_of_prefix, group_of_key
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
 from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, row_of, time_of_row
 from fcluster.engine.steps import Place, Step, StepFailure, where_of_function
-from fcluster.engine.views import Row, compile_lookup
+from fcluster.engine.views import compile_lenient_lookup
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import Encode, Kind, encode_json_without_models, key_codec, value_codec
 from fcluster.graph.foreign import (
@@ -129,16 +129,8 @@ class SubscribersOperator:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         subscribers = cast("EntryTable", surroundings.tables[node.stores[0].name])
-        look_up = compile_lookup(node.table, surroundings.tables, passing)
+        look_up = compile_lenient_lookup(node.table, surroundings.tables, passing)
         encode = _encode_of(node.value)
-
-        def row_of_key(key: bytes) -> Row | None:
-            try:
-                return look_up(key, None)
-            except StepFailure as failure:
-                if failure.rule == "stop":
-                    raise
-                return None  # a function has failed for this row when it came: it counts as no row
 
         def step(record: SourceRecord, key: bytes | None, message: Subscription) -> None:
             assert key is not None, "subscriptions have keys"
@@ -148,7 +140,7 @@ class SubscribersOperator:
                     subscribers.delete(entry)
                     return
                 subscribers.put(entry, encode_version(message.version))
-                row = row_of_key(key)
+                row = look_up(key, None)
                 raw, at_ms = (None, NO_TIMESTAMP_MS) if row is None else (encode(row.value), row.at_ms)
             except passing:
                 raise

@@ -401,6 +401,59 @@ def test_stream_record_that_meets_a_row_that_fails_follows_the_rule_of_the_table
         assert driver.skipped == 1
 
 
+def test_left_join_passes_on_the_records_that_meet_a_row_that_is_skipped() -> None:
+    job = Job("j")
+    table = job.table(job.topic("t")).map(no_bad, on_error="skip").filter(bool)
+    job.stream(job.topic("s")).join(table, how="left").to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        driver.send("t", "bad", key="a")
+        driver.send("s", 1, key="a")
+        driver.send("t", "good", key="a")
+        driver.send("s", 2, key="a")
+        assert driver.read_values("out") == [{"left": 1, "right": None}, {"left": 2, "right": "<good>"}]
+        assert driver.skipped == 0
+
+
+def test_left_join_with_a_row_that_fails_is_a_dead_letter_or_stops_if_the_table_says_so() -> None:
+    job = Job("j")
+    table = job.table(job.topic("t")).map(no_bad, on_error=job.topic("dead", value="bytes"))
+    job.stream(job.topic("s")).join(table, how="left").to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        driver.send("t", "bad", key="a")
+        driver.send("s", 1, key="a")
+        (letter,) = driver.dead_letters()
+        assert (letter.record.raw_value, letter.handler) == (b"1", "map 'no_bad' of the table 't'")
+        assert driver.read_values("out") == []
+        assert driver.rows(table) == []
+    job = Job("j")
+    strict = job.table(job.topic("t")).map(no_bad)
+    job.stream(job.topic("s")).join(strict, how="left").to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        driver.send("t", "bad", key="a")
+        with pytest.raises(ValueError, match="no good"):
+            driver.table(strict)
+        with pytest.raises(JobStopped, match="map 'no_bad' of the table 't'"):
+            driver.send("s", 1, key="a")
+
+
+@pytest.mark.parametrize("rule", ["skip", "dead letter"])
+def test_row_that_fails_on_the_other_side_of_a_join_of_tables_counts_as_no_row(rule: str) -> None:
+    job = Job("j")
+    on_error: Any = rule if rule == "skip" else job.topic("dead", value="bytes")
+    right = job.table(job.topic("right")).map(no_bad, on_error=on_error)
+    joined = job.table(job.topic("left")).join(right, how="left")
+    joined.changes().to(job.topic("out"))
+    with Driver(job, partitions=1) as driver:
+        for topic, value in (("left", 1), ("right", "bad"), ("left", 2), ("right", "good"), ("left", 3)):
+            driver.send(topic, value, key="a")
+        rows = [{"left": 1, "right": None}, {"left": 2, "right": None}]
+        rows += [{"left": 2, "right": "<good>"}, {"left": 3, "right": "<good>"}]
+        assert driver.read_values("out") == [
+            {"old": old, "new": new} for old, new in zip([None, *rows], rows, strict=False)
+        ]
+        assert driver.skipped == 1, "the record of the row that fails, and no other"
+
+
 def test_chain_that_fails_behind_a_table_leaves_the_row_and_the_other_chains() -> None:
     job = Job("j")
     table = job.table(job.topic("t"))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -698,3 +699,53 @@ def test_dead_letters_of_an_epoch_that_is_lost_do_not_count() -> None:
         with pytest.raises(JobStopped, match="KeyError"):
             driver.send("in", -1, key="k")  # the epoch is lost, and processed again up to here
         assert len(driver.dead_letters()) == 1
+
+
+# --- keys of any kind -------------------------------------------------------------------------------------
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A key that is hashable."""
+
+    city: str
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("text", ["a", "b"]),
+        ("int", [3, 7]),
+        ("bytes", [b"\0", b"x"]),
+        ("json", [{"city": "Bern", "zip": 3000}, {"city": "Wien"}]),
+        ("msgpack", [["a", 1], ["b", 2]]),
+        (Place, [Place("Bern"), Place("Wien")]),
+    ],
+)
+def test_rows_have_keys_of_any_kind(kind: Any, keys: list[Any]) -> None:
+    job = Job("j")
+    places = job.topic("places", key=kind)
+    table = job.table(places)
+    table.map(lambda value: [value]).to_stream().to(job.topic("out", key=kind))
+    with Driver(job) as driver:
+        for number, key in enumerate(reversed(keys)):
+            driver.send(places, number, key=key)
+        assert driver.rows(table) == driver.rows("places") == [(keys[0], 1), (keys[1], 0)]
+        driver.send(places, None, key=keys[0])
+        assert driver.rows(table) == [(keys[1], 0)]
+
+
+def test_table_and_states_with_keys_that_are_not_hashable_say_what_to_use() -> None:
+    job = Job("j")
+    places = job.topic("places", key="json")
+    table = job.table(places)
+    table.to_stream().process(lambda ctx, value: ctx.state.update(last=value), name="keep")
+    with Driver(job) as driver:
+        assert driver.table(table) == {}
+        driver.send(places, 5, key={"city": "Bern"})
+        with pytest.raises(JobError, match=r"aren't hashable: \{'city': 'Bern'\}") as caught:
+            driver.table(table)
+        assert caught.value.remedy == "Use driver.rows(table)."
+        with pytest.raises(JobError, match="The keys of the handler 'keep'") as caught:
+            driver.states("keep")
+        assert caught.value.remedy == "Use driver.state('keep', key)."
+        assert driver.state("keep", {"city": "Bern"}) == {"last": 5}
