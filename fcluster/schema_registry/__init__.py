@@ -10,5 +10,6 @@ It needs the extra `schema-registry`. docs/guides/schema-registry.md shows how t
 from __future__ import annotations
 
 from fcluster.schema_registry.formats import Avro, JsonSchema, Protobuf
+from fcluster.schema_registry.references import Reference
 
-__all__ = ["Avro", "JsonSchema", "Protobuf"]
+__all__ = ["Avro", "JsonSchema", "Protobuf", "Reference"]

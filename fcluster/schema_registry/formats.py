@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -34,8 +34,27 @@ from fcluster.graph.codecs import (
     encode_json_key,
 )
 from fcluster.graph.models import is_model
-from fcluster.schema_registry.registry import EXTRA, Registry, UnknownSchemaError, registry_for
+from fcluster.schema_registry.references import (
+    DeclaredClient,
+    Reference,
+    all_references,
+    check_json_references,
+    checked_avro,
+    checked_references,
+    declared_schema,
+    registered_references,
+    serializer_with_references,
+    texts_of_writer,
+)
+from fcluster.schema_registry.registry import (
+    EXTRA,
+    Registry,
+    UnknownReferenceError,
+    UnknownSchemaError,
+    registry_for,
+)
 from fcluster.schema_registry.standing import standing_of, why_avro_is_unreadable
+from fcluster.schema_registry.texts import bad_schema, parsed_schema
 
 _T = TypeVar("_T")
 
@@ -57,7 +76,10 @@ class RegistryFormat(Codec[_T]):
 
     Attributes:
         auto_register: whether the schema is registered when the first record is written.
+        kind: what the registry calls the format.
     """
+
+    kind: str
 
     def __init__(self, name: str, identity: tuple[Any, ...], text: str, auto_register: bool) -> None:
         super().__init__(name, _unopened, _unopened, self._open)
@@ -112,8 +134,9 @@ class RegistryFormat(Codec[_T]):
                 standing_of(
                     registry,
                     use,
-                    self.schema(registry.client),
-                    self.why_unreadable,
+                    self.kind,
+                    lambda: self.schema(registry),
+                    lambda schema: self.why_unreadable(registry, schema),
                     reads=reads,
                     writes=writes,
                     auto_register=self.auto_register,
@@ -123,15 +146,20 @@ class RegistryFormat(Codec[_T]):
             raise _not_installed(type(self).__name__, error, FormatUnusable) from error
 
     @abstractmethod
-    def schema(self, client: Any) -> Any:
-        """The schema as confluent-kafka's client takes it. Without a text if it refers to others."""
+    def schema(self, registry: Registry) -> Any:
+        """The schema as confluent-kafka's client takes it, with the versions of those to which it refers.
 
-    def why_unreadable(self, text: str) -> str | None:  # noqa: ARG002  for formats that know it
-        """Why what was written with another schema can't be read. Empty: it can. None: it isn't known."""
+        Raises:
+            UnknownSchemaError: the registry doesn't have one of these.
+            FormatUnusable: it can't be asked.
+        """
+
+    def why_unreadable(self, registry: Registry, schema: Any) -> str | None:  # noqa: ARG002  for formats that know it
+        """Why what was written with a registered schema can't be read; see `standing.WhyUnreadable`."""
         return None
 
     @abstractmethod
-    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def make(self, registry: Registry) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """confluent-kafka's serializer and deserializer."""
 
     def check_value(self, value: Any) -> None:
@@ -142,7 +170,7 @@ class RegistryFormat(Codec[_T]):
             from confluent_kafka.serialization import SerializationContext
 
             registry = registry_for(use)
-            serialize, deserialize = self.make(registry.client)
+            serialize, deserialize = self.make(registry)
         except ImportError as error:
             raise _not_installed(type(self).__name__, error, FormatUnusable) from error
         context = SerializationContext(use.name, cast("Any", use.part))
@@ -164,7 +192,43 @@ class RegistryFormat(Codec[_T]):
         return {**self._conf(), "auto.register.schemas": self.auto_register}
 
 
-class Avro(RegistryFormat[_T]):
+class _TextFormat(RegistryFormat[_T]):
+    """A format whose schema is a text, which may refer to others."""
+
+    _text: str
+    _references: tuple[Reference, ...]
+
+    def _pair(
+        self,
+        registry: Registry,
+        serializer: Callable[[Any], Callable[..., Any]],
+        deserializer: Callable[[Any, Any], Callable[..., Any]],
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What two functions make: one takes a schema, the other a client and a schema."""
+        references = self._references
+        if not references:
+            return serializer(self._text), deserializer(registry.client, self._text)
+        return (
+            serializer_with_references(
+                registry,
+                self.kind,
+                references,
+                lambda found: serializer(_client_schema(self._text, self.kind, found)),
+                register=self.auto_register,
+            ),
+            deserializer(
+                DeclaredClient(registry.client, self.kind, references),
+                declared_schema(self._text, self.kind, references),
+            ),
+        )
+
+    def schema(self, registry: Registry) -> Any:
+        """See `RegistryFormat`."""
+        found = registered_references(registry, self.kind, self._references, register=False)
+        return _client_schema(self._text, self.kind, found)
+
+
+class Avro(_TextFormat[_T]):
     """Avro, with schemas in a registry.
 
     Example::
@@ -178,11 +242,15 @@ class Avro(RegistryFormat[_T]):
         schema: the schema, as JSON text, as a dict, or as the path of a file with it.
         model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: dicts.
         auto_register: whether the schema is registered when the first record is written. If not, it has to be
-            registered already.
+            registered already. The same holds for its references.
+        references: the schemas of other subjects to which it refers, each as a `Reference`.
 
     Raises:
-        JobError: the schema isn't valid, or the extra `schema-registry` isn't installed.
+        JobError: the schema isn't valid, refers to what isn't declared, or the extra `schema-registry` isn't
+            installed.
     """
+
+    kind = "AVRO"
 
     def __init__(
         self,
@@ -190,23 +258,22 @@ class Avro(RegistryFormat[_T]):
         *,
         model: type[_T] | None = None,
         auto_register: bool = True,
+        references: Sequence[Reference] = (),
     ) -> None:
+        parsed = parsed_schema(schema, "Avro")
+        self._references = checked_references(references, "Avro")
         try:
-            from fastavro import parse_schema
+            self._checked = checked_avro(parsed, self._references, "Avro schema")
         except ImportError as error:
             raise _not_installed("Avro", error) from error
-        self._parsed = _parsed(schema, "Avro")
-        try:
-            self._checked = parse_schema(self._parsed)
-        except Exception as error:  # what fastavro raises
-            raise _bad_schema("Avro", error) from error
         self._convert = _Conversion.of(model, "Avro")
-        self._text = json.dumps(self._parsed)
-        super().__init__("avro", (self._text, model), self._text, auto_register)
+        self._text = json.dumps(parsed)
+        identity, text = _with_references(self._text, self._references)
+        super().__init__("avro", (*identity, model), text, auto_register)
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`."""
-        found = next((one for one in _avro_types(self._parsed) if one in _AMBIGUOUS), None)
+        found = next((one for one in _avro_types(self._checked) if one in _AMBIGUOUS), None)
         if found is not None:
             raise JobError(
                 f"The Avro schema of the keys of {topic!r} has the type {found!r}, of which equal values may "
@@ -214,34 +281,36 @@ class Avro(RegistryFormat[_T]):
                 remedy="Use keys of text, integers, bytes, enums, or records of these.",
             )
 
-    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def make(self, registry: Registry) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """See `RegistryFormat`."""
         from confluent_kafka.schema_registry import avro
 
         # A field that the schema doesn't have would be left out silently.
         conf = {**self._writing_conf(), "validate.strict.allow.default": True}
-        library = cast("Any", avro)
-        return (
-            library.AvroSerializer(
-                client, self._text, _checking(self._checked, self._convert.to_plain), conf
+        library, client = cast("Any", avro), registry.client
+        check = _checking(self._checked, self._convert.to_plain)
+        return self._pair(
+            registry,
+            lambda schema: library.AvroSerializer(client, schema, check, conf),
+            lambda knowing, schema: library.AvroDeserializer(
+                knowing, schema, self._convert.from_plain, conf=self._conf()
             ),
-            library.AvroDeserializer(client, self._text, self._convert.from_plain, conf=self._conf()),
         )
 
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
         self._convert.check(value)
 
-    def schema(self, client: Any) -> Any:  # noqa: ARG002
+    def why_unreadable(self, registry: Registry, schema: Any) -> str | None:
         """See `RegistryFormat`."""
-        return _client_schema(self._text, "AVRO")
+        try:
+            texts = texts_of_writer(registry, schema)
+        except UnknownSchemaError as error:
+            return f"it refers to a schema that the registry doesn't have: {error}"
+        return why_avro_is_unreadable(self._checked, schema.schema_str, texts)
 
-    def why_unreadable(self, text: str) -> str | None:
-        """See `RegistryFormat`."""
-        return why_avro_is_unreadable(self._checked, text)
 
-
-class JsonSchema(RegistryFormat[_T]):
+class JsonSchema(_TextFormat[_T]):
     """JSON that is checked against a JSON Schema, with schemas in a registry.
 
     What is read has to be valid under this schema, and so has what is written.
@@ -250,10 +319,13 @@ class JsonSchema(RegistryFormat[_T]):
         schema: the schema, as JSON text, as a dict, or as the path of a file with it.
         model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: as in JSON.
         auto_register: as in `Avro`.
+        references: as in `Avro`.
 
     Raises:
-        JobError: the schema isn't valid, or the extra `schema-registry` isn't installed.
+        JobError: as in `Avro`.
     """
+
+    kind = "JSON"
 
     def __init__(
         self,
@@ -261,43 +333,48 @@ class JsonSchema(RegistryFormat[_T]):
         *,
         model: type[_T] | None = None,
         auto_register: bool = True,
+        references: Sequence[Reference] = (),
     ) -> None:
         try:
             from jsonschema.validators import validator_for
         except ImportError as error:
             raise _not_installed("JsonSchema", error) from error
-        parsed = _parsed(schema, "JSON")
-        try:
-            cast("Any", validator_for(parsed)).check_schema(parsed)
-        except Exception as error:  # what jsonschema raises
-            raise _bad_schema("JSON", error) from error
+        parsed = parsed_schema(schema, "JSON")
+        self._references = checked_references(references, "JsonSchema")
+        declared = [(f"JSON schema {name!r}", one.parsed) for name, one in all_references(references).items()]
+        for what, one in [("JSON schema", parsed), *declared]:
+            try:
+                cast("Any", validator_for(one)).check_schema(one)
+            except Exception as error:  # what jsonschema raises
+                raise bad_schema(what, error) from error
+        check_json_references(parsed, self._references, "JSON schema")
         self._convert = _Conversion.of(model, "JsonSchema")
         self._text = json.dumps(parsed)
-        super().__init__("json-schema", (self._text, model), self._text, auto_register)
+        identity, text = _with_references(self._text, self._references)
+        super().__init__("json-schema", (*identity, model), text, auto_register)
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`. Keys are written with sorted names."""
 
-    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def make(self, registry: Registry) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """See `RegistryFormat`."""
         from confluent_kafka.schema_registry import json_schema
 
         to_plain, from_plain = self._convert.to_json, self._convert.from_json
-        library = cast("Any", json_schema)
-        return (
-            library.JSONSerializer(
-                self._text, client, to_plain, self._writing_conf(), json_encode=_json_text
+        library, client = cast("Any", json_schema), registry.client
+        return self._pair(
+            registry,
+            lambda schema: library.JSONSerializer(
+                schema, client, to_plain, self._writing_conf(), json_encode=_json_text
             ),
-            library.JSONDeserializer(self._text, from_plain, client, self._conf(), json_decode=decode_json),
+            lambda knowing, schema: library.JSONDeserializer(
+                schema, from_plain, knowing, self._conf(), json_decode=decode_json
+            ),
         )
 
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
         self._convert.check(value)
-
-    def schema(self, client: Any) -> Any:  # noqa: ARG002
-        """See `RegistryFormat`."""
-        return _client_schema(self._text, "JSON")
 
 
 class Protobuf(RegistryFormat[_T]):
@@ -316,6 +393,8 @@ class Protobuf(RegistryFormat[_T]):
     Raises:
         JobError: it isn't a class of messages, or the extra `schema-registry` isn't installed.
     """
+
+    kind = "PROTOBUF"
 
     def __init__(self, message: type[_T], *, auto_register: bool = True) -> None:
         try:
@@ -342,11 +421,11 @@ class Protobuf(RegistryFormat[_T]):
                 remedy="Use keys without maps, floats and doubles.",
             )
 
-    def make(self, client: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def make(self, registry: Registry) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """See `RegistryFormat`."""
         from confluent_kafka.schema_registry import protobuf
 
-        library = cast("Any", protobuf)
+        library, client = cast("Any", protobuf), registry.client
         return (
             library.ProtobufSerializer(self._message, client, self._writing_conf()),
             library.ProtobufDeserializer(self._message, self._conf(), client),
@@ -360,18 +439,35 @@ class Protobuf(RegistryFormat[_T]):
                 "declared there"
             )
 
-    def schema(self, client: Any) -> Any:
+    def schema(self, registry: Registry) -> Any:
         """See `RegistryFormat`."""
-        if self._descriptor.file.dependencies:
-            return _client_schema("", "PROTOBUF")
-        serializer, _deserializer = self.make(client)
-        return cast("Any", serializer)._schema  # confluent-kafka has no public way to its text
+        from confluent_kafka.schema_registry import protobuf
+
+        file = self._descriptor.file
+        conf = {**self._conf(), "auto.register.schemas": False}
+        # confluent-kafka has no public way to the schema's text and to the versions of the imported files.
+        serializer = cast("Any", protobuf).ProtobufSerializer(self._message, registry.client, conf)
+
+        def resolve(_argument: Any, context: Any) -> Any:
+            return serializer._resolve_dependencies(context, file)
+
+        try:
+            found = registry.call(resolve, None, None, file.name)
+        except UnknownSchemaError as error:
+            raise UnknownSchemaError(f"a file that {file.name!r} imports isn't registered") from error
+        return _client_schema(serializer._schema.schema_str, self.kind, found)
 
 
-def _client_schema(text: str, kind: str) -> Any:
+def _client_schema(text: str, kind: str, references: list[Any]) -> Any:
     from confluent_kafka.schema_registry import Schema
 
-    return Schema(text, kind)
+    return Schema(text, kind, references)
+
+
+def _with_references(text: str, references: Sequence[Reference]) -> tuple[tuple[Any, ...], str]:
+    """What tells a schema with its references from others; and the same as text, for its fingerprint."""
+    identities = tuple(one.identity for one in references)
+    return (text, identities), f"{text} {identities}" if references else text
 
 
 # --- values and objects -----------------------------------------------------------------------------------
@@ -464,9 +560,7 @@ def _encoder(
                 remedy="Register it, or declare the format with auto_register=True.",
             ) from error
         except Exception as error:
-            raise ModelError(
-                f"it doesn't fit the schema of {subject!r}: {describe_exception(error)}"
-            ) from error
+            raise ModelError(f"it doesn't fit the schema of {subject!r}: {_described(error)}") from error
         return encoded
 
     return encode
@@ -492,6 +586,11 @@ def _decoder(
             return call(deserialize, raw, context, subject)
         except FormatUnusable:
             raise
+        except UnknownReferenceError as error:
+            raise ModelError(
+                f"it was written with the schema {schema_id}, which refers to one that the registry "
+                f"{registry.url} doesn't have: {error}"
+            ) from error
         except UnknownSchemaError as error:
             raise ModelError(
                 f"it was written with the schema {schema_id}, which the registry {registry.url} doesn't "
@@ -500,10 +599,16 @@ def _decoder(
         except Exception as error:
             raise ModelError(
                 f"it was written with the schema {schema_id}, and doesn't fit the one that the job declares: "
-                f"{describe_exception(error)}"
+                f"{_described(error)}"
             ) from error
 
     return decode
+
+
+def _described(error: BaseException) -> str:
+    """The error, with the place in the value, which the JSON serializers leave out."""
+    path = getattr(error.__context__, "json_path", "$")
+    return describe_exception(error) + ("" if path == "$" else f", at {path}")
 
 
 def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any]:
@@ -523,35 +628,6 @@ def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callab
 
 
 # --- schemas ----------------------------------------------------------------------------------------------
-
-
-def _parsed(schema: object, what: str) -> Any:
-    """The schema as it is after JSON: one text for all ways to write it."""
-    if isinstance(schema, Path):
-        try:
-            schema = schema.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise JobError(
-                f"The {what} schema {str(schema)!r} can't be read: {describe_exception(error)}.",
-                remedy="Correct the path. It is relative to the directory in which the command runs: begin "
-                "with Path(__file__).parent to stay beside the job file.",
-            ) from error
-    if not isinstance(schema, str | Mapping):
-        raise JobError(
-            f"The {what} schema is {bounded_repr(schema)}, a {type_of(schema)}.",
-            remedy="Give it as JSON text, as a dict, or as a pathlib.Path of a file.",
-        )
-    try:
-        return json.loads(schema if isinstance(schema, str) else json.dumps(schema))
-    except (ValueError, TypeError) as error:
-        raise _bad_schema(what, error) from error
-
-
-def _bad_schema(what: str, error: BaseException) -> JobError:
-    return JobError(
-        f"The {what} schema isn't valid: {describe_exception(error)}.",
-        remedy="Correct it. A file is given as a pathlib.Path, not as text.",
-    )
 
 
 def _not_installed(what: str, error: ImportError, kind: type[FclusterError] = JobError) -> FclusterError:

@@ -64,6 +64,10 @@ class UnknownSchemaError(Exception):
     """The registry has no schema with the id that a record names, or none that is registered as asked."""
 
 
+class UnknownReferenceError(UnknownSchemaError):
+    """The registry doesn't have a schema to which another one refers."""
+
+
 class Registry:
     """A schema registry.
 
@@ -77,6 +81,7 @@ class Registry:
         self.url = url
         for name in _ASKING:
             setattr(client, name, self._asking(getattr(client, name)))
+        client.get_version = self._resolving(client.get_version)
 
     def call(self, function: Callable[..., Any], argument: Any, context: Any, subject: str) -> Any:
         """What a serializer or deserializer of the client returns.
@@ -112,7 +117,7 @@ class Registry:
             ) from error
 
     def ask(self, method: str, *arguments: Any, subject: str) -> Any:
-        """What a method of the client returns. It must be one that changes nothing in the registry.
+        """What a method of the client returns.
 
         Raises:
             UnknownSchemaError, FormatUnusable: see `call`.
@@ -155,6 +160,20 @@ class Registry:
             return answer
 
         return ask
+
+    def _resolving(self, get_version: Callable[..., Any]) -> Callable[..., Any]:
+        """The method with which the deserializers ask for what a schema refers to."""
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
+        def resolve(subject: str, version: Any, *options: Any, **named: Any) -> Any:
+            try:
+                return get_version(subject, version, *options, **named)
+            except SchemaRegistryError as error:
+                if error.http_status_code == _NOT_FOUND and error.error_code in _UNKNOWN_SCHEMA:
+                    raise UnknownReferenceError(f"version {version} of {subject!r}") from error
+                raise
+
+        return resolve
 
     def _no_registry(self, what: str) -> FormatUnusable:
         return FormatUnusable(

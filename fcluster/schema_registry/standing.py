@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 from fcluster.common.failures import describe_exception
 from fcluster.graph.codecs import CodecNote, CodecUse
+from fcluster.schema_registry.references import avro_schema
 from fcluster.schema_registry.registry import Registry, UnknownSchemaError
 
 VERSIONS_MAX: Final = 20
@@ -20,14 +21,15 @@ VERSIONS_MAX: Final = 20
 SAMPLES: Final = 20
 """How many values of a schema are made to find out whether they can be read with another one."""
 
-WhyUnreadable = Callable[[str], str | None]
-"""Why values of a schema, given as text, can't be read. Empty: they can. None: it isn't known."""
+WhyUnreadable = Callable[[Any], str | None]
+"""Why values of a registered schema can't be read. Empty: they can. None: it isn't known."""
 
 
 def standing_of(
     registry: Registry,
     use: CodecUse,
-    schema: Any,
+    kind: str,
+    schema_of: Callable[[], Any],
     why_unreadable: WhyUnreadable,
     *,
     reads: bool,
@@ -39,8 +41,9 @@ def standing_of(
     Args:
         registry: the registry.
         use: has the topic.
-        schema: the job's schema, as confluent-kafka's client takes it. Without a text: it refers to others,
-            so it can't be compared.
+        kind: the type of the job's schema.
+        schema_of: gives the job's schema, as confluent-kafka's client takes it. Raises UnknownSchemaError if
+            the registry doesn't have a schema to which that refers.
         why_unreadable: whether other schemas can be read.
         reads, writes: what the job does with the topic.
         auto_register: whether the job registers its schema.
@@ -64,23 +67,37 @@ def standing_of(
     }
     newest = texts[newest_first[0]]
     # A registry leaves the type out if it is Avro.
-    kind = newest.schema_type or "AVRO"
-    if kind != schema.schema_type:
+    registered = newest.schema_type or "AVRO"
+    if registered != kind:
         yield CodecNote(
             "error",
-            f"{subject!r} has schemas of the type {kind}, and the job declares {schema.schema_type}",
+            f"{subject!r} has schemas of the type {registered}, and the job declares {kind}",
             "Declare the format in which the records are.",
         )
         return
-    if not schema.schema_str:
-        yield CodecNote("ok", f"{subject!r} is registered, with {_versions(len(versions))}")
-        return
-    known = _version_of(registry, subject, schema)
-    if writes:
-        yield _writing(registry, subject, schema, known, auto_register)
+    try:
+        schema = schema_of()
+    except UnknownSchemaError as error:
+        schema = known = None
+        if writes:
+            yield _reference_missing(subject, str(error), auto_register)
+    else:
+        known = _version_of(registry, subject, schema)
+        if writes:
+            yield _writing(registry, subject, schema, known, auto_register)
     if reads:
-        older = {version: text.schema_str for version, text in texts.items()}
-        yield _reading(registry, subject, schema, known, older, why_unreadable)
+        yield _reading(registry, subject, schema, known, texts, why_unreadable)
+
+
+def _reference_missing(subject: str, what: str, auto_register: bool) -> CodecNote:
+    said = f"the job's schema for {subject!r} refers to others, of which one isn't there: {what}"
+    if auto_register:
+        return CodecNote("note", f"{said}; the job registers it with the first record")
+    return CodecNote(
+        "error",
+        f"{said}, and the job doesn't do it (auto_register=False)",
+        "Register it, or leave auto_register=False out.",
+    )
 
 
 def _nothing_registered(subject: str, writes: bool, auto_register: bool) -> CodecNote:
@@ -137,12 +154,12 @@ def _reading(
     subject: str,
     schema: Any,
     known: int | None,
-    older: dict[int, str],
+    older: dict[int, Any],
     why_unreadable: WhyUnreadable,
 ) -> CodecNote:
     newest, is_known = max(older), True
-    for version, text in older.items():
-        why = "" if version == known else why_unreadable(text)
+    for version, written in older.items():
+        why = "" if version == known else why_unreadable(written)
         is_known = is_known and why is not None
         if why:
             return CodecNote(
@@ -153,6 +170,11 @@ def _reading(
             )
     if is_known:
         return CodecNote("ok", f"the job can read {_versions(len(older))} of {subject!r}")
+    if schema is None:
+        return CodecNote(
+            "note",
+            f"whether the job can read {subject!r} isn't known, because of what its schema refers to",
+        )
     if known == newest or registry.ask("test_compatibility", subject, schema, subject=subject):
         return CodecNote("ok", f"the job's schema goes with the newest one of {subject!r}")
     return CodecNote(
@@ -163,22 +185,23 @@ def _reading(
     )
 
 
-def why_avro_is_unreadable(reader: Any, writer: str) -> str | None:
+def why_avro_is_unreadable(reader: Any, writer: str, texts: Mapping[str, str]) -> str | None:
     """Whether values of an Avro schema can be read with another one: some are made, and read. See
     `WhyUnreadable`.
 
     Args:
         reader: the schema to read with, parsed by fastavro.
         writer: the other one, as text.
+        texts: the schemas to which that refers, by name.
     """
     import fastavro
     from fastavro.utils import generate_many
 
     library = cast("Any", fastavro)
     try:
-        parsed = library.parse_schema(json.loads(writer))
+        parsed = avro_schema(json.loads(writer), texts)
         samples = list(generate_many(parsed, SAMPLES))
-    except Exception:  # noqa: BLE001  it refers to other schemas, or fastavro can't make values of it
+    except Exception:  # noqa: BLE001  fastavro can't make values of it
         return None
     for sample in samples:
         buffer = io.BytesIO()

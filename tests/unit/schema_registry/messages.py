@@ -20,3 +20,24 @@ def message_class(name: str, **fields: str) -> Any:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tests.{name}"))
+
+
+def importing_class(name: str, imported: str) -> Any:
+    """A class of messages with one field, `inner`, whose type is in another file that this one imports."""
+    inner = descriptor_pb2.FileDescriptorProto(name=f"{imported}.proto", package="tests", syntax="proto3")
+    inner.message_type.add(name=imported).field.add(
+        name="text", number=1, type=_TYPES.TYPE_STRING, label=_TYPES.LABEL_OPTIONAL
+    )
+    outer = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="tests", syntax="proto3")
+    outer.dependency.append(inner.name)
+    outer.message_type.add(name=name).field.add(
+        name="inner",
+        number=1,
+        type=_TYPES.TYPE_MESSAGE,
+        type_name=f".tests.{imported}",
+        label=_TYPES.LABEL_OPTIONAL,
+    )
+    pool = descriptor_pool.DescriptorPool()
+    for file in (inner, outer):
+        pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tests.{name}"))
