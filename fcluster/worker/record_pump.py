@@ -63,6 +63,7 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch
 from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.source_checks import SourceChecks
+from fcluster.worker.table_waits import TableWaits
 from fcluster.worker.timers import DueTimers, place_of_timer
 from fcluster.worker.transactions import TransactionLostError
 from fcluster.worker.watchdog import Watchdog
@@ -135,6 +136,7 @@ class RecordPump:
         self._on_read = on_read
         self._chunks = Chunks()
         self._idle_inputs = IdleInputs()
+        self._table_waits = TableWaits()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
         self._announced_group: tuple[InputRunner, range] | None = None
@@ -161,6 +163,7 @@ class RecordPump:
         are read. `now_ms` never goes back.
         """
         if not self._paused and not self._core_state.waits_for_commit():
+            self._table_waits.look(self._shards.runners.values(), now_ms)
             shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
             shards |= {runner.shard for runner in self._shards.runners.values() if runner.has_loaded}
             shards |= end_times(self._shards.runners.values())
