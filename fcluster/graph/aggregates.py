@@ -16,17 +16,42 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from fcluster.common.errors import JobError
-from fcluster.common.failures import bounded_repr
+from fcluster.common.failures import bounded_repr, type_of
+from fcluster.graph.codecs import decode_json, encode_json
 from fcluster.graph.generics import T, V, V_contra
+from fcluster.graph.models import is_model
 
 _R_co = TypeVar("_R_co", covariant=True)
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
-_text_of = msgspec.json.Encoder(order="deterministic").encode
+_PLAIN_TYPES = frozenset({dict, list, str, int, float, bool, type(None)})
 
 
 def _same(kept: Any) -> Any:
     return kept
+
+
+def plain(value: Any) -> Any:
+    """`value`, for aggregates that keep it as it is: an object of a model as what its JSON holds."""
+    kind = cast("type[object]", type(value))
+    if kind in _PLAIN_TYPES or not is_model(kind):
+        return value
+    return decode_json(encode_json(value))
+
+
+def _of_model(value: Any) -> Any:
+    """What msgspec doesn't know: a pydantic model.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not is_model(cast("type[object]", type(value))):
+        raise TypeError(f"{bounded_repr(value)} is of type {type_of(value)}, which JSON can't hold")
+    return plain(value)
+
+
+text_of = msgspec.json.Encoder(order="deterministic", enc_hook=_of_model).encode
+"""The JSON by which values are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +158,7 @@ def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     check_of("first()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
-        return [timestamp_ms, of(value)] if not kept or timestamp_ms < kept[0] else kept
+        return [timestamp_ms, plain(of(value))] if not kept or timestamp_ms < kept[0] else kept
 
     return Aggregate(
         "first",
@@ -150,7 +175,7 @@ def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
     check_of("last()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
-        return [timestamp_ms, of(value)] if not kept or timestamp_ms >= kept[0] else kept
+        return [timestamp_ms, plain(of(value))] if not kept or timestamp_ms >= kept[0] else kept
 
     return Aggregate(
         "last",
@@ -167,11 +192,11 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     check_of("collect()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        kept.append(of(value))
+        kept.append(plain(of(value)))
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        kept.remove(of(value))
+        kept.remove(plain(of(value)))
         return kept
 
     return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)
@@ -268,7 +293,7 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
     def add(kept: list[Any], value: Any) -> list[Any]:
         score = by(value)
         if len(kept) < n or score > kept[0][0]:
-            put(kept, [score, of(value)])
+            put(kept, [score, plain(of(value))])
         return kept
 
     def merge(kept: list[Any], later: list[Any]) -> list[Any]:
@@ -290,12 +315,12 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     check_of("count_distinct()", of)
 
     def add(kept: dict[str, int], value: Any) -> dict[str, int]:
-        text = _text_of(of(value)).decode()
+        text = text_of(of(value)).decode()
         kept[text] = kept.get(text, 0) + 1
         return kept
 
     def subtract(kept: dict[str, int], value: Any) -> dict[str, int]:
-        text = _text_of(of(value)).decode()
+        text = text_of(of(value)).decode()
         kept[text] -= 1
         if not kept[text]:
             del kept[text]

@@ -24,18 +24,15 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
-
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_text
-from fcluster.graph.aggregates import Aggregate, check_of
+from fcluster.graph.aggregates import Aggregate, check_of, text_of
 from fcluster.graph.generics import V
 
 RECENT_MAX = 256
 LG_ROWS = 12
 """The standard error is ln 2 / sqrt(rows): 1.1 %."""
 _HASH_BYTES = 8
-_text_of = msgspec.json.Encoder(order="deterministic").encode
 
 
 def approx_distinct(of: Callable[[V], Any] = lambda value: value) -> Aggregate[int, V]:
@@ -69,7 +66,7 @@ def approx_distinct(of: Callable[[V], Any] = lambda value: value) -> Aggregate[i
         return [_text(filled(text, recent)), {}]
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        one = blake2b(_text_of(of(value)), digest_size=_HASH_BYTES).hexdigest()
+        one = blake2b(text_of(of(value)), digest_size=_HASH_BYTES).hexdigest()
         recent: dict[str, int] = kept[1]
         if one in recent:
             return kept

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster import (
     Aggregate,
+    Counted,
     Job,
+    Session,
     Tumbling,
     approx_distinct,
     collect,
@@ -31,6 +36,7 @@ from fcluster import (
 )
 from fcluster.common.errors import JobError
 from fcluster.engine.values import decode_value, encode_values
+from fcluster.testing import Driver
 
 Row = tuple[Any, int]
 """Value and timestamp."""
@@ -129,6 +135,61 @@ def test_aggregate_can_use_a_part_of_the_value() -> None:
     ]
     for aggregate, result in cases:
         assert aggregate.result(kept_of(aggregate, given_rows)) == result
+
+
+@dataclass
+class PaidDataclass:
+    cents: int
+    at: datetime
+
+
+class PaidStruct(msgspec.Struct):
+    cents: int
+    at: datetime
+
+
+class PaidModel(pydantic.BaseModel):
+    cents: int
+    at: datetime
+
+
+@pytest.mark.parametrize("model", [PaidDataclass, PaidStruct, PaidModel])
+@pytest.mark.parametrize("windows", [Tumbling(timedelta(days=1)), Session(timedelta(days=1)), Counted(2)])
+def test_objects_of_a_model_are_kept_as_what_their_json_holds(model: Any, windows: Any) -> None:
+    job = Job("j")
+    paid = job.topic("paid", value=model)
+    job.stream(paid).window(windows, name="w").aggregate(
+        earliest=first(),
+        latest=last(),
+        all=collect(),
+        most=top_n(1, by=lambda one: one.cents),
+        n=count_distinct(),
+        about=approx_distinct(),
+    ).to("out")
+    with Driver(job, partitions=1) as driver:
+        for cents in (7, 5):
+            driver.send(paid, model(cents=cents, at=datetime(2026, 1, 1, tzinfo=UTC)), key="k", timestamp=9)
+        driver.finish()
+        (result,) = driver.read_values("out")
+    found = [value["cents"] for value in (result["earliest"], result["latest"], *result["most"])]
+    assert (found, [value["cents"] for value in result["all"]]) == ([7, 5, 7], [7, 5])
+    assert datetime.fromisoformat(result["earliest"]["at"]) == datetime(2026, 1, 1, tzinfo=UTC)
+    assert (result["n"], result["about"]) == (2, 2)
+
+
+def test_collect_of_a_group_loses_objects_of_a_model_again() -> None:
+    job = Job("j")
+    table = job.table(job.topic("paid", value=PaidStruct))
+    table.group_by(lambda one: one.at.isoformat(), name="g").aggregate(all=collect()).to_stream().to("out")
+    with Driver(job, partitions=1) as driver:
+        for cents in (7, 5):
+            driver.send("paid", PaidStruct(cents, datetime(2026, 1, 1, tzinfo=UTC)), key="k")
+        assert [[one["cents"] for one in row["all"]] for row in driver.read_values("out")] == [[7], [5]]
+
+
+def test_what_is_neither_json_nor_a_model_cannot_be_told_apart() -> None:
+    with pytest.raises(TypeError, match="is of type complex, which JSON can't hold"):
+        count_distinct().add({}, 1j)
 
 
 def test_variance_is_precise_far_from_zero() -> None:
