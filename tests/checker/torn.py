@@ -5,10 +5,16 @@ were aborted.
 
 Neither time nor the producer's id and epoch show which parts belong together: a producer uses the same ones
 for many transactions. What was written shows it. The job's epoch is in each delta and with each committed
-offset. A producer is used for an epoch of the job at most once, because the worker that replays it gets a new
-producer epoch. So (producer id, producer epoch, epoch of the job) is one transaction. An output carries
-neither, but it carries the position of its input; and a record between two stages has the input's id. It
-belongs to the first transaction of its producer that commits an offset after that input.
+offset. A producer is used for an epoch of the job at most once: a replay has a new number. So (producer id,
+producer epoch, epoch of the job) is one transaction. An output carries neither, but it carries the position
+of its input; and a record between two stages has the input's id. It belongs to the first transaction of its
+producer that commits an offset after that input. There are two exceptions, because a session may abort its
+transactions and replay them with the same producers:
+
+- A marker ends a transaction in its partition. So what a producer writes there afterwards belongs to a later
+  transaction than what it wrote before.
+- A transaction may have been aborted before its offsets were written. Then outputs of the same inputs follow
+  in the same partition.
 
 This doesn't work for outputs that don't carry their input's position, and for records of transactions of
 which no committed offset is left. They are counted, but not judged.
@@ -27,7 +33,15 @@ from confluent_kafka import Message
 from fcluster.engine.changelog import parse_record
 from tests.checker.reading import READ_UNCOMMITTED, partitions_of, read_input, read_topic
 from tests.checker.records import InputRecord, decode_input, decode_output
-from tests.checker.segments import ABORT, COMMIT, Place, Written, partitions_below, read_partition
+from tests.checker.segments import (
+    ABORT,
+    COMMIT,
+    OPEN,
+    Place,
+    Written,
+    partitions_below,
+    read_partition,
+)
 
 OFFSETS = "__consumer_offsets"
 _OFFSET_KEY_VERSIONS = (0, 1)
@@ -84,22 +98,36 @@ def judge(written: Iterable[Written], told: Mapping[Place, Mapping[int, Told]]) 
         written: what was written to all partitions that the job writes to.
         told: by partition and offset: what the record there says.
     """
-    parts = [(one, _first_told(one, told.get(one.place, {}))) for one in written]
-    commits: dict[tuple[int, int, Place], list[tuple[int, int]]] = defaultdict(list)
+    in_order = sorted(written, key=lambda one: (one.place, one.first_offset))
+    parts = [(one, _first_told(one, told.get(one.place, {}))) for one in in_order]
+    offsets: dict[tuple[int, int, Place], list[tuple[int, int, str]]] = defaultdict(list)
     for one, _ in parts:
         for offset, said in told.get(one.place, {}).items():
             if one.first_offset <= offset <= one.last_offset and said.epoch >= 0 and said.source is not None:
-                commits[one.producer_id, one.producer_epoch, said.source].append((said.position, said.epoch))
+                mine = offsets[one.producer_id, one.producer_epoch, said.source]
+                mine.append((said.epoch, said.position, one.outcome))
     together: dict[tuple[int, int, int], list[Written]] = defaultdict(list)
+    newest: dict[tuple[int, int, Place], int] = defaultdict(lambda: -1)
+    last_written = {place: _last_written(rows) for place, rows in told.items()}
     found = Markers()
     for one, said in parts:
+        at = one.producer_id, one.producer_epoch, one.place
         epoch = -1 if said is None else said.epoch
         if said is not None and epoch < 0 and said.source is not None:
-            mine = sorted(commits[one.producer_id, one.producer_epoch, said.source])
-            epoch = next((at for position, at in mine if position > said.position), -1)
+            mine = offsets[one.producer_id, one.producer_epoch, said.source]
+            after = [
+                (number, outcome)
+                for number, position, outcome in mine
+                if position > said.position and number > newest[at]
+            ]
+            epoch, outcome = min(after, default=(-1, OPEN))
+            is_replayed = last_written[one.place][said] > one.last_offset
+            if one.outcome == ABORT and outcome != ABORT and is_replayed:
+                continue  # its offsets were never written
         if epoch < 0:
             found.untold += 1
         else:
+            newest[at] = epoch
             together[one.producer_id, one.producer_epoch, epoch].append(one)
     for (producer_id, producer_epoch, epoch), ones in sorted(together.items()):
         if {COMMIT, ABORT} <= {one.outcome for one in ones}:
@@ -107,6 +135,11 @@ def judge(written: Iterable[Written], told: Mapping[Place, Mapping[int, Told]]) 
         else:
             found.whole += 1
     return found
+
+
+def _last_written(rows: Mapping[int, Told]) -> dict[Told, int]:
+    """The last offset at which the same was said."""
+    return {rows[offset]: offset for offset in sorted(rows)}
 
 
 def _first_told(one: Written, told: Mapping[int, Told]) -> Told | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,46 @@ def test_replay_of_an_epoch_by_the_next_producer_is_not_a_torn_transaction() -> 
     told = {at: {**rows, 4: rows[2]} for at, rows in TOLD.items()}
     found = judge(EPOCH_10 + aborted + again, told)
     assert (found.torn, found.whole, found.untold) == ([], 3, 0)
+
+
+def replayed(aborted: set[Place]) -> tuple[list[Written], dict[Place, dict[int, Told]]]:
+    """Epoch 11 is aborted, and the same producer, with the same producer epoch, replays it as epoch 13. Of
+    epoch 11, only these partitions had anything.
+    """
+    again = {
+        OFFSETS: Told(13, SOURCE, 120),
+        CHANGELOG: Told(13),
+        OUTPUT: Told(source=SOURCE, position=100),
+    }
+    told = {
+        at: {0: rows[0], 4: again[at]} | ({2: rows[2]} if at in aborted else {}) for at, rows in TOLD.items()
+    }
+    written = list(EPOCH_10)
+    for at in TOLD:
+        batches = [data(2, 1, (7, 1)), abort(3, (7, 1))] if at in aborted else []
+        written += parts(at, *batches, data(4, 1, (7, 1)), commit(5, (7, 1)))
+    return written, told
+
+
+@pytest.mark.parametrize("aborted", [{OFFSETS, CHANGELOG, OUTPUT}, {CHANGELOG, OUTPUT}, {OUTPUT}])
+def test_replay_by_the_same_producer_is_not_a_torn_transaction(aborted: set[Place]) -> None:
+    found = judge(*replayed(aborted))
+    assert (found.torn, found.untold) == ([], 0)
+
+
+@pytest.mark.parametrize("torn_off", [OFFSETS, CHANGELOG, OUTPUT], ids=["offsets", "changelog", "output"])
+def test_torn_replay_by_the_same_producer_is_found(torn_off: Place) -> None:
+    written, told = replayed(set(TOLD))
+    newest = next(one for one in reversed(written) if one.place == torn_off)
+    (torn,) = judge([one for one in written if one != newest] + [replace(newest, outcome=ABORT)], told).torn
+    assert torn.epoch == 13
+
+
+def test_output_committed_of_an_aborted_epoch_that_is_replayed_is_torn() -> None:
+    written, told = replayed(set(TOLD))
+    first = next(one for one in written if one.place == OUTPUT and one.outcome == ABORT)
+    (torn,) = judge([one for one in written if one != first] + [replace(first, outcome=COMMIT)], told).torn
+    assert torn.epoch == 11
 
 
 @pytest.mark.parametrize("torn_off", list(TOLD), ids=["offsets", "changelog", "output"])
