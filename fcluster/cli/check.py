@@ -16,9 +16,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 from confluent_kafka import TopicPartition
 
 from fcluster.api.loader import load_job
+from fcluster.cli.diagram import diagram_of
 from fcluster.cli.job_views import as_json, as_mermaid, as_text, findings_as_text
 from fcluster.cli.preflight import leader_answers, problems_of_sources, risks_of_loss
 from fcluster.cli.startup import start_logging, with_known_brokers
+from fcluster.cli.svg import as_svg
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.positions import CommittedPosition
@@ -48,7 +50,7 @@ from fcluster.wire.discovery import leader_in, read_journal
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-Form = Literal["text", "mermaid", "json"]
+Form = Literal["text", "mermaid", "svg", "json"]
 Level = Literal["ok", "note", "warning", "error"]
 Subject = Literal["brokers", "topics", "rights", "formats", "state"]
 _SUBJECTS: tuple[Subject, ...] = get_args(Subject)
@@ -110,6 +112,9 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
     topology = job.build(settings)
     if options.form == "mermaid":
         write("\n".join(as_mermaid(outline(topology))))
+        return ExitCode.DONE
+    if options.form == "svg":
+        write(as_svg(diagram_of(outline(topology)), f"the job {topology.job}"))
         return ExitCode.DONE
     findings = None
     if not options.offline:

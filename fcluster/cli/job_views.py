@@ -7,12 +7,13 @@ finding means.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import orjson
 
-from fcluster.graph.outline import ChainOutline, Flow, InputOutline, JobOutline, StageOutline, StepOutline
+from fcluster.cli.diagram import Node, Shape, diagram_of
+from fcluster.graph.outline import Flow, InputOutline, JobOutline, StepOutline
 from fcluster.graph.timestamps import FROM_KAFKA
 
 if TYPE_CHECKING:
@@ -108,66 +109,33 @@ _SPECIAL = re.compile(r"[^\w .,:/()=+*-]", re.ASCII)
 """What could mean something in a quoted label of Mermaid, or in the HTML that it becomes."""
 
 
+_BRACKETS: Mapping[Shape, tuple[str, str]] = {
+    "topic": ("[(", ")]"),
+    "step": ("[", "]"),
+    "step with state": ("[[", "]]"),
+}
+
+
 def as_mermaid(job: JobOutline) -> list[str]:
     """A flowchart of the job in Mermaid's language, in lines."""
-    return _Diagram(job).lines
-
-
-class _Diagram:
-    """A flowchart: topics, and a box with the steps of each stage.
-
-    The names of nodes are numbers: a user's names may be words of Mermaid's language.
-    """
-
-    def __init__(self, job: JobOutline) -> None:
-        self._topics = {topic.name: f"t{number}" for number, topic in enumerate(job.topics)}
-        self._arrows: dict[str, None] = {}
-        """In order. A dict, because several steps may write to the same dead-letter topic."""
-        self._behind_merges: dict[tuple[str, int], str] = {}
-        """The nodes from a step with state onwards, by its name and how many steps after it. Where streams
-        are merged, several chains run through the same nodes.
-        """
-        drawn = [line for number, stage in enumerate(job.stages) for line in self._stage(f"s{number}", stage)]
-        joined = " ".join(self._arrows)
-        nodes = [
-            f'  {node}[("{_label(name)}")]'
-            for name, node in self._topics.items()
-            if re.search(rf"\b{node}\b", joined)  # the journal, for example, is drawn nowhere
+    diagram = diagram_of(job)
+    lines = ["flowchart LR", *(f"  {_node(topic)}" for topic in diagram.topics)]
+    for box in diagram.boxes:
+        steps = (node for chain in box.chains for node in chain)
+        lines += [
+            f'  subgraph {box.name}["{_label(box.label)}"]',
+            *(f"    {_node(step)}" for step in steps),
+            "  end",
         ]
-        self.lines = ["flowchart LR", *nodes, *drawn, *self._arrows]
+    for arrow in diagram.arrows:
+        drawn = f'-. "{arrow.label}" .->' if arrow.label else "-->"
+        lines.append(f"  {arrow.begin} {drawn} {arrow.end}")
+    return lines
 
-    def _stage(self, node: str, stage: StageOutline) -> Iterator[str]:
-        yield f'  subgraph {node}["stage {_label(stage.name)}"]'
-        for number, chain in enumerate(stage.chains):
-            yield from self._chain(f"{node}c{number}", chain)
-        yield "  end"
-        for source in stage.inputs:
-            for flow in source.writes:
-                self._arrow(self._topics[source.topic], self._topics[flow.topic], flow.what)
-        if stage.changelog is not None:
-            self._arrow(node, self._topics[stage.changelog], "state")
 
-    def _chain(self, node: str, chain: ChainOutline) -> Iterator[str]:
-        before, stateful, behind = self._topics[chain.topic], "", 0
-        for number, step in enumerate(chain.steps):
-            own = here = f"{node}n{number}"
-            if step.state and not stateful:
-                stateful, behind = step.name, number
-            if stateful:
-                here = self._behind_merges.setdefault((stateful, number - behind), own)
-            if step.kind != "to":
-                if here == own:
-                    opening, closing = ("[[", "]]") if step.state else ("[", "]")
-                    yield f'    {here}{opening}"{_label(f"{step.kind} {step.name}")}"{closing}'
-                self._arrow(before, here)
-                before = here
-            for flow in step.writes:
-                # Results are drawn as the way that records take, all else as a way aside.
-                self._arrow(before, self._topics[flow.topic], "" if flow.what == "results" else flow.what)
-
-    def _arrow(self, begin: str, end: str, label: str = "") -> None:
-        arrow = f'-. "{label}" .->' if label else "-->"
-        self._arrows[f"  {begin} {arrow} {end}"] = None
+def _node(node: Node) -> str:
+    opening, closing = _BRACKETS[node.shape]
+    return f'{node.name}{opening}"{_label(node.label)}"{closing}'
 
 
 def _label(text: str) -> str:

@@ -39,10 +39,11 @@ def new(directory: Path) -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "mermaid", "json"]),
+    type=click.Choice(["text", "mermaid", "svg", "json"]),
     default="text",
     show_default=True,
-    help="mermaid: only a diagram of the job, in Mermaid's language; it asks no brokers either.",
+    help="mermaid, svg: only a diagram of the job, in Mermaid's language or as an image; neither asks "
+    "brokers.",
 )
 @common_options
 @click.pass_context
@@ -60,6 +61,7 @@ def check(context: click.Context, target: str, offline: bool, form: Form, **comm
       fcluster check flights.py --brokers host:9092
       fcluster check flights.py --offline
       fcluster check flights.py --format mermaid > flights.mmd
+      fcluster check flights.py --format svg > flights.svg
     """
     from fcluster.cli.check import CheckOptions, run_check
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
@@ -135,6 +136,14 @@ def test_job_is_shown_as_a_diagram_without_brokers() -> None:
     assert lines.count("  end") == 2
 
 
+def test_job_is_shown_as_an_image_without_brokers() -> None:
+    result = run("--format", "svg")
+    assert result.exit_code == 0, result.output
+    image = ElementTree.fromstring(result.output)
+    texts = [text.text for text in image.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"orders", "filter <lambda>", "process total", "totals", "stage orders"} <= set(texts)
+
+
 def test_names_that_mean_something_in_a_diagram_are_escaped(tmp_path: Path) -> None:
     hostile = 'end"]; click s0 <script> #quot; `x` é\n'
     (tmp_path / "shop.py").write_text(
@@ -146,7 +155,7 @@ def test_names_that_mean_something_in_a_diagram_are_escaped(tmp_path: Path) -> N
     assert re.fullmatch(r'    s0c1n0\["[\w .,:/()=+*#;-]*"\]', line, re.ASCII)
 
 
-@pytest.mark.parametrize("form", ["text", "mermaid", "json"])
+@pytest.mark.parametrize("form", ["text", "mermaid", "svg", "json"])
 def test_job_that_cannot_be_imported_is_told_with_its_line(tmp_path: Path, form: str) -> None:
     (tmp_path / "shop.py").write_text("from fcluster import Job\nnosuch\n")
     result = run("--offline", "--format", form)
