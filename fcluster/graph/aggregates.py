@@ -196,7 +196,9 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        kept.remove(plain(of(value)))
+        gone = plain(of(value))
+        text = text_of(gone)  # 1, 1.0 and True are equal
+        del kept[next(at for at, one in enumerate(kept) if one == gone and text_of(one) == text)]
         return kept
 
     return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)

@@ -187,6 +187,17 @@ def test_collect_of_a_group_loses_objects_of_a_model_again() -> None:
         assert [[one["cents"] for one in row["all"]] for row in driver.read_values("out")] == [[7], [5]]
 
 
+def test_collect_of_a_group_tells_equal_values_of_different_types_apart() -> None:
+    aggregate = collect()
+    assert aggregate.subtract is not None
+    values: list[Any] = [1, True, 1.0, {"of": [1]}, {"of": [True]}]
+    kept = kept_of(aggregate, [(value, 0) for value in values])
+    for gone, left in [(True, ["1", "1.0"]), (1.0, ["1"])]:
+        kept = aggregate.subtract(kept, gone)
+        assert [repr(value) for value in kept] == [*left, "{'of': [1]}", "{'of': [True]}"]
+    assert repr(aggregate.subtract(kept, {"of": [True]})) == "[1, {'of': [1]}]"
+
+
 def test_what_is_neither_json_nor_a_model_cannot_be_told_apart() -> None:
     with pytest.raises(TypeError, match="is of type complex, which JSON can't hold"):
         count_distinct().add({}, 1j)
