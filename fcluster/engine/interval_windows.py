@@ -8,8 +8,8 @@ operator (`operators.window`) passes the results on. Pure.
 
 Invariants:
 - When a record changes a window, a result is noted for the next multiple of the interval in event time,
-  unless one is noted already. (The window keeps 0 if none is.) So a window that doesn't change passes nothing
-  on.
+  after the window's start, unless one is noted already. (The window keeps 0 if none is.) So a window that
+  doesn't change passes nothing on, and no result has a time before its window.
 - What is noted is removed with its result, or when the window closes: whichever comes first (invariant 6).
 """
 
@@ -55,7 +55,7 @@ class OpenWindowsAtIntervals(OpenWindows):
         if kept[_NOTED]:
             return
         now_ms = self.clock.now_ms
-        now_ms = timestamp_ms if now_ms is None else max(0, now_ms)
+        now_ms = timestamp_ms if now_ms is None else max(0, now_ms, self._start_of(end_ms))
         at_ms = now_ms - now_ms % self._interval_ms + self._interval_ms
         kept[_NOTED] = at_ms
         timer = Timer(at_ms, key, RESULT)

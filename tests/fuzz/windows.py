@@ -423,7 +423,7 @@ class Partition:
             rows = self._open.setdefault((end, row.key), [])
             rows.append((row.at, row.value))
             if plan.interval:
-                now = max(0, self.now) if self._has_time else row.at
+                now = max(0, self.now, start) if self._has_time else row.at
                 self._noted.setdefault((end, row.key), (now // plan.interval + 1) * plan.interval)
             if plan.updates:
                 self._emit(row.key, start, end, rows, row.at)

@@ -46,9 +46,18 @@ def test_windows_that_have_changed_are_passed_on_when_event_time_passes_an_inter
     assert written(bench)[2:] == [(40, [3, 7, 12, 15, 34, 99])]
     bench.run(150, 150)
     # A window has closed; the next one has changed.
-    assert written(bench)[3:] == [(99, [3, 7, 12, 15, 34, 99]), (100, [150])]
+    assert written(bench)[3:] == [(99, [3, 7, 12, 15, 34, 99]), (110, [150])]
     bench.run(170, 170)
     assert written(bench)[5:] == [(160, [150, 170])]
+
+
+def test_no_result_has_a_time_before_its_window() -> None:
+    bench = TimersBench(at_intervals())
+    bench.run(3, 3)
+    bench.run(205, 205)  # event time has passed 10, 20 and so on, but this window had not begun then
+    assert written(bench) == [(10, [3]), (99, [3])]
+    bench.run(211, 211)
+    assert written(bench)[2:] == [(210, [205, 211])]
 
 
 def test_nothing_is_passed_on_if_nothing_changes() -> None:
@@ -73,7 +82,7 @@ def test_nothing_remains_in_the_store() -> None:
         bench.barrier()
     bench.run(0, 1_000, key=b"x")
     bench.barrier()
-    assert len(bench.store.scan(b"", b"\xff", 100, reverse=False)) == 1  # of the last record
+    assert len(bench.store.scan(b"", b"\xff", 100, reverse=False)) == 2  # the last window and its note
 
 
 def test_what_is_noted_survives_a_crash() -> None:
