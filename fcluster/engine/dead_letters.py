@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import OutputRefusedError
+from fcluster.engine.framing import FramedRecord
 from fcluster.engine.letter_limit import LetterLimit
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
@@ -20,6 +21,7 @@ from fcluster.engine.records import (
     describe_record,
     where_of,
 )
+from fcluster.engine.stamps import StampedRecord
 from fcluster.engine.steps import RecordError
 from fcluster.graph.operators import TopicSpec
 
@@ -66,10 +68,11 @@ def write_dead_letter(
     ]
     if isinstance(record, TimerRecord):
         ours.append(("fcluster.timer", bounded_text(record.name, 300).encode()))
-    key, value, timestamp_ms = record.key(), record.value(), record.timestamp()[1]
+    read = record.as_read() if isinstance(record, FramedRecord | StampedRecord) else record
+    key, value, timestamp_ms = read.key(), read.value(), record.timestamp()[1]
     limit.count(topic.name)
     try:
-        produce(topic.name, value, key, timestamp_ms, [*_headers(record), *ours])
+        produce(topic.name, value, key, timestamp_ms, [*_headers(read), *ours])
     except OutputRefusedError as refusal:
         stub = [*ours, *_stub_headers(key, value, str(refusal.failure))]
         kept_key = key if key is None or len(key) <= STUB_KEY_BYTES_MAX else None

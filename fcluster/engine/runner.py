@@ -31,6 +31,7 @@ from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable, KeyTimers
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.framing import compile_framing
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import (
     NO_TIMESTAMP_MS,
@@ -101,6 +102,7 @@ class StageRunner:
         "_chains",
         "_condemned",
         "_decode",
+        "_frame",
         "_passing",
         "_port",
         "_results",
@@ -142,6 +144,7 @@ class StageRunner:
         timestamp = self._source.timestamp
         self._stamper = None if timestamp is None else Stamper(timestamp, self._source.topic.value)
         self._timers = timers
+        self._frame = compile_framing(self._source)
         calls = InputCalls(self._source, self._chains, partition)
         self.calls = calls if calls.chains else None
         self._results = calls.results
@@ -155,6 +158,8 @@ class StageRunner:
     def begin_calls(self, record: SourceRecord) -> RecordCalls:
         """Begin with the calls of a record, in advance. `calls` isn't None."""
         assert self.calls is not None
+        if self._frame is not None:
+            record = self._frame(record)
         if self.clock is not None and self._source.internal and is_watermark(record):
             return RecordCalls(self.calls, record, record, (), ())  # it goes through no chain
         return self.calls.begin(record, self._condemned.get(record.offset(), ()))
@@ -232,7 +237,10 @@ class StageRunner:
             run = _observing_stamps(run, self.clock, self.number, self._stamper)
         elif self.clock is not None:
             run = _observing(run, self.clock, self.number)
-        return run if self._timers is None else self._timed(run, self._timers)
+        if self._timers is not None:
+            run = self._timed(run, self._timers)
+        frame = self._frame
+        return run if frame is None else lambda record: run(frame(record))
 
     def _timed(
         self, run: Callable[[SourceRecord], None], timers: TimerRunner

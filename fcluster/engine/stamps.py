@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from fcluster.common.failures import bounded_repr, describe_exception, place_of, type_of
+from fcluster.engine.framing import FramedRecord, compile_framing
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
 from fcluster.engine.steps import RecordError
 from fcluster.graph.codecs import Kind, ModelCodec, value_codec
@@ -44,6 +45,10 @@ class StampedRecord:
     def __init__(self, record: SourceRecord, at_ms: int) -> None:
         self._record = record
         self._timestamp = (1, at_ms)
+
+    def as_read(self) -> SourceRecord:
+        """The record, as it was read."""
+        return self._record.as_read() if isinstance(self._record, FramedRecord) else self._record
 
     def key(self) -> Any:
         """That of the record."""
@@ -138,11 +143,11 @@ def orders_of(stage: Stage) -> tuple[OrderMs, ...]:
 def _order_of(source: Input) -> OrderMs:
     if source.timestamp is None:
         return lambda record: record.timestamp()[1]
-    kind = source.topic.value
+    kind, frame = source.topic.value, compile_framing(source)
     decode, time_of = value_codec(kind)[0], compile_timestamp(source.timestamp, kind)
 
     def order_ms(record: SourceRecord) -> int:
-        raw = record.value()
+        raw = (record if frame is None else frame(record)).value()
         try:
             return time_of(None if raw is None else decode(raw))
         except BaseException:  # noqa: BLE001  a codec may raise anything

@@ -355,6 +355,10 @@ class Codec(Generic[_T]):
         """
         return self.name
 
+    def id_header(self, part: Literal["key", "value"]) -> str | None:  # noqa: ARG002  for codecs that have one
+        """The name of a header that may have the first bytes of a key or value: the id of its schema."""
+        return None
+
     def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:  # noqa: ARG002  for codecs that know some
         """What `fcluster check` says about one use. It may ask other services, and must change nothing.
 
@@ -375,6 +379,10 @@ class BoundCodec(Codec[_T]):
 
     declared: Codec[_T] = field(compare=False)
     use: CodecUse = field(compare=False)
+
+    def id_header(self, part: Literal["key", "value"]) -> str | None:
+        """See `Codec`."""
+        return self.declared.id_header(part)
 
 
 class ModelError(ValueError):
@@ -423,6 +431,11 @@ def codec_name(kind: Kind) -> str:
 def kind_title(kind: Kind) -> str:
     """The kind as the job's author wrote it, for messages. Different for each model."""
     return kind.model.__name__ if isinstance(kind, ModelCodec) else codec_name(kind)
+
+
+def id_header(kind: Kind, part: Literal["key", "value"]) -> str | None:
+    """See `Codec.id_header`."""
+    return kind.id_header(part) if isinstance(kind, Codec) else None
 
 
 def codec_is_known(kind: object) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -60,6 +60,7 @@ _T = TypeVar("_T")
 
 _FRAME_BYTES: Final = 5
 """A magic byte (0) and a schema's id; or 1 and the 16 bytes of a schema's GUID."""
+_GUID_BYTES: Final = 16
 _MAGIC: Final = (0, 1)
 _NATIVE: Final = (bytes, bytearray, datetime, date, time, Decimal, UUID)
 """What Avro's logical types have values of."""
@@ -125,6 +126,10 @@ class RegistryFormat(Codec[_T]):
         Raises:
             JobError: they may not.
         """
+
+    def id_header(self, part: Literal["key", "value"]) -> str | None:
+        """See `Codec`. What the header has is also a valid beginning of the data."""
+        return f"__{part}_schema_id"
 
     def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:
         """See `Codec`."""
@@ -579,9 +584,10 @@ def _decoder(
         if len(raw) < _FRAME_BYTES or raw[0] not in _MAGIC:
             raise ModelError(
                 f"it doesn't begin with the id of a schema (a zero byte, and 4 bytes), as {name} with a "
-                f"schema registry does, but with {bounded_repr(raw[:_FRAME_BYTES])}"
+                f"schema registry does, but with {bounded_repr(raw[:_FRAME_BYTES])}; and the record has no "
+                f"header '__{context.field}_schema_id'"
             )
-        schema_id = int.from_bytes(raw[1:_FRAME_BYTES], "big")
+        schema_id = _id_in(raw)
         try:
             return call(deserialize, raw, context, subject)
         except FormatUnusable:
@@ -603,6 +609,14 @@ def _decoder(
             ) from error
 
     return decode
+
+
+def _id_in(raw: bytes) -> str:
+    """The id, or the GUID, with which data begins."""
+    if raw[0] == 0:
+        return str(int.from_bytes(raw[1:_FRAME_BYTES], "big"))
+    guid = raw[1 : 1 + _GUID_BYTES]
+    return str(UUID(bytes=guid)) if len(guid) == _GUID_BYTES else guid.hex()
 
 
 def _described(error: BaseException) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Generic, cast
 
 from fcluster.common.failures import bounded_repr
 from fcluster.common.isolation import Isolation
-from fcluster.graph.codecs import decode_value, key_codec
+from fcluster.engine.framing import framed
+from fcluster.graph.codecs import decode_value, id_header, key_codec
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.operators import TopicSpec
 from fcluster.graph.partitioner import partition_of
@@ -117,14 +118,16 @@ class TopicRecord(Generic[K_co, V_co]):
     @property
     def key(self) -> K_co:
         """The key, decoded as declared for the topic. None if it has none. Raises what the codec raises."""
-        return cast("Any", None) if self.raw_key is None else key_codec(self._spec.key)[0](self.raw_key)
+        raw = framed(self.raw_key, id_header(self._spec.key, "key"), self.headers)
+        return cast("Any", None) if raw is None else key_codec(self._spec.key)[0](raw)
 
     @property
     def value(self) -> V_co:
         """The value, decoded as declared for the topic. None for a tombstone. Raises what the codec
         raises.
         """
-        return cast("Any", None) if self.raw_value is None else decode_value(self._spec.value, self.raw_value)
+        raw = framed(self.raw_value, id_header(self._spec.value, "value"), self.headers)
+        return cast("Any", None) if raw is None else decode_value(self._spec.value, raw)
 
     def __repr__(self) -> str:
         key, value = bounded_repr(self.raw_key), bounded_repr(self.raw_value, 200)
