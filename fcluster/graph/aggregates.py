@@ -188,7 +188,9 @@ def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
 
 
 def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
-    """A list of all `of(value)`, in the order in which the records were read."""
+    """A list of all `of(value)`, in the order in which the records were read. When two sessions become one,
+    the values of the earlier one come first.
+    """
     check_of("collect()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
