@@ -105,7 +105,7 @@ def test_value_comes_back_and_its_bytes_begin_with_the_id_of_its_schema(kind: An
     assert type(decode(raw)) is type(value)
     decode, encode = key_codec(opened(kind, part="key"))
     assert decode(encode(value)) == value
-    assert encode(value)[:5] == b"\0" + (2).to_bytes(4, "big"), "another subject"
+    assert encode(value)[:5] == b"\0" + (1).to_bytes(4, "big"), "the same schema, under another subject"
 
 
 def test_times_decimals_and_bytes_of_avro_are_those_of_python() -> None:
@@ -211,6 +211,21 @@ def test_other_schema_of_keys_is_incompatible_and_of_values_is_not() -> None:
     found = incompatibility(described, job(other, PAYMENT))
     assert found is not None
     assert "used to write keys and values as avro-" in found
+
+
+@pytest.mark.parametrize("kind", [Avro(KEY), JsonSchema(PAYMENT_JSON), Protobuf(PaymentMessage)], ids=str)
+def test_topics_whose_keys_have_the_same_schema_are_joined(kind: Any) -> None:
+    job = Job("spend")
+    accounts = job.table(job.topic("accounts", key=kind))
+    payments = job.topic("payments", key=kind)
+    job.stream(payments).join(accounts).to(job.topic("out", key=kind))
+    key = PaymentMessage(account="ann") if isinstance(kind, Protobuf) else {"account": "ann"}
+    key = {**ANN} if isinstance(kind, JsonSchema) else key
+    with Driver(job) as driver:
+        driver.send("accounts", "Ann", key=key)
+        driver.send(payments, 5, key=key)
+        assert [record.value for record in driver.records("out")] == [{"left": 5, "right": "Ann"}]
+        assert driver.rows(accounts) == [(key, "Ann")]
 
 
 # --- what doesn't fit -------------------------------------------------------------------------------------
