@@ -74,7 +74,12 @@ def _cells_of(diagram: Diagram) -> dict[str, _Cell]:
             box = next((one for one in diagram.boxes if arrow.begin in one.reads), None)
         if box is not None and arrow.end in writers:
             writers[arrow.end].append(box)
-    columns = _columns_of(diagram, writers)
+    depths = _depths_of(diagram, inside)
+    lengths = {
+        box.name: max((depths[node.name] + 1 for chain in box.chains for node in chain), default=1)
+        for box in diagram.boxes
+    }
+    columns = _columns_of(diagram, writers, lengths)
     cells = dict[str, _Cell]()
     row = 0
     for box in diagram.boxes:
@@ -87,7 +92,8 @@ def _cells_of(diagram: Diagram) -> dict[str, _Cell]:
         ]
         chains = [chain for chain in box.chains if chain]
         for number, chain in enumerate(chains):
-            for at, node in enumerate(chain, begin):
+            for node in chain:
+                at = begin + depths[node.name]
                 cells[node.name] = _Cell(at, row + number, at, row + number)
         used = dict[int, int]()
         for topic in own:
@@ -95,16 +101,34 @@ def _cells_of(diagram: Diagram) -> dict[str, _Cell]:
             used[columns[topic]] = below + 1
             cells[topic] = _Cell(columns[topic], row + below, columns[topic], row + below)
         rows = max(len(chains), 1)
-        cells[box.name] = _Cell(begin, row, begin + _length_of(box) - 1, row + rows - 1)
+        cells[box.name] = _Cell(begin, row, begin + lengths[box.name] - 1, row + rows - 1)
         row += max(rows, *used.values())
     return cells
 
 
-def _length_of(box: Box) -> int:
-    return max((len(chain) for chain in box.chains), default=0) or 1
+def _depths_of(diagram: Diagram, inside: Mapping[str, Box]) -> dict[str, int]:
+    """How many steps of its stage are in front of each step, on the longest way: chains that are merged share
+    steps.
+    """
+    before: dict[str, list[str]] = {name: [] for name in inside}
+    for arrow in diagram.arrows:
+        if arrow.begin in inside and arrow.end in inside:
+            before[arrow.end].append(arrow.begin)
+    depths = dict[str, int]()
+
+    def of(name: str) -> int:
+        if name not in depths:
+            depths[name] = max((of(one) + 1 for one in before[name]), default=0)
+        return depths[name]
+
+    for name in inside:
+        of(name)
+    return depths
 
 
-def _columns_of(diagram: Diagram, writers: Mapping[str, list[Box]]) -> dict[str, int]:
+def _columns_of(
+    diagram: Diagram, writers: Mapping[str, list[Box]], lengths: Mapping[str, int]
+) -> dict[str, int]:
     """The column of each topic, and the first one of each box: behind all that leads there. Where a job reads
     what it writes itself, one arrow goes back.
     """
@@ -113,7 +137,7 @@ def _columns_of(diagram: Diagram, writers: Mapping[str, list[Box]]) -> dict[str,
 
     def of_topic(topic: str) -> int:
         if topic not in columns:
-            ends = [of_box(box) + _length_of(box) for box in writers[topic] if box.name not in underway]
+            ends = [of_box(box) + lengths[box.name] for box in writers[topic] if box.name not in underway]
             columns[topic] = max(ends, default=0)
         return columns[topic]
 

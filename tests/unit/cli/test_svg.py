@@ -75,7 +75,7 @@ def foreign() -> Job:
 
 def merged() -> Job:
     job = Job("merged")
-    both = job.merge(job.stream(job.topic("a")).filter(bool), job.topic("b"))
+    both = job.merge(job.topic("a"), job.stream(job.topic("b")).filter(bool).map(str))
     both.process(lambda _ctx, value: value, name="both").map(str).to("out")
     return job
 
@@ -103,8 +103,9 @@ def test_everything_is_drawn_and_nothing_covers_anything(build: Any) -> None:
     assert all(one.left + one.width <= size[0] and one.top + one.height <= size[1] for one in found)
 
 
-def test_records_go_from_left_to_right() -> None:
-    diagram, image = drawn(shop())
+@pytest.mark.parametrize("build", [shop, foreign, merged, copied])
+def test_records_go_from_left_to_right(build: Any) -> None:
+    diagram, image = drawn(build())
     for arrow, path in zip(
         diagram.arrows, (path for path in image.iter(f"{_SVG}path") if path.get("class")), strict=True
     ):
