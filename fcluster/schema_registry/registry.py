@@ -83,6 +83,7 @@ class Registry:
         for name in _ASKING:
             setattr(client, name, self._asking(getattr(client, name)))
         client.get_version = self._resolving(client.get_version)
+        client.get_schema_by_guid = self._finding_guids(client.get_schema_by_guid)
 
     def call(self, function: Callable[..., Any], argument: Any, context: Any, subject: str) -> Any:
         """What a serializer or deserializer of the client returns.
@@ -175,6 +176,26 @@ class Registry:
                 raise
 
         return resolve
+
+    def _finding_guids(self, get_schema_by_guid: Callable[..., Any]) -> Callable[..., Any]:
+        """The method with which the deserializers ask for the schema of an id that was in a header."""
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
+        def find(guid: str, *options: Any, **named: Any) -> Any:
+            try:
+                return get_schema_by_guid(guid, *options, **named)
+            except SchemaRegistryError as error:
+                if error.http_status_code != _NOT_FOUND or error.error_code in _UNKNOWN_SCHEMA:
+                    raise
+                raise FormatUnusable(
+                    f"the schema registry {self.url} doesn't know schemas by their GUIDs, which records have "
+                    f"in headers (HTTP status {_NOT_FOUND} for {guid})",
+                    remedy="Use a registry that does, or let the producer write ids in front of the data "
+                    "(prefix_schema_id_serializer). If another address was meant, correct "
+                    "schema.registry.url.",
+                ) from error
+
+        return find
 
     def _no_registry(self, what: str) -> FormatUnusable:
         return FormatUnusable(

@@ -21,7 +21,7 @@ from fcluster.graph.codecs import Kind, bound_codec
 from fcluster.graph.operators import TopicSpec
 from fcluster.graph.stages import Input
 from fcluster.schema_registry import Avro, JsonSchema, Protobuf, registry
-from fcluster.testing import Driver
+from fcluster.testing import Driver, JobStopped
 from fcluster.testing.topics import StoredRecord, Visibility
 from tests.unit.schema_registry.messages import message_class
 from tests.unit.schema_registry.stub import StubRegistry
@@ -198,6 +198,20 @@ def test_registry_is_asked_for_the_schema_by_its_guid() -> None:
             assert driver.read_values(out) == [payment()]
         assert stub.requests[0][1].startswith("/schemas/guids/00010203-0405-0607-0809-0a0b0c0d0e0f")
         registry.close_registries()
+
+
+def test_registry_that_knows_no_guids_stops_the_job_and_is_named() -> None:
+    job = Job("j")
+    source = job.topic("in", value=VALUE, on_error="skip")
+    job.stream(source).to(job.topic("out"))
+    with StubRegistry((404, {"error_code": 404, "message": "no such path"})) as stub:
+        with (
+            Driver(job, settings={"schema.registry.url": stub.url}) as driver,
+            pytest.raises(JobStopped, match="doesn't know schemas by their GUIDs") as stopped,
+        ):
+            driver.send_raw(source, b"\x06ann\x0a", headers=[("__value_schema_id", b"\1" + GUID)])
+        registry.close_registries()
+    assert "prefix_schema_id_serializer" in stopped.value.remedy
 
 
 # --- records ----------------------------------------------------------------------------------------------
