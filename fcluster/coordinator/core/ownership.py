@@ -103,9 +103,12 @@ class Ownership:
                 self._free(shard)
 
     def settle_all(self) -> None:
-        """The job's start is known: shards that have waited for that can be assigned."""
+        """The job's start is known: shards that have waited for that can be assigned. Those of workers that
+        came meanwhile can move.
+        """
         for slot in self._cluster.slots.values():
             self.settle(slot)
+        self.balance()
 
     def orphaned(self, slot: Slot) -> list[ShardId]:
         """The slot's session is over. Shards that it may have had wait for the slot's next state."""

@@ -144,3 +144,16 @@ def test_start_is_journalled_before_shards_are_assigned() -> None:
         harness.write_journal()
     assert told(harness, worker) == [1]
     assert harness.journal[START_KEY] == {"number": 1}
+
+
+def test_worker_that_comes_before_the_start_is_known_gets_its_share() -> None:
+    """The others return without shards: a leader has died before they were told of them."""
+    harness, (w0, w1) = harness_with_a_global_table()
+    harness.lead()
+    w0.hello(session=w0.session)
+    FakeWorker(harness, "new", slot=2).hello()
+    w1.hello(session=w1.session)
+    for worker in (w0, w1):
+        worker.running()
+    moving = [shard for shard in harness.core.shards.values() if shard.target == 2]
+    assert len(moving) == 1, "4 shards for 3 workers"
