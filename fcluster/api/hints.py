@@ -22,6 +22,7 @@ from fcluster.api.tables import GroupedTable, Table
 from fcluster.api.windowed import GatheredStream, WindowedStream
 from fcluster.common.spelling import near_names
 from fcluster.graph.operators import TopicSpec
+from fcluster.graph.record import HOW_TO_WRITE
 
 _CALL = re.compile(r"^([\w.]+)\(\) (?:missing|got|takes)")
 _IMPORT = re.compile(r"^cannot import name '(\w+)' from 'fcluster")
@@ -155,7 +156,11 @@ def _hint_of_call(called: str, text: str) -> str:
     parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
     wrong = _UNEXPECTED.search(text)
     near = near_names(wrong[1], [one.name for one in parameters]) if wrong else []
-    return f"Did you mean {near[0]}=?" if near else f"Call {title}({', '.join(map(_shown, parameters))})."
+    if near:
+        return f"Did you mean {near[0]}=?"
+    if function is fcluster.Record.__init__:
+        return f"Write {HOW_TO_WRITE}; it takes {', '.join(one.name for one in parameters)}, all by name."
+    return f"Call {title}({', '.join(map(_shown, parameters))})."
 
 
 def _shown(parameter: inspect.Parameter) -> str:

@@ -130,6 +130,7 @@ class EntryTable:
 
     Attributes:
         key_text: shows a key in messages.
+        describe_unkept: why a value can't be stored; see `ValueCodec`.
         mean_bytes: what an entry takes in memory.
     """
 
@@ -147,6 +148,7 @@ class EntryTable:
         "_open",
         "_times",
         "_ttl",
+        "describe_unkept",
         "key_text",
         "mean_bytes",
         "name",
@@ -174,6 +176,7 @@ class EntryTable:
         self.prefix = prefix
         self.step = step
         self.key_text: Callable[[bytes], str] = bounded_repr
+        self.describe_unkept: Callable[[Any], str | None] = codec.describe_unkept
         self.mean_bytes = MeanBytes()
         self._layers = layers
         self._codec = codec
@@ -536,13 +539,13 @@ class EntryTable:
 
     def _raise_first_unkept(self, live: Mapping[bytes, Any]) -> NoReturn:
         for key, value in live.items():
-            if self._codec.describe_unkept(value) is not None:
+            if self.describe_unkept(value) is not None:
                 raise self._unkept(key, value)
         raise AssertionError(f"store {self.name!r}: a value can't be stored, but no single one causes it")
 
     def _unkept(self, key: bytes, value: Any) -> ProcessingError:
         return ProcessingError(
-            f"store {self.name!r}, key {self.key_text(key)}: {self._codec.describe_unkept(value)}",
+            f"store {self.name!r}, key {self.key_text(key)}: {self.describe_unkept(value)}",
             remedy=_OF_AGGREGATES if "//" in self.name else _OF_STATES,
         )
 

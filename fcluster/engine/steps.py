@@ -15,6 +15,7 @@ from fcluster.common.failures import OUR_FILES, Failure, describe_exception, pla
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, TimerRecord, describe_record, where_of
 from fcluster.graph.operators import OnError
+from fcluster.graph.record import HOW_TO_WRITE, is_miswritten
 
 
 class Step(Protocol):
@@ -114,6 +115,8 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
                 return f"; it is a dict: write value[{error.name!r}], or declare the topic with a model"
             if isinstance(error.obj, HasHints):
                 return f"; {error.obj.hint_for(error.name)}"
+        if is_miswritten(error):
+            return f"; a Record takes its fields by name: {HOW_TO_WRITE}"
         if record.value() is None and not isinstance(record, TimerRecord):
             return "; the record is a tombstone: its value is null, which is None for the step"
         return ""

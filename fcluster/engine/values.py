@@ -11,7 +11,7 @@ for 50,000 values that are kept), and rounds integers beyond 64 bits when it dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -84,15 +84,41 @@ def encode_values(values: Collection[Any]) -> list[bytes]:
     return encoded
 
 
-def describe_unkept(state: object) -> str | None:
-    """Where in `state` the value is that can't be kept, and why. None if all of it can."""
-    problem = _find_unkept(state, "state", frozenset())
+def describe_unkept(state: object, title: str = "state") -> str | None:
+    """Where in `state` the value is that can't be kept, and why. None if all of it can. `title` is what
+    `state` is called there.
+    """
+    problem = _find_unkept(state, title, frozenset())
     if problem is None:
         try:
             _encode_lines([state])
         except (TypeError, ValueError, RecursionError) as error:
-            problem = f"state can't be encoded: {error}"
+            problem = f"{title} can't be encoded: {error}"
     return None if problem is None else bounded_text(problem, 1_000)
+
+
+def describing_fields(
+    owner: str, names: Sequence[str], kept_in: Callable[[Any], Iterable[list[Any]]]
+) -> Callable[[Any], str | None]:
+    """Like `describe_unkept`, for what aggregates keep: the author knows their fields, and not how the store
+    arranges them.
+
+    Args:
+        owner: what has the fields, in words.
+        names: the fields, in order.
+        kept_in: returns the lists of what the fields keep that are in a value of the store. Such a list may
+            have more behind that.
+    """
+
+    def describe(value: Any) -> str | None:
+        for kept in kept_in(value):
+            for name, part in zip(names, kept, strict=False):
+                problem = describe_unkept(part, "kept")
+                if problem is not None:
+                    return f"in the field {name!r} of {owner}, {problem}"
+        return describe_unkept(value)
+
+    return describe
 
 
 def _check_types(states: Collection[State]) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
@@ -70,9 +71,7 @@ def encode_json(value: Any) -> bytes:
     try:
         encoded = orjson.dumps(value, _of_model)
     except TypeError as error:
-        if _TOO_LONG not in str(error):
-            raise _unencodable(value, error) from error
-        encoded = orjson.dumps(_with_long_integers(value), _of_model)
+        encoded = _with_all_digits(value, error, _of_model, None)
     if b"null" in encoded:
         check_finite(value)
     return encoded
@@ -83,12 +82,24 @@ def encode_json_key(value: Any) -> bytes:
     try:
         encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
-        if _TOO_LONG not in str(error):
-            raise _unencodable(value, error) from error
-        encoded = orjson.dumps(_with_long_integers(value), option=orjson.OPT_SORT_KEYS)
+        encoded = _with_all_digits(value, error, None, orjson.OPT_SORT_KEYS)
     if b"null" in encoded:
         check_finite(value)
     return encoded
+
+
+def _with_all_digits(
+    value: Any, error: TypeError, default: Callable[[Any], Any] | None, option: int | None
+) -> bytes:
+    """The JSON of a value that orjson has refused with `error`, if that was for long integers only.
+
+    Raises:
+        TypeError: as in `encode_json`.
+    """
+    if _TOO_LONG in str(error):
+        with suppress(TypeError, RecursionError):  # then there is more that isn't JSON
+            return orjson.dumps(_with_long_integers(value), default, option)
+    raise _unencodable(value, error) from error
 
 
 def encode_json_without_models(value: Any) -> bytes:
@@ -176,6 +187,8 @@ def _find_unencodable(value: Any, path: str, parents: frozenset[int]) -> str | N
     """What isn't JSON, where it is, and what to write instead."""
     if id(value) in parents:
         return f"{path} contains itself, which JSON can't express"
+    if type(value) is int:
+        return None  # orjson refuses long ones
     if isinstance(value, str):
         return None if value.isascii() else _broken_text(value, path)
     if isinstance(value, dict):
@@ -196,7 +209,7 @@ def _find_unencodable(value: Any, path: str, parents: frozenset[int]) -> str | N
         items = enumerate(cast("Iterable[Any]", value))
         found = (_find_unencodable(item, f"{path}[{number}]", inside) for number, item in items)
         return next((one for one in found if one), None)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inside = parents | {id(value)}
         items = ((name, getattr(value, name, None)) for name in _attributes_of(value))
         found = (_find_unencodable(item, f"{path}.{name}", inside) for name, item in items)
@@ -255,6 +268,12 @@ def _with_long_integers(value: Any) -> Any:
         return {key: _with_long_integers(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [_with_long_integers(item) for item in cast("Iterable[Any]", value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # The attributes that orjson would write. Other models aren't written by orjson.
+        fields: Any = getattr(value, "__dict__", None) or {
+            name: getattr(value, name) for name in _attributes_of(value)
+        }
+        return {name: _with_long_integers(item) for name, item in fields.items() if not name.startswith("_")}
     return value
 
 

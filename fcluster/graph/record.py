@@ -25,6 +25,18 @@ UNSET: Final = Unset.UNSET
 """Marks a field of a `Record` that carries over from the record being processed. None is a value."""
 
 
+HOW_TO_WRITE: Final = "Record(value=..., key=...)"
+"""What a call of `Record` looks like, for messages: Python only counts the arguments of a wrong one."""
+
+
+def is_miswritten(error: BaseException) -> bool:
+    """Whether the exception comes from a call of `Record` with arguments that it doesn't take."""
+    return isinstance(error, TypeError) and str(error).startswith(_MISWRITTEN)
+
+
+_MISWRITTEN: Final = ("Record.__init__() takes 1 positional", "Record.__init__() got an unexpected keyword")
+
+
 class Record:
     """An output of a handler that sets more than the value.
 

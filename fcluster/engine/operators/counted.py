@@ -32,6 +32,7 @@ class CountedOperator(OfWindow):
         node, place, passing = self._node, self.place, surroundings.passing
         assert isinstance(node.windows, Counted)
         table = cast("EntryTable", surroundings.tables[node.store.name])
+        self.name_fields(table, lambda entry: [window[3] for window in entry[1]])
         size, every, updates = node.windows.size, node.windows.step, node.emit == "update"
         inits, add_all = compile_fields(node)
         result_of = compile_result(node, surroundings)

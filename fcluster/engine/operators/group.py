@@ -10,6 +10,7 @@ from fcluster.engine.operators.base import Surroundings, present_field_of
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import AGGREGATES, AT_MS, MEMBERS, FollowedTable, RowChange, compile_group_value
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+from fcluster.engine.values import describing_fields
 from fcluster.graph.changes import Change
 from fcluster.graph.codecs import encode_json_without_models, key_codec, value_codec
 from fcluster.graph.groups import Halves, contribution, parts_of_contribution
@@ -92,6 +93,10 @@ class GroupTableOperator:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("FollowedTable", surroundings.tables[node.store.name])
+        names = [name for name, _aggregate in node.fields]
+        table.describe_unkept = describing_fields(
+            f"the groups {node.name!r}", names, lambda kept: [kept[AGGREGATES]]
+        )
         get, put, delete, note = table.get, table.put, table.delete, table.note
         value_of, is_followed, drops_empty = compile_group_value(node), node.is_followed, node.drops_empty
         inits = tuple(aggregate.init for _name, aggregate in node.fields)

@@ -35,6 +35,7 @@ class SessionOperator(OfWindow):
         close = self._compile_close(surroundings, open_sessions, following)
         surroundings.fire[node.name, CLOSE] = (place, close)
         clock, table, note = open_sessions.clock, open_sessions.table, open_sessions.note
+        self.name_fields(table, lambda sessions: [session[2] for session in sessions])
         late = compile_late(node, place, surroundings, open_sessions.port)
         gap_ms, closes_after_ms = node.windows.gap_ms, node.closes_after_ms
         inits, add_all = compile_fields(node)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, Final, cast
 
-from fcluster.engine.entries import ABSENT
+from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.interval_windows import RESULT, OpenWindowsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+from fcluster.engine.values import describing_fields
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.codecs import codec_name, key_codec
 from fcluster.graph.operators import JoinStreams, Window
@@ -42,6 +43,11 @@ class OfWindow:
         self.stores = (node.name, *node.store.store_names)
         self.place = Place(node.name, f"in the window {node.name!r}", node.on_error)
 
+    def name_fields(self, table: EntryTable, kept_in: Callable[[Any], Iterable[list[Any]]]) -> None:
+        """Let messages about what can't be stored name the field. For `kept_in`, see `describing_fields`."""
+        names = [name for name, _aggregate in self._node.fields]
+        table.describe_unkept = describing_fields(f"the window {self._node.name!r}", names, kept_in)
+
 
 class WindowOperator(OfWindow):
     """Adds each value to the windows that its timestamp is in; `firing` calls the function that closes
@@ -55,6 +61,7 @@ class WindowOperator(OfWindow):
         windows = cast("OpenWindows", surroundings.timers[node.name])
         surroundings.fire[node.name, CLOSE] = (place, self._compile_close(surroundings, windows, following))
         clock, table, opened = windows.clock, windows.table, windows.opened
+        self.name_fields(table, lambda kept: [kept])
         get, put, late = table.get, table.put, compile_late(node, place, surroundings, windows.port)
         ends_of = node.windows.ends_of()
         grace_ms, keyed = node.windows.grace_ms, not node.keyless

@@ -177,6 +177,18 @@ def test_objects_of_a_model_are_kept_as_what_their_json_holds(model: Any, window
     assert (result["n"], result["about"]) == (2, 2)
 
 
+@pytest.mark.parametrize("model", [PaidDataclass, PaidStruct, PaidModel])
+def test_objects_of_a_model_keep_all_digits(model: Any) -> None:
+    job = Job("j")
+    paid = job.topic("paid", value=model)
+    window = job.stream(paid).window(Counted(1), name="w")
+    window.aggregate(all=collect(), most=top_n(1, by=lambda one: one.cents)).to("out")
+    with Driver(job, partitions=1) as driver:
+        driver.send(paid, model(cents=10**30, at=datetime(2026, 1, 1, tzinfo=UTC)), key="k", timestamp=9)
+        (result,) = driver.read_values("out")
+    assert [one["cents"] for one in (*result["all"], *result["most"])] == [10**30, 10**30]
+
+
 def test_collect_of_a_group_loses_objects_of_a_model_again() -> None:
     job = Job("j")
     table = job.table(job.topic("paid", value=PaidStruct))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -63,6 +64,35 @@ def test_integer_of_any_size_is_read_back_or_refused(kind: Any, number: int) -> 
         assert kind == "msgpack"
     else:
         assert codec.decode(kept) == number
+
+
+@dataclass
+class Part:
+    number: int
+    _hidden: int = 0
+
+
+@dataclass(slots=True)
+class Slotted:
+    name: str
+    parts: list[Part]
+    _hidden: int = 0
+
+
+@pytest.mark.parametrize("number", [7, 2**64, -(2**63) - 1, 10**40])
+def test_dataclass_is_written_the_same_however_long_its_integers_are(number: int) -> None:
+    value = {"of": (Slotted("a", [Part(number), Part(1)]), Part(number))}
+    parts: list[Any] = [{"number": number}, {"number": 1}]
+    for decode, encode in (key_codec("json"), value_codec("json")):
+        assert decode(encode(value)) == {"of": [{"name": "a", "parts": parts}, {"number": number}]}
+
+
+@pytest.mark.parametrize("wrong", [{1}, Part, 1j, Part(1j)])  # pyright: ignore[reportArgumentType]
+def test_what_is_not_json_is_named_beside_a_long_integer(wrong: Any) -> None:
+    for encode in (key_codec("json")[1], value_codec("json")[1]):
+        for value in ({"a": wrong, "b": 2**64}, {"b": 2**64, "a": wrong}):
+            with pytest.raises(TypeError, match=r"the value\['a'\](.number)? is of type .*, which JSON"):
+                encode(value)
 
 
 def test_int_is_encoded_like_kafkas_long_serializer() -> None:
