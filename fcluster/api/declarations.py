@@ -235,15 +235,24 @@ class Declarations:
                 remedy="A record has one time, so give it in one place.",
             )
 
-    def target(self, topic: TopicSpec | str, where: str) -> TopicSpec:
+    def target(self, topic: TopicSpec | str, where: str, key: KeyKind, value: ValueKind) -> TopicSpec:
         """The topic that is written, for `where` in the job file. If no topic of that name is declared, it
-        has text keys and JSON values.
+        has the kinds `key` and `value`, those of the stream.
         """
-        if isinstance(topic, str):
-            known = self._topics.get(topic)
-            return known or self.topic(topic, "text", "json", None, None, None, None)
-        self.check_declared(topic, where)
-        return topic
+        if not isinstance(topic, str):
+            self.check_declared(topic, where)
+            return topic
+        known = self._topics.get(topic)
+        if known is not None:
+            return known
+        for part, kind in (("keys", key), ("values", value)):
+            if isinstance(kind, Codec) and not isinstance(kind, ModelCodec):
+                raise JobError(
+                    f"{where} got the name {topic!r} of a topic that isn't declared, and the {part} of this "
+                    f"stream have a codec ({kind_title(kind)}).",
+                    remedy=f"Declare it, topic = job.topic({topic!r}, key=..., value=...), and pass topic.",
+                )
+        return self.topic(topic, key, value, None, None, None, None)
 
     def check_declared(self, topic: TopicSpec, where: str) -> None:
         """Refuse what is not a topic of this job. `where` says where in the job file it was given."""

@@ -309,7 +309,7 @@ class Stream(Generic[K_co, V_co]):
         on_error: OnError | None = None,
     ) -> Stream[K_co, Any]:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
-        to = None if to is None else self._declared.target(to, "to=")
+        to = None if to is None else self._declared.target(to, "to=", key_of(self._node), "json")
         operator = process_operator(handler, name)
         rule = self._declared.rule(on_error, f"the handler {operator.name!r}")
         stores = self._declared.stores(operator.name, states)
@@ -352,7 +352,7 @@ class Stream(Generic[K_co, V_co]):
                 that of the job.
         """
         check_windows(windows, name, late, emit)
-        late = None if late is None else self._declared.target(late, "late=")
+        late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         kept, same = value_of(self._node)
@@ -391,7 +391,7 @@ class Stream(Generic[K_co, V_co]):
             on_error: as in `window`. It also applies to parts that can't be written.
         """
         check_all_windows(windows, name)
-        late = None if late is None else self._declared.target(late, "late=")
+        late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         what = f"the window {name!r}"
@@ -656,7 +656,7 @@ class Stream(Generic[K_co, V_co]):
             )
         before_ms, after_ms = interval_ms(name, within)
         grace_ms = 0 if grace is None else duration_ms(name, "grace", grace)
-        late = None if late is None else self._declared.target(late, "late=")
+        late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the join {name!r}")
         self._check_open()
         nodes = self._node, other._open_node(self._declared, "join")
@@ -703,12 +703,12 @@ class Stream(Generic[K_co, V_co]):
         """Write the records to `topic`. The stream ends here.
 
         Args:
-            topic: the target, or its name: a topic that isn't declared has text keys and JSON values. Key,
-                timestamp and headers carry over.
+            topic: the target, or its name: a topic that isn't declared has the kinds of the stream's keys and
+                values. Key, timestamp and headers carry over.
             on_error: what to do with records whose key or value can't be written as the topic's kind, or that
                 Kafka refuses. Default: the rule of the previous step.
         """
-        topic = self._declared.target(topic, "to()")
+        topic = self._target(topic, "to()")
         rule = None if on_error is None else self._declared.rule(on_error, "to()")
         self._then(Sink(topic, rule))
 
@@ -725,9 +725,12 @@ class Stream(Generic[K_co, V_co]):
                 are.
             on_error: as in `to`.
         """
-        topic = self._declared.target(topic, "through()")
+        topic = self._target(topic, "through()")
         self.to(topic, on_error=on_error)
         return Stream(self._declared, self._declared.source(topic, "through()", None, None))
+
+    def _target(self, topic: TopicSpec | str, where: str) -> TopicSpec:
+        return self._declared.target(topic, where, key_of(self._node), value_of(self._node)[0])
 
     def _then(self, step: Sink | KeyBy | Operator) -> Stream[Any, Any]:
         self._check_open()

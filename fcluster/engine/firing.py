@@ -269,7 +269,8 @@ class TimerRunner:
         join. They aren't to be late for those behind. If event time has ended, they aren't told so before
         all that is due has fired.
         """
-        if due_ms is None or not (self._holds_back or due_ms == END_MS):
+        waits = self._unloaded is not None  # and so do timers that are due
+        if due_ms is None or not (self._holds_back or waits or due_ms == END_MS):
             return due_ms
         found = self._first_event()
         if due_ms == END_MS:
@@ -284,7 +285,8 @@ class TimerRunner:
 
     def fire_event(self) -> None:
         """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more that must fire.
-        If they may wait, this does nothing until `fire_due` has caught up. Nor does it while they have to.
+        If they may wait, this does nothing until `fire_due` has caught up. While timers wait for a global
+        table, it does nothing either.
 
         Raises:
             TimerStopsError: a timer stops the job. None of its changes are in the open epoch.

@@ -9,7 +9,7 @@ The layers, newest first. A read uses the first layer that has the key:
     open       `touched`: the live dicts that handlers got since the last barrier
     clean      live dicts of earlier epochs, equal to what the layers below say; bounded (`memory`)
     prepared   encoded changes of an epoch that was frozen and isn't committed yet
-    pending    encoded changes of committed epochs, merged, waiting to be written in one batch
+    pending    encoded changes of committed epochs, merged, waiting to be written together
     writing    a batch on its way to the store; readable here until it is done
     store      RocksDB
 
@@ -103,8 +103,8 @@ class Store(Protocol):
         ...
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Write `changes` (an empty value deletes), and `meta` with the last of them. If the process dies
-        meanwhile, the store may have some of the changes and its former `meta`.
+        """Write `changes` (an empty value deletes) and `meta`. If the process dies meanwhile, the store has
+        all of it or nothing of it, or can't be used any more.
         """
         ...
 

@@ -200,7 +200,10 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     def subtract(kept: list[Any], value: Any) -> list[Any]:
         gone = plain(of(value))
         text = text_of(gone)  # 1, 1.0 and True are equal
-        del kept[next(at for at, one in enumerate(kept) if one == gone and text_of(one) == text)]
+        at = next((at for at, one in enumerate(kept) if one == gone and text_of(one) == text), None)
+        if at is None:
+            raise ValueError(f"{bounded_repr(gone)} isn't among the collected values; has `of` changed?")
+        del kept[at]
         return kept
 
     return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)

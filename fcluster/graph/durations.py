@@ -15,27 +15,36 @@ MILLISECOND: Final = timedelta(milliseconds=1)
 
 def milliseconds(number: float) -> timedelta:
     """A duration, as `timedelta(milliseconds=number)`."""
-    return timedelta(milliseconds=number)
+    return _made("milliseconds", number)
 
 
 def seconds(number: float) -> timedelta:
     """A duration, as `timedelta(seconds=number)`."""
-    return timedelta(seconds=number)
+    return _made("seconds", number)
 
 
 def minutes(number: float) -> timedelta:
     """A duration, as `timedelta(minutes=number)`."""
-    return timedelta(minutes=number)
+    return _made("minutes", number)
 
 
 def hours(number: float) -> timedelta:
     """A duration, as `timedelta(hours=number)`."""
-    return timedelta(hours=number)
+    return _made("hours", number)
 
 
 def days(number: float) -> timedelta:
     """A duration of 24 hours each, as `timedelta(days=number)`."""
-    return timedelta(days=number)
+    return _made("days", number)
+
+
+def _made(unit: str, number: float) -> timedelta:
+    try:
+        return timedelta(**{unit: number})
+    except (TypeError, ValueError, OverflowError):
+        raise JobError(
+            f"{unit}({bounded_repr(number)}) is not a duration.", remedy=f"Use a number, such as {unit}(5)."
+        ) from None
 
 
 def shown(duration: timedelta) -> str:

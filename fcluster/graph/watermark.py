@@ -39,16 +39,18 @@ class Watermark:
 
     def __init__(
         self,
-        max_delay_ms: int = 0,
+        max_delay_ms: int | None = None,
         idle_ms: int | None = None,
         *,
         max_delay: timedelta | None = None,
         idle: timedelta | None = None,
     ) -> None:
         if max_delay is not None:
-            max_delay_ms = _as_ms("max_delay", max_delay, max_delay_ms, 0, NOTHING)
+            max_delay_ms = _as_ms("max_delay", max_delay, max_delay_ms, NOTHING)
         if idle is not None:
-            idle_ms = _as_ms("idle", idle, idle_ms, None, MILLISECOND)
+            idle_ms = _as_ms("idle", idle, idle_ms, MILLISECOND)
+        if max_delay_ms is None:
+            max_delay_ms = 0
         _check("max_delay_ms", max_delay_ms, 0)
         if idle_ms is not None:
             _check("idle_ms", idle_ms, 1)
@@ -56,11 +58,9 @@ class Watermark:
         object.__setattr__(self, "idle_ms", idle_ms)
 
 
-def _as_ms(
-    name: str, duration: timedelta, given_ms: int | None, default_ms: int | None, least: timedelta
-) -> int:
+def _as_ms(name: str, duration: timedelta, given_ms: int | None, least: timedelta) -> int:
     check_duration("a Watermark", name, duration, least)
-    if given_ms != default_ms:
+    if given_ms is not None:
         raise JobError(f"A Watermark got both {name}= and {name}_ms=.", remedy=f"Give it {name}= alone.")
     return duration // MILLISECOND
 

@@ -1,11 +1,11 @@
 """Committed state on disk: one RocksDB for each shard, under one directory for each worker.
 
 Responsible for: opening, reading, writing, checkpointing and removing the RocksDB of a shard, and the memory
-that all of a process share. It supports invariant 3: `StoreMeta` changes in the last batch of a write, so a
-store is never behind its epoch, even after a crash. (The write-ahead log is off: changes that weren't flushed
-are lost from some batch on, and the changelog has them.) Values of a write that a crash cut short may be
-there, too. They are committed, and each is overwritten when the changelog is replayed from the store's
-epoch; until then nobody may read the store. Must not know Kafka, and must not decide what to restore.
+that all of a process share. It supports invariant 3: values and `StoreMeta` change together, so a store is
+always at exactly one epoch, even after a crash. (The write-ahead log is off: changes that weren't flushed are
+lost as a whole, and the changelog has them.) A large write is several batches. The first one has a mark that
+the last one removes. A store that has it was cut short in that write, and counts as damaged. Must not know
+Kafka, and must not decide what to restore.
 
 Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``. Other entries next to ``db`` are temporary, and
 are removed when the directory or the shard is next opened, except for ``unsynced``: adopted files are synced
@@ -25,7 +25,6 @@ import fcntl
 import logging
 import os
 import shutil
-import sys
 import threading
 import uuid
 from collections.abc import Mapping
@@ -73,7 +72,10 @@ _BATCH_BYTES_MAX = 4 * 1024 * 1024
 """
 _UNSYNCED = "unsynced"
 
-assert len(META_KEY) < STORE_PREFIX_BYTES
+_CUT_SHORT_KEY = b"\x00\x00"
+"""The mark of a write that isn't complete. Like `META_KEY`, it sorts before all keys of state."""
+
+assert len(META_KEY) < len(_CUT_SHORT_KEY) < STORE_PREFIX_BYTES
 
 
 class StateDirectoryFullError(FclusterError):
@@ -184,16 +186,14 @@ class RocksStore:
         return found
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Write `changes` (an empty value deletes), and `meta` with the last of them.
+        """Write `changes` (an empty value deletes) and `meta`. If the process dies meanwhile, the store has
+        all of it, nothing of it, or counts as damaged.
 
         Raises:
             StateDirectoryFullError, StateDirectoryFailedError: it must be written again.
             StateDamaged: RocksDB can't continue.
         """
-        # A store without a position counts as empty. So its first write is one batch.
-        entries_max, bytes_max = _BATCH_ENTRIES_MAX, _BATCH_BYTES_MAX
-        if self._meta == StoreMeta():
-            entries_max = bytes_max = sys.maxsize
+        is_split = False
         with self._writing:
             try:
                 batch, size_bytes = WriteBatch(raw_mode=True), 0
@@ -203,9 +203,14 @@ class RocksStore:
                     else:
                         batch.delete(key)
                     size_bytes += len(value)
-                    if size_bytes >= bytes_max or len(batch) >= entries_max:
+                    if size_bytes >= _BATCH_BYTES_MAX or len(batch) >= _BATCH_ENTRIES_MAX:
+                        if not is_split:
+                            batch.put(_CUT_SHORT_KEY, b"\x01")
+                            is_split = True
                         self._db.write(batch, self._without_log)
                         batch, size_bytes = WriteBatch(raw_mode=True), 0
+                if is_split:
+                    batch.delete(_CUT_SHORT_KEY)
                 batch.put(META_KEY, _encode_meta(_MetaRecord(STORE_FORMAT, *meta)))
                 self._db.write(batch, self._without_log)
             except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
@@ -227,9 +232,9 @@ class RocksStore:
                 self._raise(error)
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All entries except the meta, for checks and tests."""
+        """All entries of state, for checks and tests."""
         pairs: Any = self._db.items()
-        return [(key, value) for key, value in pairs if key != META_KEY]
+        return [(key, value) for key, value in pairs if key not in (META_KEY, _CUT_SHORT_KEY)]
 
     def close(self) -> None:
         """Write what is in memory, and close. May be called twice."""
@@ -243,6 +248,8 @@ class RocksStore:
                 self._raise(error)
 
     def _read_meta(self) -> StoreMeta:
+        if self.get(_CUT_SHORT_KEY) is not None:
+            raise StateDamaged(f"a crash has cut short the last write to the state in {self.path}")
         value = self.get(META_KEY)
         if value is None:
             return StoreMeta()

@@ -471,17 +471,17 @@ class AppliesBeforeCommitAndTrusts(AppliesBeforeCommit, TrustsLocalFiles):
         return super().new_state(shard, store)
 
 
-class _PositionFirst(SimStore):
-    def _keep_part(self, data: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        super()._keep_part(data, meta)
-        self._meta = meta
+class _CutShort(SimStore):
+    def _damage(self, _changes: Mapping[bytes, bytes], _meta: StoreMeta) -> None:
+        changed = self.data | _changes
+        self.data, self._meta = {key: value for key, value in changed.items() if value}, _meta
 
 
-class WritesPositionFirst(SimWorker):
-    """Writes a store's new position before the values of its epoch."""
+class TrustsCutShortStores(SimWorker):
+    """Writes no mark, and a store's new position with the first of several batches."""
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
-        plant(store, _PositionFirst)
+        plant(store, _CutShort)
         return super().new_state(shard, store)
 
 
@@ -1197,7 +1197,7 @@ MUTATIONS = [
     Mutation("layers kept over an abort", 37, "the outputs should be", KeepsUncommitted),
     Mutation("one of two transactions aborted", 36, "the outputs should be", AbortsNewest),
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),
-    Mutation("position written before the values", 178, "was restored at", WritesPositionFirst),
+    Mutation("a store that was cut short is trusted", 744, "was restored at", TrustsCutShortStores),
     Mutation("changelog truncated past an unverified snapshot", 8, "can't be restored", TruncatesUnverified),
     # The coordinator waits for the end of a restore. A new one doesn't know of it, but that is rare.
     Mutation(

@@ -1,8 +1,9 @@
 """Models of what stores bytes: a worker's local stores, and the snapshot store.
 
 A local store is RocksDB without a write-ahead log: after a crash it is at the state of its last flush, some
-epochs behind, perhaps with a part of the next write, or it is lost. The snapshot store keeps files under
-their content's hash. The real functions of `storage.snapshots` prune it and say what can be truncated safely.
+epochs behind, or it is lost, for example if the crash has cut short a large write. The snapshot store keeps
+files under their content's hash. The real functions of `storage.snapshots` prune it, and say what can be
+truncated safely.
 """
 
 from __future__ import annotations
@@ -82,17 +83,22 @@ class SimStore:
         """A crash: the part of RocksDB in memory is lost."""
         at = random.randrange(len(self.versions))
         self.data, self._meta = self.versions[at]
-        if at + 1 < len(self.versions) and self._meta != StoreMeta():
-            self._keep_part(*self.versions[at + 1])
+        if at + 1 < len(self.versions):
+            self._cut_short(*self.versions[at + 1])
         self.versions = [(self.data, self._meta)]
 
-    def _keep_part(self, data: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Some batches of the next write came to the disk, too, but not the last one, with its `meta`."""
+    def _cut_short(self, data: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        """Perhaps some batches of the next write have come to the disk, but not the last one, with its
+        `meta`. Then the store has a mark and counts as damaged, as if it weren't there.
+        """
         written = [key for key in self.data | data if self.data.get(key) != data.get(key)]
         # Drawn on its own, so that all else that happens in a seed stays the same.
-        whole = Random(f"{self.shard} {meta}").randrange(len(written) + 1)
-        changes = {key: data.get(key, b"") for key in written[:whole]}
-        self.data = {key: value for key, value in (self.data | changes).items() if value}
+        count = Random(f"{self.shard} {meta}").randrange(2 * len(written) + 1)
+        if 0 < count < len(written):
+            self._damage({key: data.get(key, b"") for key in written[:count]}, meta)
+
+    def _damage(self, _changes: Mapping[bytes, bytes], _meta: StoreMeta) -> None:
+        self.data, self._meta = {}, StoreMeta()
 
     def _check_open(self) -> None:
         if self.closed:

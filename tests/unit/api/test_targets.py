@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fcluster import Job, Tumbling, Watermark, count, minutes, seconds, sum_, top_n
+from fcluster import Codec, Job, Tumbling, Watermark, count, minutes, seconds, sum_, top_n
 from fcluster.common.errors import JobError
 from fcluster.testing import Driver
 
@@ -56,7 +56,7 @@ def test_results_and_late_records_go_to_topics_that_are_declared_by_their_names_
                 "top": [9, 7],
             }
         ]
-        assert [late["amount"] for late in driver.read_values("payments-late")] == [8]
+        assert [late.amount for late in driver.read_values("payments-late")] == [8]
 
 
 def test_name_of_a_declared_topic_means_that_topic() -> None:
@@ -72,6 +72,30 @@ def test_name_of_a_declared_topic_means_that_topic() -> None:
         driver.send(orders, 5, key="ann")
         assert driver.read_values(totals) == ["ann: 5"]
         assert driver.read_values("copies") == driver.read_values("more") == ["5"]
+
+
+def test_topic_that_is_named_has_the_kinds_of_the_stream() -> None:
+    job = Job("shop")
+    source = job.topic("in", key="int", value="bytes", watermark=Watermark())
+    stream = job.stream(source)
+    stream.window(Tumbling(minutes(1)), late="too-late", name="w").aggregate(n=count()).to("results")
+    stream.to("copies")
+    with Driver(job, partitions=1) as driver:
+        driver.send(source, b"\xff", key=7, timestamp=BEGIN_MS + 600_000)
+        driver.send(source, b"\xfe", key=7, timestamp=BEGIN_MS)
+        assert [(one.key, one.value) for one in driver.read("too-late")] == [(7, b"\xfe")]
+        assert driver.read_values("copies") == [b"\xff", b"\xfe"]
+        driver.advance(to_ms=BEGIN_MS + 660_000, clock="event")
+        assert [(one.key, one.value["n"]) for one in driver.read("results")] == [(7, 1)]
+
+
+def test_named_topic_of_values_with_a_codec_has_to_be_declared() -> None:
+    job = Job("shop")
+    upper = Codec("upper", lambda data: data.decode().upper(), lambda text: text.encode())
+    stream = job.stream(job.topic("in", value=upper))
+    with pytest.raises(JobError, match="the values of this stream have a codec"):
+        stream.to("copies")
+    stream.map(str).to("texts")
 
 
 def test_topic_declared_differently_after_its_name_was_used_is_refused() -> None:

@@ -273,6 +273,7 @@ def test_durations_of_a_watermark_may_be_timedeltas() -> None:
         ({"idle": timedelta()}, "out of range"),
         ({"idle": milliseconds(1.5)}, "not a whole number of milliseconds"),
         ({"max_delay": seconds(5), "max_delay_ms": 1}, "both max_delay= and max_delay_ms="),
+        ({"max_delay": seconds(5), "max_delay_ms": 0}, "both max_delay= and max_delay_ms="),
         ({"idle": seconds(5), "idle_ms": 1}, "both idle= and idle_ms="),
     ],
 )
@@ -290,6 +291,12 @@ def test_short_names_of_durations_are_timedeltas() -> None:
         timedelta(hours=4),
         timedelta(hours=12),
     ]
+
+
+@pytest.mark.parametrize("number", ["5", None, float("nan"), 1e20])
+def test_duration_of_anything_but_a_number_in_range_is_refused(number: Any) -> None:
+    with pytest.raises(JobError, match=r"minutes\(.*\) is not a duration"):
+        minutes(number)
 
 
 def test_anything_but_a_watermark_is_refused() -> None:

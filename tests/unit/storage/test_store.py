@@ -83,8 +83,9 @@ os.kill(os.getpid(), 9)
     directory.close_all()
 
 
-def test_process_killed_within_a_write_leaves_the_former_position_and_a_replay_mends_the_values(
-    tmp_path: Path,
+@pytest.mark.parametrize("batches", [1, 3, 6, 7])
+def test_store_of_a_process_killed_within_a_large_write_is_whole_or_damaged(
+    tmp_path: Path, batches: int
 ) -> None:
     script = f"""
 import os
@@ -92,29 +93,33 @@ from pathlib import Path
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import StoreMeta
 from fcluster.storage import store as store_module
-store_module._BATCH_ENTRIES_MAX = 10
 store = store_module.StoreDirectory(Path({str(tmp_path / "state")!r})).open(ShardId("flights", 3))
 store.apply({{b"key%02d" % n: b"1" for n in range(60)}}, StoreMeta(1, 1))
+store_module._BATCH_ENTRIES_MAX = 10
 class Dying:
     writes = 0
     def write(self, batch, options):
-        store_db.write(batch, options)
-        store_db.flush()
+        db.write(batch, options)
+        db.flush()
         self.writes += 1
-        if self.writes == 3:
+        if self.writes == {batches}:
             os.kill(os.getpid(), 9)
-store_db, store._db = store._db, Dying()
+db, store._db = store._db, Dying()
 store.apply({{b"key%02d" % n: b"2" if n % 2 else b"" for n in range(60)}}, StoreMeta(2, 2))
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == -9
     directory = StoreDirectory(tmp_path / "state")
-    store = directory.open(SHARD)
-    assert store.meta() == StoreMeta(1, 1)
-    values = [store.get(b"key%02d" % n) for n in range(60)]
-    assert values[:30] == [None, b"2"] * 15, "three batches were written"
-    assert values[30:] == [b"1"] * 30, "the kill came too late"
-    store.apply({b"key%02d" % n: b"2" if n % 2 else b"" for n in range(60)}, StoreMeta(2, 2))
-    assert [store.get(b"key%02d" % n) for n in range(60)] == [None, b"2"] * 30
+    if batches < 7:
+        with pytest.raises(StateDamaged, match="a crash has cut short the last write"):
+            directory.open(SHARD)
+        assert local_meta(directory, SHARD) is None
+        directory.destroy(SHARD)
+        assert directory.open(SHARD).meta() == StoreMeta()
+    else:
+        store = directory.open(SHARD)
+        assert store.meta() == StoreMeta(2, 2)
+        assert [store.get(b"key%02d" % n) for n in range(60)] == [None, b"2"] * 30
+        assert len(store.items()) == 30
     directory.close_all()
 
 
@@ -133,7 +138,7 @@ class CountingWrites:
         self._db.close()
 
 
-def test_large_write_is_split_by_entries_and_bytes_unless_the_store_is_empty(
+def test_large_write_is_split_by_entries_and_bytes(
     directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "_BATCH_ENTRIES_MAX", 10)
@@ -141,15 +146,14 @@ def test_large_write_is_split_by_entries_and_bytes_unless_the_store_is_empty(
     store = directory.open(SHARD)
     counting = CountingWrites(store._db)
     monkeypatch.setattr(store, "_db", counting)
-    small = {b"key%02d" % n: b"v" for n in range(25)}
-    store.apply(small, StoreMeta(1, 1))
-    assert counting.sizes == [26], "a store without a position counts as empty"
+    store.apply({b"key%02d" % n: b"v" for n in range(9)}, StoreMeta(1, 1))
+    assert counting.sizes == [10], "with the position"
     counting.sizes.clear()
-    store.apply(small, StoreMeta(2, 2))
-    assert counting.sizes == [10, 10, 6]
+    store.apply({b"key%02d" % n: b"v" for n in range(25)}, StoreMeta(2, 2))
+    assert counting.sizes == [11, 10, 7], "the first one with the mark, the last one without it"
     counting.sizes.clear()
     store.apply({b"key%02d" % n: b"v" * 60 for n in range(5)}, StoreMeta(3, 3))
-    assert counting.sizes == [2, 2, 2]
+    assert counting.sizes == [3, 2, 3]
 
 
 def test_checkpoint_has_the_values_of_its_epoch_and_not_later_ones(
