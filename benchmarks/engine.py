@@ -38,6 +38,7 @@ from confluent_kafka import Message
 from rocksdict import Options, Rdict, WriteBatch
 
 from fcluster import Job
+from fcluster.common import garbage
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
@@ -313,8 +314,7 @@ def measure(cases: Sequence[Case], rounds: int, slower: float = 0.0) -> Iterator
     Args:
         slower: measure besides an engine that takes so many times as long. 0: don't.
     """
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)  # as in a worker
+    garbage.settle()  # as in a worker
     # Known are the keys of every other record.
     inputs = {
         case.name: (

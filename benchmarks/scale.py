@@ -31,6 +31,7 @@ from typing import Any
 import zmq
 
 from fcluster import Job
+from fcluster.common import garbage
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
@@ -158,7 +159,10 @@ class Shell:
             began_s = time.thread_time()
             effects = [handle(event, now_ms()) for event in waiting]
             core_s += time.thread_time() - began_s
-            waiting = tuple(result for one in effects for result in self._carry_out(one))
+            results = [result for one in effects for result in self._carry_out(one)]
+            # Like the journal's thread: what is queued is written at once, and reported once.
+            written = [one for one in results if isinstance(one, events.JournalWritten)]
+            waiting = (*written[-1:], *(one for one in results if not isinstance(one, events.JournalWritten)))
         return core_s
 
     def _carry_out(self, effects: Sequence[events.Effect]) -> Iterator[events.Event]:
@@ -375,6 +379,7 @@ def main() -> int:
     arguments = made.parse_args()
     print(f"{arguments.workers} workers, {arguments.shards} shards; milliseconds", flush=True)
     print(f"{'':<12} {'core':>9} {'frames':>9} {'sockets':>9} {'(took)':>9}")
+    garbage.settle()  # as in a coordinator
     inside = InOneProcess(arguments.workers, arguments.shards)
     outside = OverSockets(arguments.workers, arguments.shards)
     try:

@@ -33,6 +33,7 @@ from confluent_kafka import Message
 
 from benchmarks.engine import Epochs
 from fcluster import Counted, Cumulative, Hopping, Job, Session, Sliding, Tumbling, count
+from fcluster.common import garbage
 from fcluster.storage.store import StoreDirectory
 
 RECORDS = 60_000
@@ -163,8 +164,7 @@ def close_many(windows: int, limit_s: float) -> str:
     """Close so many windows of one end, or as many as close in that processor time, and say how long others
     waited.
     """
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)  # as in a worker
+    garbage.settle()  # as in a worker
     directory = Path(tempfile.mkdtemp(prefix="fcluster-windows-"))
     stores = StoreDirectory(directory)
     try:

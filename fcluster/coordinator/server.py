@@ -34,7 +34,7 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.api.job import Job
-from fcluster.common import failpoints
+from fcluster.common import failpoints, garbage
 from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError, failure_of
 from fcluster.common.event_ring import EventRing
@@ -157,6 +157,7 @@ def run_coordinator(
         ready_callback=ready_callback,
         ready_file=ready_file,
     )
+    garbage.settle()
     with health_port(settings.http_bind, health, insecure=settings.insecure):
         candidate = Candidate(settings, topology)
         try:

@@ -23,7 +23,6 @@ Must not: decide protocol questions; `core` does.
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import os
 import signal
@@ -36,6 +35,7 @@ from pathlib import Path
 
 from fcluster import __version__
 from fcluster.api.job import Job
+from fcluster.common import garbage
 from fcluster.common.clocks import monotonic_ms
 from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import IN_GOOD_ORDER, ExitCode
@@ -415,8 +415,5 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
         signal.signal(number, lambda _number, _frame: worker.request_termination())
     worker.dump_events_on_signal()
     interpreter_lock.install(settings.session_timeout_ms / 1000)
-    # Objects that exist by now live as long as the process. Examining them in each garbage collection costs 3
-    # to 4%.
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    garbage.settle()
     return worker.run()

@@ -358,10 +358,12 @@ class Coordinator:
     # --- the journal ----------------------------------------------------------------------------------
 
     def _on_journal_written(self, sequence: int) -> None:
+        welcomes = False
         for held in self._outbox.written(sequence):
             match held.kind:
                 case "welcome":
                     self._joining.welcome(held.number)
+                    welcomes = True
                 case "fence":
                     self._outbox.add(events.FenceSlot(held.number))
                     self.takeovers.journalled(held.number, self._cluster.now_ms)
@@ -374,6 +376,8 @@ class Coordinator:
                     self._ending.end_written()
                 case "epochs":
                     self.epochs.reserved(held.number)
+        if welcomes:  # once for all of them: it looks at all shards
+            self._ownership.balance()
         self._ownership.assignments_written(sequence)
 
     def _reserve_epochs(self) -> None:

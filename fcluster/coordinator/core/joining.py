@@ -182,7 +182,7 @@ class Joining:
     # --- the first word -------------------------------------------------------------------------------
 
     def welcome(self, number: int) -> None:
-        """The journal holds the session: tell its worker."""
+        """The journal holds the session: tell its worker. Balance the shards afterwards."""
         session = self._cluster.sessions.get(number)
         if session is None:
             return  # its worker died before the journal was written
@@ -208,7 +208,6 @@ class Joining:
         self._leaving.tell(session)
         self._outbox.add(events.PrepareFence(session.slot, soon=False))
         self._ownership.settle(self._cluster.slots[session.slot])
-        self._ownership.balance()
 
 
 def _highest_epoch(hello: messages.Hello) -> int:

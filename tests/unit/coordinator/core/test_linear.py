@@ -8,7 +8,7 @@ from fcluster.common.ids import ShardId
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.model import Shard
 from fcluster.wire import messages
-from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, status
+from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, status, take_in
 
 
 class NeverWalked(dict[ShardId, Shard]):
@@ -72,3 +72,34 @@ def test_epochs_and_heartbeats_look_only_at_the_shards_that_they_name() -> None:
         committed = messages.Committed(worker.session, epoch, 1.0, False, [status(worker.assigned[0])])
         feed(events.MessageReceived(worker.peer, committed))
     assert core.rounds.completed_epoch > completed
+
+
+def write_all(harness: Harness) -> None:
+    """All that is queued is written at once, and reported once."""
+    last = harness.unwritten[-1].sequence
+    for write in harness.unwritten:
+        take_in(harness.journal, write)
+        take_in(harness.checker.journal, write)
+    harness.unwritten.clear()
+    harness.feed(events.JournalWritten(last))
+
+
+def test_shards_are_balanced_once_for_all_workers_whose_sessions_one_write_holds() -> None:
+    harness = Harness(partitions={"in": 12}, workers=1, auto_journal=False)
+    first = FakeWorker(harness, "first")
+    first.hello()
+    while harness.unwritten:
+        write_all(harness)
+    first.running()
+    workers = [FakeWorker(harness, f"w{number}") for number in range(5)]
+    for worker in workers:
+        worker.hello()
+    balanced: list[int] = []
+    ownership = harness.core._ownership
+    balance = ownership.balance
+    ownership.balance = lambda: (balanced.append(1), balance())[1]  # type: ignore[method-assign]
+    while not harness.messages_to(workers[0].peer, messages.Welcome):
+        balanced.clear()
+        write_all(harness)
+    assert all(harness.messages_to(worker.peer, messages.Welcome) for worker in workers)
+    assert len(balanced) == 1
