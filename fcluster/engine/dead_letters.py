@@ -11,17 +11,16 @@ from collections.abc import Callable
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.framing import FramedRecord
 from fcluster.engine.letter_limit import LetterLimit
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
+    AmendedRecord,
     Headers,
     SourceRecord,
     TimerRecord,
     describe_record,
     where_of,
 )
-from fcluster.engine.stamps import StampedRecord
 from fcluster.engine.steps import RecordError
 from fcluster.graph.operators import TopicSpec
 
@@ -68,7 +67,7 @@ def write_dead_letter(
     ]
     if isinstance(record, TimerRecord):
         ours.append(("fcluster.timer", bounded_text(record.name, 300).encode()))
-    read = record.as_read() if isinstance(record, FramedRecord | StampedRecord) else record
+    read = record.as_read() if isinstance(record, AmendedRecord) else record
     key, value, timestamp_ms = read.key(), read.value(), record.timestamp()[1]
     limit.count(topic.name)
     try:

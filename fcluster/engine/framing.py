@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fcluster.engine.records import Headers, SourceRecord
+from fcluster.engine.records import AmendedRecord, Headers, SourceRecord
 from fcluster.graph.codecs import id_header
 from fcluster.graph.stages import Input
 
 
-class FramedRecord:
+class FramedRecord(AmendedRecord):
     """A record with its ids in front of key and value.
 
     Args:
@@ -27,19 +27,15 @@ class FramedRecord:
         headers: the headers without the ids.
     """
 
-    __slots__ = ("_headers", "_key", "_record", "_value")
+    __slots__ = ("_headers", "_key", "_value")
 
     def __init__(
         self, record: SourceRecord, key: bytes | None, value: bytes | None, headers: Headers
     ) -> None:
-        self._record = record
+        super().__init__(record)
         self._key = key
         self._value = value
         self._headers = headers
-
-    def as_read(self) -> SourceRecord:
-        """The record, as it was read."""
-        return self._record
 
     def key(self) -> Any:
         """The key, with its id."""
@@ -49,25 +45,9 @@ class FramedRecord:
         """The value, with its id."""
         return self._value
 
-    def timestamp(self) -> tuple[int, int]:
-        """That of the record."""
-        return self._record.timestamp()
-
     def headers(self) -> Any:
         """Those of the record, without the ids."""
         return self._headers
-
-    def topic(self) -> Any:
-        """That of the record."""
-        return self._record.topic()
-
-    def partition(self) -> Any:
-        """That of the record."""
-        return self._record.partition()
-
-    def offset(self) -> Any:
-        """That of the record."""
-        return self._record.offset()
 
 
 def compile_framing(source: Input) -> Callable[[SourceRecord], SourceRecord] | None:

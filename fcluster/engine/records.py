@@ -157,6 +157,47 @@ class LaterRecord:
         return self._record.timestamp()[0], self._at_ms
 
 
+class AmendedRecord:
+    """A record in which something is replaced before any step sees it. Subclasses say what."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: SourceRecord) -> None:
+        self._record = record
+
+    def as_read(self) -> SourceRecord:
+        """The record, as it was read."""
+        return self._record.as_read() if isinstance(self._record, AmendedRecord) else self._record
+
+    def key(self) -> Any:
+        """That of the record."""
+        return self._record.key()
+
+    def value(self) -> Any:
+        """That of the record."""
+        return self._record.value()
+
+    def timestamp(self) -> tuple[int, int]:
+        """That of the record."""
+        return self._record.timestamp()
+
+    def headers(self) -> Any:
+        """Those of the record."""
+        return self._record.headers()
+
+    def topic(self) -> Any:
+        """That of the record."""
+        return self._record.topic()
+
+    def partition(self) -> Any:
+        """That of the record."""
+        return self._record.partition()
+
+    def offset(self) -> Any:
+        """That of the record."""
+        return self._record.offset()
+
+
 class RowRecord:
     """What has become of a row of a table because of a record, in place of that record.
 

@@ -17,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from fcluster.common.failures import bounded_repr, describe_exception, place_of, type_of
-from fcluster.engine.framing import FramedRecord, compile_framing
-from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
+from fcluster.engine.framing import compile_framing
+from fcluster.engine.records import NO_TIMESTAMP_MS, AmendedRecord, SourceRecord
 from fcluster.engine.steps import RecordError
 from fcluster.graph.codecs import Kind, ModelCodec, value_codec
 from fcluster.graph.stages import Input, Stage
@@ -37,46 +37,18 @@ class TimestampError(RecordError):
     """There is no usable timestamp in the value of a record."""
 
 
-class StampedRecord:
+class StampedRecord(AmendedRecord):
     """A record with the time that is in its value."""
 
-    __slots__ = ("_record", "_timestamp")
+    __slots__ = ("_timestamp",)
 
     def __init__(self, record: SourceRecord, at_ms: int) -> None:
-        self._record = record
+        self._record = record  # without a call of the base, because it is made for each record
         self._timestamp = (1, at_ms)
-
-    def as_read(self) -> SourceRecord:
-        """The record, as it was read."""
-        return self._record.as_read() if isinstance(self._record, FramedRecord) else self._record
-
-    def key(self) -> Any:
-        """That of the record."""
-        return self._record.key()
-
-    def value(self) -> Any:
-        """That of the record."""
-        return self._record.value()
 
     def timestamp(self) -> tuple[int, int]:
         """The time in the value, as a timestamp that its creator has set."""
         return self._timestamp
-
-    def headers(self) -> Any:
-        """Those of the record."""
-        return self._record.headers()
-
-    def topic(self) -> Any:
-        """That of the record."""
-        return self._record.topic()
-
-    def partition(self) -> Any:
-        """That of the record."""
-        return self._record.partition()
-
-    def offset(self) -> Any:
-        """That of the record."""
-        return self._record.offset()
 
 
 class Stamper:

@@ -101,19 +101,30 @@ def compile_lenient_lookup(table: AnyTable, tables: Mapping[str, StoredTable], p
     """Like `compile_lookup`, for whoever isn't to blame for the row: one for which a function fails counts as
     no row, unless the rule of its step is "stop".
     """
-    look_up = compile_lookup(table, tables, passing)
-    if all(rule == "stop" for rule in rules_of_table(table)):
-        return look_up
+    return excusing(compile_lookup(table, tables, passing), table, lambda rule: rule != "stop", None)
 
-    def look_up_or_none(key: bytes, at_ms: int | None) -> Row | None:
+
+def excusing(
+    find: Callable[[bytes, int | None], Any],
+    table: AnyTable,
+    is_excused: Callable[[OnError], bool],
+    no_row: Any,
+) -> Callable[[bytes, int | None], Any]:
+    """`find`, which gives something of a row of `table`, or `no_row` if a function of the table fails for the
+    row and the rule of its step is excused.
+    """
+    if not any(map(is_excused, rules_of_table(table))):
+        return find
+
+    def find_or_excuse(key: bytes, at_ms: int | None) -> Any:
         try:
-            return look_up(key, at_ms)
+            return find(key, at_ms)
         except StepFailure as failure:
-            if failure.rule == "stop":
+            if not is_excused(failure.rule):
                 raise
-            return None
+            return no_row
 
-    return look_up_or_none
+    return find_or_excuse
 
 
 def compile_find(

@@ -10,9 +10,9 @@ from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings, place_of_function, present_field_of
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure, where_of_function
-from fcluster.engine.views import compile_find
+from fcluster.engine.views import compile_find, excusing
 from fcluster.graph.codecs import key_codec
-from fcluster.graph.operators import JoinTable, rules_of_table, title_of_table
+from fcluster.graph.operators import JoinTable, title_of_table
 
 
 class JoinTableOperator:
@@ -30,8 +30,10 @@ class JoinTableOperator:
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        find = _compile_find(node, surroundings)
+        find = compile_find(node.table, surroundings.tables, passing)
         function, keeps_all = node.function, node.how == "left"
+        if keeps_all:  # a row that is skipped is no row, since all records are passed on
+            find = excusing(find, node.table, lambda rule: rule == "skip", ABSENT)
         if node.by is not None:
             return _compile_join_on(node, place, passing, find, following)
 
@@ -58,23 +60,6 @@ class JoinTableOperator:
             following(record, key, joined)
 
         return step
-
-
-def _compile_find(node: JoinTable, surroundings: Surroundings) -> Callable[[bytes, int | None], Any]:
-    """See `compile_find`. A left join passes all records on: for it, a row that is skipped is no row."""
-    find = compile_find(node.table, surroundings.tables, surroundings.passing)
-    if node.how == "inner" or "skip" not in rules_of_table(node.table):
-        return find
-
-    def find_unless_skipped(key: bytes, at_ms: int | None) -> Any:
-        try:
-            return find(key, at_ms)
-        except StepFailure as failure:
-            if failure.rule != "skip":
-                raise
-            return ABSENT
-
-    return find_unless_skipped
 
 
 def _compile_join_on(
