@@ -53,6 +53,8 @@ class Declarations:
         self._watermarks: dict[str, Watermark] = {}
         self._timestamps: dict[str, Timestamp] = {}
         self._isolation_unset: set[str] = set()
+        self._named: set[str] = set()
+        """Topics that aren't declared: a stream is written to them by name."""
         self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
         self._codec_settings: dict[str, Any] = {}
 
@@ -73,10 +75,7 @@ class Declarations:
         rule = None if on_error is None else self.rule(on_error, f"the topic {name!r}")
         known = self._topics.get(name)
         if known is not None and (known, known.isolation) != (topic, topic.isolation):
-            raise JobError(
-                f"The topic {name!r} is declared twice, in different ways: {_difference(known, topic)}.",
-                remedy="Declare it once and use the returned topic everywhere.",
-            )
+            raise _declared_differently(known, topic, by_name=name in self._named)
         self._set_topic_rule(name, rule)
         self._set_watermark(name, watermark)
         self._set_timestamp(topic, timestamp)
@@ -252,6 +251,7 @@ class Declarations:
                     f"stream have a codec ({kind_title(kind)}).",
                     remedy=f"Declare it, topic = job.topic({topic!r}, key=..., value=...), and pass topic.",
                 )
+        self._named.add(topic)
         return self.topic(topic, key, value, None, None, None, None)
 
     def check_declared(self, topic: TopicSpec, where: str) -> None:
@@ -283,6 +283,21 @@ class Declarations:
                 "names as equal.",
                 remedy="Correct the misspelt one, or rename one of them.",
             )
+
+
+def _declared_differently(known: TopicSpec, topic: TopicSpec, *, by_name: bool) -> JobError:
+    """A topic is declared that is known in another way. `by_name`: it was written by name before."""
+    name, difference = topic.name, _difference(known, topic)
+    if not by_name:
+        return JobError(
+            f"The topic {name!r} is declared twice, in different ways: {difference}.",
+            remedy="Declare it once and use the returned topic everywhere.",
+        )
+    return JobError(
+        f"The topic {name!r} was first used by its name, with the kinds of the stream that is written to it, "
+        f"and is declared in another way behind that: {difference}.",
+        remedy=f"Declare it before it is used, topic = job.topic({name!r}, ...), and write to topic.",
+    )
 
 
 def _difference(one: TopicSpec, other: TopicSpec) -> str:

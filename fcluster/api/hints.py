@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import fcluster
+from fcluster.api.call_hints import hint_of_call
 from fcluster.api.job import Job
 from fcluster.api.streams import Stream
 from fcluster.api.tables import GroupedTable, Table
@@ -26,7 +27,6 @@ from fcluster.graph.record import HOW_TO_WRITE
 
 _CALL = re.compile(r"^([\w.]+)\(\) (?:missing|got|takes)")
 _IMPORT = re.compile(r"^cannot import name '(\w+)' from 'fcluster")
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 _MODULES: Final = {
     "timedelta": "datetime",
     "datetime": "datetime",
@@ -150,28 +150,13 @@ def _hint_of_call(called: str, text: str) -> str:
     first = getattr(fcluster, called.split(".")[0], None)
     if function is None or not (getattr(first, "__module__", None) or "").startswith("fcluster."):
         return ""
-    title = called.removesuffix(".__init__")
-    if called.endswith(".aggregate"):
-        return "Name what it computes: .aggregate(n=count(), total=sum_(function))."
-    parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
-    wrong = _UNEXPECTED.search(text)
-    near = near_names(wrong[1], [one.name for one in parameters]) if wrong else []
-    if near:
-        return f"Did you mean {near[0]}=?"
     if function is fcluster.Record.__init__:
-        return f"Write {HOW_TO_WRITE}; it takes {', '.join(one.name for one in parameters)}, all by name."
-    return f"Call {title}({', '.join(map(_shown, parameters))})."
+        return f"Write {HOW_TO_WRITE}; it takes {', '.join(_parameters(function))}, all by name."
+    return hint_of_call(function, called.removesuffix(".__init__"), text)
 
 
-def _shown(parameter: inspect.Parameter) -> str:
-    """A parameter as one would write it; in brackets if it may be left out."""
-    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-        return f"{parameter.name}, ..."
-    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-        return "..."
-    named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    shown = f"{parameter.name}=..." if named else parameter.name
-    return shown if parameter.default is inspect.Parameter.empty else f"[{parameter.name}=...]"
+def _parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
 def _kind_of(value: object) -> type[Any]:

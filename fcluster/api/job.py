@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
+from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_name, chosen_isolation, given
 from fcluster.api.context import Context, Handler, HandlerFunction
 from fcluster.api.declarations import Declarations
@@ -74,6 +75,7 @@ class _TopicOptions(TypedDict, total=False):
     on_error: OnError | None
 
 
+@hints_at_calls
 class Job:
     """A named topology: topics, and the handlers between them.
 

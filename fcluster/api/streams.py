@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
 
+from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import (
     check_async_function,
     check_field_of,
@@ -69,6 +70,7 @@ _Of = Codec[_T] | type[_T]
 """A codec or a model whose values are of type `_T`."""
 
 
+@hints_at_calls
 class Stream(Generic[K_co, V_co]):
     """The records of a topic on their way through operators. Each call returns a new stream.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_field_of, check_function, check_name, checked_version, given
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
@@ -51,6 +52,7 @@ _T = TypeVar("_T")
 _V = TypeVar("_V")
 
 
+@hints_at_calls
 class Table(Generic[K_co, V_co]):
     """The newest value of each key. `Job.table` gives the table of a topic, `Stream.table` that of a stream.
 
@@ -451,6 +453,7 @@ class Table(Generic[K_co, V_co]):
         return self._table, tuple(self._nodes.values())
 
 
+@hints_at_calls
 class GlobalTable(Generic[K_co, V_co]):
     """A table of which each shard has all rows. `Job.global_table` gives it, `Stream.join` uses it.
 
@@ -514,6 +517,7 @@ _NOT_OF_A_GLOBAL_TABLE = ("changes", "group_by", "join", "to_stream")
 """What tables have, and global ones don't."""
 
 
+@hints_at_calls
 class GroupedTable(Generic[K_co, V_co]):
     """The rows of a table in groups. `Table.group_by` gives it; each of its methods gives a table with a row
     for each group. Call one of them, once.

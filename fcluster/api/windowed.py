@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, cast
 
+from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_name, given
 from fcluster.api.nodes import KeyBy
 from fcluster.common.errors import JobError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fcluster.api.streams import Stream
 
 
+@hints_at_calls
 class WindowedStream(Generic[K_co, V_co]):
     """The records of each key, in windows. `Stream.window` gives it."""
 
@@ -52,6 +54,7 @@ class WindowedStream(Generic[K_co, V_co]):
         return self._then(replace(self._window, fields=checked))
 
 
+@hints_at_calls
 class GatheredStream(Generic[V_co]):
     """All records of a stream, in windows. `Stream.window_all` gives it."""
 

@@ -3,7 +3,7 @@
 Responsible for: where everything is, and the image's text. Each stage has a lane of rows from left to right,
 which it shares with the topics that it writes; so no box covers a topic or another box. (Graphviz would be a
 program that each host needs.) Invariants: the same job gives the same image; names come from a user's job,
-and are escaped. Pure.
+and are escaped; in a page that has the image in its own text, it changes nothing else. Pure.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _FILLS: Mapping[Shape, str] = {"topic": "#fff6dd", "step": "#ffffff", "step with
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _HEAD = """\
 <style>
-text {{ font: 12px ui-monospace, Menlo, Consolas, monospace; fill: #222 }}
-text.aside {{ font-size: 10px; fill: #777 }}
-rect, path {{ stroke: #555; stroke-width: 1 }}
-rect.stage {{ fill: #f5f5f5; stroke: #bbb }}
-path.way {{ fill: none }}
-path.aside {{ fill: none; stroke: #999; stroke-dasharray: 4 3 }}
+.fcluster-job text {{ font: 12px ui-monospace, Menlo, Consolas, monospace; fill: #222 }}
+.fcluster-job text.aside {{ font-size: 10px; fill: #777 }}
+.fcluster-job rect, .fcluster-job path {{ stroke: #555; stroke-width: 1 }}
+.fcluster-job rect.stage {{ fill: #f5f5f5; stroke: #bbb }}
+.fcluster-job path.way {{ fill: none }}
+.fcluster-job path.aside {{ fill: none; stroke: #999; stroke-dasharray: 4 3 }}
 </style>
-<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<marker id="fcluster-head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0 L8 4 L0 8 z" fill="#555"/></marker>
 <rect width="{width}" height="{height}" fill="#ffffff" stroke="none"/>"""
 
@@ -170,7 +170,7 @@ class _Image:
         size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         self.text = "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
+                f'<svg xmlns="http://www.w3.org/2000/svg" class="fcluster-job" {size} role="img">',
                 f"<title>{_escaped(title)}</title>",
                 _HEAD.format(width=width, height=height),
                 *(line for box in diagram.boxes for line in self._stage(box)),
@@ -229,7 +229,7 @@ class _Image:
             f"{to_left_px - bend_px} {end_y_px}, {to_left_px} {end_y_px}"
         )
         kind = "aside" if arrow.label else "way"
-        yield f'<path class="{kind}" d="{curve}" marker-end="url(#head)"/>'
+        yield f'<path class="{kind}" d="{curve}" marker-end="url(#fcluster-head)"/>'
         if arrow.label:
             middle_px, middle_y_px = (begin_px + to_left_px) // 2, (begin_y_px + end_y_px) // 2 - 3
             yield (

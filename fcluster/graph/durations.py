@@ -47,13 +47,31 @@ def _made(unit: str, number: float) -> timedelta:
         ) from None
 
 
+_UNITS: Final = (
+    ("d", 86_400_000_000),
+    ("h", 3_600_000_000),
+    ("min", 60_000_000),
+    ("s", 1_000_000),
+    ("ms", 1_000),
+    ("us", 1),
+)
+"""In microseconds."""
+
+
 def shown(duration: timedelta) -> str:
-    """A duration as a job file would say it."""
-    return f"timedelta(seconds={duration / timedelta(seconds=1):.15g})"
+    """A duration as people write it, such as ``1 min 30 s``. It is exact."""
+    if not duration:
+        return "0 s"
+    parts, left_us = list[str](), abs(duration // timedelta(microseconds=1))
+    for name, unit_us in _UNITS:
+        number, left_us = divmod(left_us, unit_us)
+        if number:
+            parts.append(f"{number} {name}")
+    return f"{'-' if duration < NOTHING else ''}{' '.join(parts)}"
 
 
 def check_duration(kind: str, name: str, value: object, least: timedelta) -> None:
-    """Check the argument `name` of windows of that kind.
+    """Check the argument `name` of something of that kind: of windows, or of a join.
 
     Raises:
         JobError: it isn't a timedelta of whole milliseconds, from `least` to 100 years.

@@ -12,12 +12,10 @@ from typing import Any, Literal, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.durations import DURATION_MAX, shown
+from fcluster.graph.durations import MILLISECOND, NOTHING, check_duration
 
 Side = Literal["left", "right"]
 How = Literal["inner", "left", "outer"]
-_NOTHING = timedelta()
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +75,6 @@ def duration_ms(name: str, what: str, value: object) -> int:
     Raises:
         JobError: it isn't a timedelta of whole milliseconds, or out of range.
     """
-    if not isinstance(value, timedelta):
-        raise JobError(
-            f"{what}={bounded_repr(value)} of the join {name!r} is not a timedelta.",
-            remedy=f"Use {what}=minutes(5), from fcluster, or a timedelta.",
-        )
-    if not _NOTHING <= value <= DURATION_MAX or value % _MILLISECOND:
-        raise JobError(
-            f"{what}={shown(value)} of the join {name!r} is out of range.",
-            remedy="Use whole milliseconds, from zero up to 100 years.",
-        )
-    return value // _MILLISECOND
+    check_duration(f"the join {name!r}", what, value, NOTHING)
+    assert isinstance(value, timedelta)
+    return value // MILLISECOND

@@ -399,7 +399,7 @@ def _check_offset(kind: str, offset: object, name: str, below: timedelta) -> Non
     if offset >= below:
         raise JobError(
             f"offset={shown(offset)} of {kind} is not less than {name}={shown(below)}.",
-            remedy=f"Use offset={shown(offset % below)}: the windows are the same.",
+            remedy=f"Use an offset of {shown(offset % below)}: the windows are the same.",
         )
 
 

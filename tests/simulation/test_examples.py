@@ -25,6 +25,10 @@ from tests.simulation.jobs import SimJob, Written
 from tests.simulation.run import run
 
 SEEDS = (1, 2, 3)
+WAITING_SEEDS = (1, 2, 4, 5, 6)
+"""With these, a shard waits for an input of which it knows that there is more (`max.task.idle.ms` is not
+negative).
+"""
 PARTITIONS = 2
 ROWS = 150
 DAY_MS = 86_400_000
@@ -44,13 +48,15 @@ def _import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def written(
-    job: Job, given: Sequence[tuple[str, Written]], seed: int, *, awaits_timers: bool = False
+    job: Job, given: Sequence[tuple[str, Written]], seed: int, *, there: int = 0, awaits_timers: bool = False
 ) -> dict[str, list[Row]]:
-    """What the job writes to each of its topics, in the order of each partition."""
+    """What the job writes to each of its topics, in the order of each partition. The first `there` of what is
+    given are there before it starts.
+    """
     topology = job.build(Settings())
     read = {source.name for source in topology.sources}
     mine = [one for one in given if one[0] in read]
-    played = SimJob(topology, given=mine, partitions=PARTITIONS, awaits_timers=awaits_timers)
+    played = SimJob(topology, given=mine, there=there, partitions=PARTITIONS, awaits_timers=awaits_timers)
     result = run(seed, job=played)
     assert not result.failure, result.failure
     return {
@@ -169,3 +175,14 @@ def test_each_flight_is_written_once_with_the_weather_that_was_there(seed: int) 
     # Which observation has been read before depends on when the topics are read: they are written meanwhile.
     known = {None, *(row["observed"] for row in observations())}
     assert {row["observed"] for row in found} <= known
+
+
+@pytest.mark.parametrize("seed", WAITING_SEEDS)
+def test_each_flight_meets_the_weather_of_its_time_if_it_is_there(seed: int) -> None:
+    both = [line("weather", row, row["observed"]) for row in observations()]
+    both += [line("schedule", flight, flight["scheduled"]) for flight in flights()]
+    found = written(weather.job, both, seed, there=len(both))["flights-weather"]
+    columns = ("flight", "origin", "scheduled", "dep_delay", "observed", "wind_speed", "visib")
+    expected = flights_recount().flights_weather()
+    assert len({row[4] for row in expected}) > 3, "different observations belong to the flights"
+    assert in_columns(found, *columns) == as_sorted(expected)

@@ -101,8 +101,11 @@ def test_named_topic_of_values_with_a_codec_has_to_be_declared() -> None:
 def test_topic_declared_differently_after_its_name_was_used_is_refused() -> None:
     job = Job("shop")
     job.stream(job.topic("orders")).to("totals")
-    with pytest.raises(JobError, match="declared twice, in different ways: value"):
+    with pytest.raises(JobError, match=r"first used by its name.*: value='json' and value='text'") as caught:
         job.topic("totals", value="text")
+    assert "Declare it before it is used, topic = job.topic('totals', ...)" in caught.value.remedy
+    with pytest.raises(JobError, match="declared twice"):
+        job.topic("orders", value="text")
 
 
 def test_name_that_kafka_refuses_is_refused() -> None:

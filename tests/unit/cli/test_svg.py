@@ -131,3 +131,18 @@ def test_topic_that_leads_back_to_its_own_stage_is_drawn() -> None:
         as_svg(Diagram(topics, (Box("s0", "stage a", ((step,),), ("t0", "t1")),), arrows), "a")
     )
     assert sorted(texts(image)) == ["a", "b", "map str", "stage a"]
+
+
+def test_image_in_the_text_of_a_page_changes_nothing_else_there() -> None:
+    _diagram, image = drawn(shop())
+    assert image.get("class") == "fcluster-job"
+    (style,) = image.iter(f"{_SVG}style")
+    rules = [line.split("{", 1)[0] for line in (style.text or "").strip().splitlines()]
+    assert rules
+    selectors = [selector.strip() for rule in rules for selector in rule.split(",")]
+    assert [one for one in selectors if not one.startswith(".fcluster-job ")] == []
+    (marker,) = image.iter(f"{_SVG}marker")
+    ways = [path for path in image.iter(f"{_SVG}path") if path.get("marker-end")]
+    assert ways
+    assert marker.attrib["id"].startswith("fcluster-")
+    assert {way.get("marker-end") for way in ways} == {f"url(#{marker.attrib['id']})"}

@@ -326,7 +326,7 @@ def test_stage_describes_its_join() -> None:
         ({"within": 5}, "within=5 of the join 'pairs' is not a timedelta"),
         ({"within": (MS, MS, MS)}, "isn't an interval"),
         ({"within": -MS}, "is out of range"),
-        ({"grace": MS / 2}, "is out of range"),
+        ({"grace": MS / 2}, "grace=500 us of the join 'pairs' is not a whole number of milliseconds"),
         ({"how": "right"}, "how='right' of the join 'pairs' is unknown"),
     ],
 )

@@ -1,0 +1,73 @@
+"""What the author of a job most likely meant with a call of ours that doesn't fit.
+
+Responsible for: the hint for such a call, and that the `TypeError` of a method carries it wherever the call
+is: in a test or at a prompt as well as in a job file, for which `hints` shows it. Rule: a hint is a guess, so
+it never hides what Python says.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar
+
+from fcluster.common.spelling import near_names
+
+_T = TypeVar("_T")
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def hint_of_call(function: Callable[..., Any], called: str, text: str) -> str:
+    """What to write instead.
+
+    Args:
+        function: what was called.
+        called: its name, as in `Stream.window`.
+        text: what Python says.
+    """
+    if called.endswith(".aggregate"):
+        return "Name what it computes: .aggregate(n=count(), total=sum_(function))."
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
+    wrong = _UNEXPECTED.search(text)
+    near = near_names(wrong[1], [one.name for one in parameters]) if wrong else []
+    if near:
+        return f"Did you mean {near[0]}=?"
+    return f"Call {called}({', '.join(map(_shown, parameters))})."
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """A parameter as one would write it; in brackets if it may be left out."""
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return f"{parameter.name}, ..."
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        return "..."
+    named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    shown = f"{parameter.name}=..." if named else parameter.name
+    return shown if parameter.default is inspect.Parameter.empty else f"[{parameter.name}=...]"
+
+
+def hints_at_calls(kind: type[_T]) -> type[_T]:
+    """A decorator for a class: if a call of one of its public methods doesn't fit, the `TypeError` has the
+    hint as a note, which Python and pytest show below it.
+    """
+    for name, method in list(vars(kind).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(kind, name, _with_hint(method))
+    return kind
+
+
+def _with_hint(method: FunctionType) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        except TypeError as error:
+            trace = error.__traceback__
+            if trace is not None and trace.tb_next is None:  # otherwise the method has begun
+                error.add_note(hint_of_call(method, method.__qualname__, str(error)))
+            raise
+
+    return call

@@ -1,0 +1,70 @@
+"""Calls that don't fit: the TypeError says what to write, wherever the call is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fcluster import Job, Tumbling, minutes
+from fcluster.api.call_hints import hint_of_call, hints_at_calls
+
+JOB: Any = Job("shop")
+STREAM = JOB.stream(JOB.topic("orders"))
+TABLE = JOB.table(JOB.topic("rates"))
+
+
+@pytest.mark.parametrize(
+    ("call", "said", "hint"),
+    [
+        (
+            lambda: STREAM.window(),
+            "missing 1 required positional argument",
+            "Call Stream.window(windows, name=..., [",
+        ),
+        (lambda: STREAM.map(func=str), "unexpected keyword argument 'func'", "Did you mean function=?"),
+        (lambda: STREAM.map(1, nme=2), "unexpected keyword argument 'nme'", "Call Stream.map(function, ["),
+        (lambda: STREAM.filter(1, on_eror=2), "unexpected keyword argument", "Did you mean on_error=?"),
+        (lambda: TABLE.join(), "missing 1 required positional argument", "Call Table.join("),
+        (lambda: JOB.topic(), "missing 1 required positional argument", "Call Job.topic(name, [key=...], ["),
+        (lambda: TABLE.group_by("a", name="g").aggregate(1), "takes 1 positional", "Name what it computes"),
+        (
+            lambda: STREAM.window(Tumbling(minutes(1)), name="w").aggregate(1),
+            "takes 1 positional",
+            "Name what it computes",
+        ),
+    ],
+)
+def test_call_that_does_not_fit_says_what_to_write(call: Callable[[], Any], said: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=said) as caught:
+        call()
+    (note,) = caught.value.__notes__
+    assert note.startswith(hint)
+
+
+def test_error_within_a_method_has_no_hint() -> None:
+    @hints_at_calls
+    class Caller:
+        def call(self, function: Callable[..., Any]) -> Any:
+            return function(1)
+
+    def takes_nothing() -> None: ...
+
+    with pytest.raises(TypeError, match="takes 0 positional arguments") as caught:
+        Caller().call(takes_nothing)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_methods_keep_their_names_signatures_and_texts() -> None:
+    method = type(STREAM).map
+    assert method.__qualname__ == "Stream.map"
+    assert method.__doc__
+    assert list(inspect.signature(method).parameters)[:2] == ["self", "function"]
+
+
+def test_parameter_for_any_number_of_values_is_shown_as_such() -> None:
+    def function(one: Any, *more: Any, only: int, **rest: Any) -> None: ...
+
+    assert hint_of_call(function, "f", "") == "Call f(one, more, ..., only=..., ...)."
