@@ -21,8 +21,10 @@ job.
 _FORMAT_WITHOUT_ID = "1"
 _FORMAT = "2"
 _FORMAT_WITH_CLOCK = "3"
+_FORMAT_WITH_LETTERS = "4"
 _ID_CHARACTERS = re.compile(r"[A-Za-z0-9+/_-]{1,64}")
 _CLOCK_CHARACTERS = re.compile(r"[!-9;-~]{1,4000}")
+_LETTER_CHARACTERS = re.compile(r"[0-9a-f.]{1,1000}")
 
 
 class UnreadableMetadataError(Exception):
@@ -56,6 +58,8 @@ class CommittedPosition:
         further: the positions in its other inputs. `offset`, `topic_id` and `clock` belong to the first
             input.
         clock: what `EventClock.encode` returned for the first input. Empty if nothing is known.
+        letters: the dead letters of the shard; see `letter_counts`. Committed with the first input. Empty if
+            there are none, or if they aren't counted.
     """
 
     offset: int
@@ -65,6 +69,7 @@ class CommittedPosition:
     topic_id: str = ""
     further: tuple[InputOffset, ...] = ()
     clock: str = ""
+    letters: str = ""
 
     def __post_init__(self) -> None:
         for at in self.inputs:
@@ -85,16 +90,23 @@ class CommittedPosition:
 
     def of_input(self, number: int) -> CommittedPosition:
         """The position to commit for one input."""
-        return self.at([self.inputs[number]]) if self.further else self
+        if not self.further:
+            return self
+        one = self.at([self.inputs[number]])
+        return replace(one, letters="") if number else one
 
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
 
         Without a topic id: ``1:<epoch>:<state_epoch>:<fingerprint>``, as older versions wrote it. With event
-        time: ``3:<epoch>:<state_epoch>:<fingerprint>:<topic id>:<clock>``. Kafka keeps at most 4,096 bytes
-        with an offset (`offset.metadata.max.bytes`); this takes about 70 bytes, and the clock as many as
+        time: ``3:<epoch>:<state_epoch>:<fingerprint>:<topic id>:<clock>``. With dead letters: ``4:`` and
+        these fields, and behind them ``:<letters>``. Kafka keeps at most 4,096 bytes with an offset
+        (`offset.metadata.max.bytes`); this takes about 70 bytes, and the clock as many as
         `EventClock.encode` says.
         """
+        if self.letters:
+            begin = f"{_FORMAT_WITH_LETTERS}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
+            return f"{begin}:{self.topic_id}:{self.clock}:{self.letters}"
         if self.clock:
             begin = f"{_FORMAT_WITH_CLOCK}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
             return f"{begin}:{self.topic_id}:{self.clock}"
@@ -110,14 +122,15 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
         UnreadableMetadataError: the metadata is missing or was not written by fcluster.
     """
     form, *parts = (metadata or "").split(":")
-    fields = {_FORMAT_WITHOUT_ID: 3, _FORMAT: 4, _FORMAT_WITH_CLOCK: 5}.get(form)
+    fields = {_FORMAT_WITHOUT_ID: 3, _FORMAT: 4, _FORMAT_WITH_CLOCK: 5, _FORMAT_WITH_LETTERS: 6}.get(form)
     if len(parts) != fields:
         raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
     epochs, (fingerprint, *rest) = parts[:2], parts[2:]
-    topic_id, clock = [*rest, "", ""][:2]
+    topic_id, clock, letters = [*rest, "", "", ""][:3]
     has_id = _ID_CHARACTERS.fullmatch(topic_id) or (not topic_id and form != _FORMAT)
-    has_clock = _CLOCK_CHARACTERS.fullmatch(clock) or form != _FORMAT_WITH_CLOCK
-    if not has_id or not has_clock:
+    has_clock = _CLOCK_CHARACTERS.fullmatch(clock) or (not clock and form != _FORMAT_WITH_CLOCK)
+    has_letters = _LETTER_CHARACTERS.fullmatch(letters) or form != _FORMAT_WITH_LETTERS
+    if not has_id or not has_clock or not has_letters:
         raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
     try:
         epoch, state_epoch = map(int, epochs)
@@ -127,7 +140,7 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
         ) from error
     if not 0 <= state_epoch <= epoch:
         raise UnreadableMetadataError(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
-    return CommittedPosition(offset, epoch, state_epoch, fingerprint, topic_id, clock=clock)
+    return CommittedPosition(offset, epoch, state_epoch, fingerprint, topic_id, clock=clock, letters=letters)
 
 
 def joined_position(

@@ -209,8 +209,8 @@ class Settings:
             a stack dump that names the record, and exits. If the same record takes that long again, the
             step's `on_error` applies to it. 0: the limit is how long a transaction may be open
             (`record_bound_ms`).
-        dead_letters_max: the job stops at the record for which a worker would write more dead letters than
-            this to a topic, since its start. 0: no limit.
+        dead_letters_max: the job stops if all workers together write more dead letters than this to a topic,
+            since the job's start. 0: no limit.
         epoch_failures_max: the job stops if an epoch fails this many times in a row for the same reason,
             unless that reason may be temporary.
         snapshot_interval_ms: time between two snapshots of a shard.

@@ -29,8 +29,10 @@ from typing import Final, NamedTuple
 
 from fcluster.common.errors import FclusterError
 
-ENCODED_CHARACTERS_MAX: Final = 3_900
-"""For one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
+ENCODED_CHARACTERS_MAX: Final = 3_600
+"""For one input: Kafka keeps 4,096 bytes with an offset. The epoch's part takes up to 180 of them, and counts
+of dead letters up to 250.
+"""
 SHARDS_MAX: Final = 100_000
 """For one stage. A watermark record that claims more isn't valid."""
 END_MS: Final = 2**60

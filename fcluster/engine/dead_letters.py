@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.letter_limit import LetterLimit
+from fcluster.engine.letter_limit import ShardLetters
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
     AmendedRecord,
@@ -36,7 +36,7 @@ def write_dead_letter(
     record: SourceRecord,
     handler: str,
     error: str,
-    limit: LetterLimit,
+    letters: ShardLetters,
 ) -> None:
     """Write `record` to `topic`, or a stub if it is refused. The dead letter of a timer has the timer's key,
     its due time as the timestamp, no value, and its name in a header. Its offset is that of the next record.
@@ -45,17 +45,18 @@ def write_dead_letter(
         produce: see `records.Produce`.
         handler: the name of the step that failed.
         error: what happened, one line.
-        limit: counts it.
+        letters: counts it.
 
     Raises:
         RecordError: the stub is refused too, or no more dead letters may be written to the topic.
     """
-    if limit.is_reached(topic.name):
+    if letters.is_reached(topic.name):
         raise RecordError(
             Failure.of_record(
-                f"{error}; and {limit.most:,} dead letters were already written to {topic.name!r} since this "
-                "worker has started (dead.letters.max)",
-                "correct the cause, then start the job again: it goes on with this record",
+                f"{error}; and {letters.most:,} dead letters were already written to {topic.name!r} since "
+                "the job has started (dead.letters.max)",
+                "correct the cause, or raise dead.letters.max, then start the job again: it goes on with "
+                "this record, and counts anew",
             )
         )
     ours: list[tuple[str, bytes | None]] = [
@@ -69,7 +70,7 @@ def write_dead_letter(
         ours.append(("fcluster.timer", bounded_text(record.name, 300).encode()))
     read = record.as_read() if isinstance(record, AmendedRecord) else record
     key, value, timestamp_ms = read.key(), read.value(), record.timestamp()[1]
-    limit.count(topic.name)
+    letters.count(topic.name, f"{describe_record(record)} failed: {error}")
     try:
         produce(topic.name, value, key, timestamp_ms, [*_headers(read), *ours])
     except OutputRefusedError as refusal:

@@ -38,6 +38,7 @@ from typing import Any, Final, Protocol
 
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import Failure
+from fcluster.common.ids import ShardId
 from fcluster.engine.call_results import CallResults
 from fcluster.engine.clock import END_MS, EventClock
 from fcluster.engine.compile import CompiledChain, compile_chain
@@ -188,6 +189,7 @@ class TimerRunner:
         self._partition = partition
         self._tables = tables
         self._port = port
+        self._letters = port.letters.of(ShardId(stage.name, partition))
         self._passing = (UnkeptStateError, *passing)
         self._clock = clock
         self._wall_ms = wall_ms
@@ -463,7 +465,7 @@ class TimerRunner:
                 return
             step, produce = failure.place.name, self._checked_produce(failure.place)
             try:
-                write_dead_letter(produce, rule, record, step, failure.describe(), self._port.letters)
+                write_dead_letter(produce, rule, record, step, failure.describe(), self._letters)
             except RecordError as error:
                 stops_with = dead_letter_trouble(record, error)
             else:

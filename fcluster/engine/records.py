@@ -306,7 +306,7 @@ class OutputPort:
     def close(self) -> None:
         """Release the producer: what isn't committed is lost. The next epoch sets another one."""
         self.produce = _not_open
-        self.letters.abort()
+        self.letters.clear()
 
 
 def _not_open(*_arguments: Any) -> None:

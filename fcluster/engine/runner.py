@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import Failure, frame_of
+from fcluster.common.ids import ShardId
 from fcluster.engine.call_results import CallResults
 from fcluster.engine.calling import InputCalls, RecordCalls
 from fcluster.engine.clock import EventClock, UnreadableClockError
@@ -32,6 +33,7 @@ from fcluster.engine.context import AnyTable, KeyTimers
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.framing import compile_framing
+from fcluster.engine.letter_limit import ShardLetters
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import (
     NO_TIMESTAMP_MS,
@@ -261,8 +263,10 @@ class StageRunner:
 
     def _compile(self) -> Callable[[SourceRecord], None]:
         port, chains = self._port, self._chains
+        letters = port.letters.of(ShardId(self.stage.name, self.partition))
         shared, results = SharedSteps(chains), self._results
-        on_unreadable = _compile_unreadable(self._source, _source_place(self.stage, self.number), port)
+        place = _source_place(self.stage, self.number)
+        on_unreadable = _compile_unreadable(self._source, place, port, letters)
         runs: list[RunChain] = []
         for chain in chains:
             held = HeldOutputs() if is_tolerant(chain) else None
@@ -280,7 +284,7 @@ class StageRunner:
             runs.append(
                 _stopping(compiled, self._passing)
                 if held is None
-                else _tolerant(compiled, held, port, self._passing, shared)
+                else _tolerant(compiled, held, port, letters, self._passing, shared)
             )
         if self._stamper is not None:
             return _compile_stamped(self._decode, self._stamper, runs, on_unreadable)
@@ -467,6 +471,7 @@ def _tolerant(
     chain: CompiledChain,
     held: HeldOutputs,
     port: OutputPort,
+    letters: ShardLetters,
     passing: tuple[type[BaseException], ...],
     shared: SharedSteps,
 ) -> RunChain:
@@ -491,7 +496,7 @@ def _tolerant(
                 table.rollback()
             entries.clear()
             if not shared.is_handled(failure.place, record):
-                _tolerate(failure, record, port)
+                _tolerate(failure, record, port, letters)
 
     return run
 
@@ -524,7 +529,7 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
     entries.clear()
 
 
-def _tolerate(failure: StepFailure, record: SourceRecord, port: OutputPort) -> None:
+def _tolerate(failure: StepFailure, record: SourceRecord, port: OutputPort, letters: ShardLetters) -> None:
     """Do what its rule says, without holding outputs back: the chain has left no trace."""
     rule = failure.rule
     if rule == "stop":
@@ -532,9 +537,7 @@ def _tolerate(failure: StepFailure, record: SourceRecord, port: OutputPort) -> N
     port.skipped += 1
     if isinstance(rule, TopicSpec):
         try:
-            write_dead_letter(
-                port.produce, rule, record, failure.place.name, failure.describe(), port.letters
-            )
+            write_dead_letter(port.produce, rule, record, failure.place.name, failure.describe(), letters)
         except RecordError as error:
             raise HandlerError(dead_letter_trouble(record, error)) from error
         port.records += 1
@@ -549,13 +552,13 @@ def step_failure_of(error: BaseException, chain: str) -> StepFailure:
 
 
 def _compile_unreadable(
-    source: Input, place: Place, port: OutputPort
+    source: Input, place: Place, port: OutputPort, letters: ShardLetters
 ) -> Callable[[SourceRecord, BaseException], None]:
     def on_unreadable(record: SourceRecord, error: BaseException) -> None:
         failure = _unreadable(source.topic, place, record, error)
         if failure.rule == "stop":
             raise UnreadableRecordError(_unreadable_failure(source, record, failure)) from error
-        _tolerate(failure, record, port)
+        _tolerate(failure, record, port, letters)
 
     return on_unreadable
 
@@ -621,6 +624,7 @@ class _CarefulRun:
         self._source = stage.inputs[number]
         self._stamper = stamper
         self._port = port
+        self._letters = port.letters.of(ShardId(stage.name, partition))
         self._tables = tables
         self._passing = (UnkeptStateError, *passing)
         self._refusals = Refusals()
@@ -712,7 +716,6 @@ class _CarefulRun:
             outputs.append((failure.place, *arguments))
 
         try:
-            name, letters = failure.place.name, self._port.letters
-            write_dead_letter(produce, rule, record, name, failure.describe(), letters)
+            write_dead_letter(produce, rule, record, failure.place.name, failure.describe(), self._letters)
         except RecordError as error:
             raise UnreadableRecordError(dead_letter_trouble(record, error)) from error

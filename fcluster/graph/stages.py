@@ -303,6 +303,11 @@ class Stage:
         rules += [rule for chain in self.chains for rule in chain.rules]
         return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
 
+    @property
+    def dead_letter_names(self) -> tuple[str, ...]:
+        """The names of those topics, each once and in order."""
+        return tuple(sorted({topic.name for topic in self.dead_letter_topics}))
+
 
 def _is_timed(step: StatefulOperator) -> TypeGuard[TimedOperator]:
     if isinstance(step, Window):

@@ -18,12 +18,12 @@ from fcluster.common.errors import FclusterError, IncompatibleState, JobError, P
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
+from fcluster.common.letter_counts import decode_counts
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
-from fcluster.engine.letter_limit import LetterLimit
 from fcluster.engine.loading import is_loaded_mark
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
@@ -299,12 +299,14 @@ class Driver:
             JobStopped: a record has stopped the job (again).
         """
         __tracebackhide__ = True
-        self._stopped = None
+        stopped, self._stopped = self._stopped is not None, None
         self._condemned.clear()
         self._causes.clear()
         self._roll_back()
         self._calls.reset()
-        self._port.letters = LetterLimit(self._port.letters.most)
+        if stopped:
+            self._job_start += 1
+            self._port.letters.clear()
         self._advance(one_by_one=self._auto_barrier)
 
     def restart(self, job: Job, *, settings: Mapping[str, Any] | None = None) -> None:
@@ -335,6 +337,7 @@ class Driver:
         self._telling = Telling(changed, seldom_ms=0)
         self._orders = {stage.name: orders_of(stage) for stage in changed.stages}
         self._job_start += 1
+        self._port.letters.clear()
         self.crash()
 
     def advance(
@@ -746,8 +749,6 @@ class Driver:
             )
         self._topics.commit()
         self._epoch = epoch
-        self._port.letters.freeze()
-        self._port.letters.commit()
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
         self.late, self._port.late = self.late + self._port.late, 0
         for part in frozen:
@@ -778,7 +779,8 @@ class Driver:
         self._topics.abort()
         self._telling.forget(self._shards)
         self._calls.forget()
-        self._port.letters.abort()
+        for shard in self._shards.values():
+            self._port.letters.of(shard.id).restore(self._letters_of(shard))
         self._shards.clear()
         self._port.skipped = self._port.late = 0
 
@@ -841,6 +843,11 @@ class Driver:
                 self._job_start,
             )
         return shard
+
+    def _letters_of(self, shard: Shard) -> dict[str, int]:
+        """The committed dead letters of a shard."""
+        letters = self._position(shard.stage, shard.id.partition).letters
+        return decode_counts(letters, self._job_start, shard.stage.dead_letter_names)
 
     def _position(self, stage: Stage, partition: int) -> CommittedPosition:
         committed = [self._committed.get((topic, partition)) for topic in stage.topics]

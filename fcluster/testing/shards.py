@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
+from fcluster.common.letter_counts import decode_counts, encode_counts
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.entries import ABSENT, EntryTable
@@ -162,6 +163,8 @@ class Shard:
         self.state = ShardState(self._store, stage.all_stores, StateMemory(0))
         tables = self.state.tables
         self._job_start = job_start
+        self._letters = port.letters.of(self.id)
+        self._letters.restore(decode_counts(position.letters, job_start, stage.dead_letter_names))
         unloaded = unloaded_inputs(stage, tables, job_start)
         self.unloaded = unloaded or (lambda: frozenset[int]())
         self.timers = make_timers(
@@ -235,7 +238,10 @@ class Shard:
             state_epoch = epoch
             named = dict(zip(self.stage.topics[1:], further, strict=True))
             encoded = encode_delta(dataclasses.replace(delta, source_offset=first, further_offsets=named))
-        position = dataclasses.replace(self.position, epoch=epoch, state_epoch=state_epoch).at(
+        letters = encode_counts(self._job_start, self.stage.dead_letter_names, self._letters.counts)
+        position = dataclasses.replace(
+            self.position, epoch=epoch, state_epoch=state_epoch, letters=letters
+        ).at(
             [InputOffset(offset, clock=self._encode_time(number)) for number, offset in enumerate(self._next)]
         )
         return FrozenShard(self, position, encoded)

@@ -92,7 +92,8 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     `position` is the next offset to read; everything before it is processed (including control records).
     `committed` is the committed offset. `end` is the last known end of the source partition (the last stable
     offset for read-committed sources), -1 if unknown. `dirty` says that records up to `position` are not all
-    committed yet. `time`: None if the job doesn't use event time.
+    committed yet. `time`: None if the job doesn't use event time. `letters`: with the first input, how many
+    dead letters the shard has committed; see `letter_counts`.
     """
 
     shard: ShardId
@@ -103,6 +104,7 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     epoch: _Number
     input: _InputNumber = 0
     time: TimeStatus | None = None
+    letters: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
 
 
 class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -288,8 +290,8 @@ class Prepared(Message, frozen=True):
 
 
 class Committed(Message, frozen=True):
-    """The worker's transaction for `epoch` is committed. `dirty`: it already has records of the next
-    epoch.
+    """The worker's transaction for `epoch` is committed. `dirty`: it already has records of the next epoch.
+    `letter`: the error of its last dead letter, if these are counted.
     """
 
     session: _Session
@@ -297,6 +299,7 @@ class Committed(Message, frozen=True):
     commit_ms: _Milliseconds
     dirty: bool
     shards: list[ShardStatus]
+    letter: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
 
 
 class ShardsRunning(Message, frozen=True):
@@ -478,7 +481,8 @@ class Assign(Message, frozen=True):
     shards; later ones may be committed too. A broker that is cut off from the others may answer with earlier
     ones. `stages`: how many shards each stage of the job has; empty if the job uses neither event time nor
     global tables. `ends`: in a bounded run, where these shards stop reading, as far as that is known.
-    `job_start`: the number of the job's start, the same for all workers; 0 if the job has no global tables.
+    `job_start`: the number of the job's start, the same for all workers; 0 if the job has no global tables
+    and no limit on dead letters.
     """
 
     term: _Number

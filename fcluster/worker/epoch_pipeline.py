@@ -96,6 +96,7 @@ class EpochInFlight:
         confirm_sources: raises if a source was replaced while its records were read.
         begun_s: when its transaction began.
         frozen_s: when its barrier came.
+        letter: the error of the last dead letter; see `LetterLimit.last`.
     """
 
     session: int
@@ -105,6 +106,7 @@ class EpochInFlight:
     confirm_sources: Callable[[], None]
     begun_s: float
     frozen_s: float
+    letter: str
 
 
 class EpochPipeline:
@@ -168,6 +170,8 @@ class EpochPipeline:
 
     def release(self, shards: Iterable[ShardId]) -> None:
         """Other workers get these shards."""
+        shards = list(shards)
+        self._port.letters.forget(shards)
         self._telling.forget(shards)
 
     def open(self, session: int, make_writer: MakeWriter) -> None:
@@ -347,9 +351,9 @@ class EpochPipeline:
             confirm_sources=confirm_sources,
             begun_s=opened.begun_s,
             frozen_s=frozen_s,
+            letter=self._port.letters.last,
         )
         self._open, self._in_flight = None, epoch
-        self._port.letters.freeze()
         self._commit_thread.submit(self._flush, epoch)
 
     def _tell(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
@@ -395,7 +399,6 @@ class EpochPipeline:
         failpoints.reach("worker.complete-received", effect.epoch)
         assert self._commit_thread is not None
         epoch, self._in_flight = self._in_flight, None
-        self._port.letters.commit()
         assert epoch is not None
         assert epoch.frozen.epoch == effect.epoch
         self._commit_thread.submit(self._commit, epoch)
@@ -412,7 +415,8 @@ class EpochPipeline:
             failpoints.reach("worker.committed", frozen.epoch)
             committed_s = time.monotonic()
             commit_ms = (committed_s - started_s) * 1000
-            self._post(events.EpochCommitted(epoch.session, frozen.epoch, commit_ms, frozen.positions()))
+            positions = frozen.positions()
+            self._post(events.EpochCommitted(epoch.session, frozen.epoch, commit_ms, positions, epoch.letter))
             self._latencies_ms.append((committed_s - epoch.begun_s) * 1000)
             self.committed += 1
             for part in frozen.parts:

@@ -18,6 +18,7 @@ from typing import Any
 from fcluster.common.clocks import wall_ms
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
+from fcluster.common.letter_counts import decode_counts, encode_counts
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
@@ -160,7 +161,7 @@ class ShardRunner:
 
     Args:
         wall_ms: processing time, in milliseconds since 1970.
-        job_start: the number of the job's start, if it has global tables.
+        job_start: the number of the job's start; 0 if it doesn't need it.
 
     Attributes:
         position: the committed position from which it started, or that it last froze. The inputs have the
@@ -174,6 +175,7 @@ class ShardRunner:
     __slots__ = (
         "_fired_after",
         "_job_start",
+        "_letters",
         "_loading",
         "clock",
         "inputs",
@@ -204,6 +206,8 @@ class ShardRunner:
         self._loading = {number for number, _step in stage.broadcasts}
         """The inputs with rows of global tables, until it is told that they are read."""
         self._job_start = job_start
+        self._letters = port.letters.of(self.shard)
+        self._letters.restore(decode_counts(position.letters, job_start, stage.dead_letter_names))
         self.unloaded = unloaded_inputs(stage, state.tables, job_start)
         self.timers = make_timers(
             stage,
@@ -254,6 +258,7 @@ class ShardRunner:
             topic_id=first.topic_id,
             further=tuple(further),
             clock=first.clock,
+            letters=encode_counts(self._job_start, self.stage.dead_letter_names, self._letters.counts),
         )
         return delta
 

@@ -139,7 +139,10 @@ def statuses_of_runner(state: CoreState, runner: ShardRunner, wall_ms: int) -> I
     times = times_of(runner, wall_ms, ended)
     for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
         position = max(one.read_position, one.next_offset)
-        yield ShardStatus(shard, position, at.offset, one.end, dirty, committed.epoch, one.number, event_time)
+        letters = "" if one.number else committed.letters
+        yield ShardStatus(
+            shard, position, at.offset, one.end, dirty, committed.epoch, one.number, event_time, letters
+        )
 
 
 def _long_record(running: Running | None) -> messages.RunningRecord | None:

@@ -185,6 +185,24 @@ def test_bad_record_is_skipped_if_the_job_says_so(place: Place, source: str) -> 
     assert place.counts() == [1, 2, 3], "a failing handler's changes to state are undone"
 
 
+def test_dead_letters_of_all_workers_together_stop_the_job(place: Place, source: str) -> None:
+    producer = Producer({"bootstrap.servers": place.brokers})
+    for partition in (0, 1):
+        for value in numbers(1, 0, 0, 0, 2):
+            producer.produce(source, value, f"k{partition}", partition=partition)
+    assert producer.flush(30) == 0
+    job = place.write_job(on_error="dead")
+    ended = place.up(job, "--set", "dead.letters.max=3", "--set", "initial.rebalance.delay.ms=5000")
+    assert_refused(
+        ended, f"'{place.output}-dead' since the job has started", "dead.letters.max", "ZeroDivision"
+    )
+    written = len(place.outputs(f"{place.output}-dead"))
+    assert 3 <= written <= 6
+    ended = place.up(job, "--set", "dead.letters.max=6")
+    assert ended.code == 0, ended.text
+    assert len(place.outputs(f"{place.output}-dead")) == 6, "it goes on where it was, and counts anew"
+
+
 def test_bad_records_go_to_the_dead_letter_topic_with_their_errors(place: Place, source: str) -> None:
     place.produce([*numbers(1), b"{not json", *numbers(2, 0, 4)])
     ended = place.up(place.write_job(on_error="dead"))

@@ -10,7 +10,7 @@ Must not: know the internals of a worker. Raises `Violation`.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -168,6 +168,8 @@ class Checks:
         self.kafka: KafkaModel
         self.commits = 0
         self.leader: Coordinator | None = None
+        self.starts: set[int] = set()
+        """The starts of the job for which shards have run."""
         """The core with the highest term so far, even if it isn't alive any more."""
         self.declared: set[tuple[int, int]] = set()
         """(session, epoch) of every `Complete` that a coordinator has sent."""
@@ -701,6 +703,22 @@ class Checks:
             which = self.inputs[shard.stage].index(topic)
             if self._standing(shard).position.of_input(which) != decode_position(offset, metadata):
                 self.fail(f"{shard} was committed to {self._standing(shard).position}, Kafka says {offset}")
+
+    def miscounted(self) -> str:
+        """How the dead letters that the leader knows of differ from those that there are. Empty: they don't.
+        If the job was started again in between, only the newer ones count.
+        """
+        assert self.leader is not None
+        counted, written = +self.leader.letters.totals, Counter[str]()
+        for stage in self.job.topology.stages:
+            for topic in stage.dead_letter_names:
+                parts = [self._all_of((topic, number)) for number in range(self.partitions)]
+                written[topic] = sum(sum(1 for _ in part) for part in parts)
+        if len(self.starts) > 1:
+            wrong = any(count > written[topic] for topic, count in counted.items())
+        else:
+            wrong = counted != +written
+        return f"dead letters: {dict(counted)} are counted, and there are {dict(written)}" if wrong else ""
 
     def outputs(self) -> dict[str, list[list[Written]]]:
         """What a read_committed reader finds in each topic that the job writes, by partition."""

@@ -82,6 +82,7 @@ class Cluster:
             num_standby_replicas=random.choice((0, 0, 1, 2)),
             worker_leave_timeout_ms=(1500, 400, 0)[world.seed % 3],
             max_task_idle_ms=(0, 0, 40, -1)[world.seed % 4],
+            dead_letters_max=self.job.dead_letters_max,
         )
         self.epoch_records_max = random.choice((5, 1000))
         self.cache_entries_max = random.choice((0, 2, 1000))

@@ -926,6 +926,8 @@ class SimJob:
         comes_in_order: whether most records are written in the order of their timestamps.
         stamped: the sources whose records have their time in the value.
         tables: the sources that are read as tables.
+        dead_letters_max: the limit on dead letters, which isn't reached. 0: they aren't counted. Otherwise
+            the coordinator has to know how many there are.
         awaits_timers: whether a run goes on until all timers in processing time have fired. Jobs with models
             always do.
     """
@@ -941,6 +943,7 @@ class SimJob:
     stamped: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
     awaits_timers: bool = False
+    dead_letters_max: int = 0
 
     def as_in(self, topic: str, record: Written) -> Written:
         """A record that was drawn, as that source has it."""

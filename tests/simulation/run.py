@@ -126,6 +126,10 @@ def _play(cluster: Cluster, plan: FaultPlan) -> None:
     if not world.run(world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, checks.everything_committed)):
         raise Violation(f"not everything is committed in time: {'; '.join(checks.behind())}")
     checks.final()
+    if cluster.job.dead_letters_max and not world.run(
+        world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, lambda: not checks.miscounted())
+    ):
+        raise Violation(checks.miscounted())
     if not world.run(world.now_ms + LEAVE_BOUND_MS, lambda: not _leaving(cluster)):
         raise Violation(f"asked to leave, but still there: {', '.join(map(str, _leaving(cluster)))}")
     _check_live_state(cluster)

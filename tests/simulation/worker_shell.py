@@ -342,6 +342,7 @@ class SimWorker(Process):
         self._port = OutputPort()
         self._port.produce = self._hold_output
         self._port.stage_sizes = self.core.state.stage_sizes
+        self._port.letters.most = cluster.settings.dead_letters_max
         self._outputs: list[tuple[Partition, Written]] = []
         self._interrupting = Inbox()  # holds only what interrupts a batch; everything else waits in `inbox`
         self._record_watch = RecordWatch()
@@ -689,6 +690,7 @@ class SimWorker(Process):
     ) -> Runner:
         """Create what processes the records of a shard."""
         job_start = self.core.state.job_start
+        self.cluster.checks.starts.add(job_start)
         runner = Runner(stage, partition, state, position, self._port, idle_ms, self.wall_ms, job_start)
         if runner.timers is not None:
             runner.timers.at_once_max = self.cluster.fired_at_once_max

@@ -43,7 +43,8 @@ class Cluster:
         committed: the highest offsets that workers have reported as committed, by shard and by input number.
             In memory only: a new leader starts without them.
         job_start: the number of the job's start; see `starts`. None: it isn't known yet, and no shard is
-            assigned before. 0: the job has no global tables, and doesn't need it.
+            assigned before. 0: the job has neither global tables nor a limit on dead letters, and doesn't
+            need it.
         run_end: where a bounded run ends, as far as the journal holds it. None: the run isn't bounded.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
@@ -73,7 +74,8 @@ class Cluster:
         self.deaths: dict[ShardId, Deaths] = {}
         self.committed: dict[ShardId, dict[int, int]] = {}
         self.counters = Counters()
-        self.job_start: int | None = None if terms.topology.has_global_tables else 0
+        needs_start = terms.topology.has_global_tables or terms.settings.dead_letters_max > 0
+        self.job_start: int | None = None if needs_start else 0
         self.run_end = terms.run_end
         self.kafka_troubles: tuple[str, ...] = ()
         self._awaited = True

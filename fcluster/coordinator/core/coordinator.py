@@ -8,7 +8,7 @@ the order of due work:
 - `membership`: sessions, their slots, and the fence between two of them. `liveness`: which workers are dead.
 - `starts`: which start of the job this is.
 - `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
-- `losses`: records that end or hang workers.
+- `losses`: records that end or hang workers. `letters`: the limit on dead letters.
 - `ownership` and `copies`: which worker runs or copies which shard. `rounds`: epochs.
 - `topics`: topics that were deleted or replaced, or have grown.
 - `ending`: the end of the job. `leadership`: handing over the leadership. `scaling`: the number of workers.
@@ -54,6 +54,7 @@ from fcluster.coordinator.core.events import Effect, Event
 from fcluster.coordinator.core.joining import Joining
 from fcluster.coordinator.core.leadership import Leadership
 from fcluster.coordinator.core.leaving import Leaving
+from fcluster.coordinator.core.letters import Letters
 from fcluster.coordinator.core.liveness import Liveness
 from fcluster.coordinator.core.losses import Losses
 from fcluster.coordinator.core.membership import Membership
@@ -132,7 +133,10 @@ class Coordinator:
             self._ending,
             returning,
         )
-        self._reports = Reports(cluster, outbox, self._ownership, self.copies, self.progress, self._losses)
+        self.letters = Letters(cluster, self._ending)
+        self._reports = Reports(
+            cluster, outbox, self._ownership, self.copies, self.progress, self._losses, self.letters
+        )
         self._scaling = Scaling(cluster, outbox, self.agents)
         self._topics = Topics(cluster, outbox, self._ownership, self.progress, self._ending)
         self._leadership = Leadership(cluster, outbox, self._ending)
@@ -448,7 +452,7 @@ class Coordinator:
         self.rounds.prepared(session, prepared.epoch, self._cluster.now_ms)
 
     def _on_committed(self, session: Session, committed: messages.Committed) -> None:
-        self._reports.committed(session, committed.shards)
+        self._reports.committed(session, committed.shards, committed.letter)
         self.rounds.committed(session, committed, self._cluster.now_ms)
 
     def _on_session_message(self, session: Session, message: messages.FromWorker) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from fcluster.coordinator.core.cluster import Cluster
 from fcluster.coordinator.core.copies import Copies, learn
+from fcluster.coordinator.core.letters import Letters
 from fcluster.coordinator.core.losses import Losses
 from fcluster.coordinator.core.model import Session, SessionPhase
 from fcluster.coordinator.core.outbox import Outbox
@@ -33,6 +34,7 @@ class Reports:
         copies: Copies,
         progress: Progress,
         losses: Losses,
+        letters: Letters,
     ) -> None:
         self._cluster = cluster
         self._outbox = outbox
@@ -40,6 +42,7 @@ class Reports:
         self._copies = copies
         self._progress = progress
         self._losses = losses
+        self._letters = letters
         topology = cluster.terms.topology
         self._written_by_the_job = frozenset(
             source.topic.name
@@ -88,6 +91,7 @@ class Reports:
             return  # the session doesn't own it (any more)
         self._ownership.runs(shard)
         self._progress.learn(status)
+        self._letters.learn(status)
 
     def torn(self, session: Session, report: messages.TornTransaction) -> None:
         """Kafka has torn a transaction of one of the session's shards."""
@@ -101,8 +105,8 @@ class Reports:
             self._cluster.counters.torn_transactions += 1
             self._outbox.log("error", f"shard {shard.identity} is stopped: {report.failure}")
 
-    def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
-        """A session reports what it has committed for its shards."""
+    def committed(self, session: Session, statuses: Sequence[messages.ShardStatus], last_letter: str) -> None:
+        """A session reports what it has committed for its shards, and its last dead letter."""
         committed = self._cluster.committed
         for status in statuses:
             shard = self._cluster.shards.get(status.shard)
@@ -113,3 +117,4 @@ class Reports:
                     known = committed[status.shard] = {}
                 known[status.input] = max(status.committed, known.get(status.input, 0))
                 self._losses.committed(status)
+                self._letters.learn(status, last_letter)

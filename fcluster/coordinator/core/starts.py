@@ -1,5 +1,5 @@
 """Which start of the job this is. At each start, the copies of global tables are read up to their ends before
-anything else (`engine.loading`).
+anything else (`engine.loading`), and dead letters are counted anew (`letters`).
 
 Responsible for: the number of the job's start. A leadership that finds no worker at work begins a start. Its
 number is the leadership's term. A leadership that adopts a session with shards goes on with the start in the
@@ -20,7 +20,9 @@ from fcluster.coordinator.core.cluster import Cluster
 from fcluster.coordinator.core.outbox import Outbox
 
 START_KEY = "start"
-"""Journal key of the number of the job's last start, if the job has global tables."""
+"""Journal key of the number of the job's last start, if the job has global tables or a limit on dead
+letters.
+"""
 
 
 class Starts:

@@ -159,6 +159,7 @@ class Epochs:
                     for shard, position in event.positions.items()
                     for status in statuses_of(shard, position)
                 ],
+                event.letter,
             )
         )
         return True

@@ -95,12 +95,15 @@ class EpochFlushed:
 
 @dataclass(frozen=True, slots=True)
 class EpochCommitted:
-    """The transaction was committed. `positions` are the shards' new committed positions."""
+    """The transaction was committed. `positions` are the shards' new committed positions. `letter`: the error
+    of the worker's last dead letter, if these are counted.
+    """
 
     session: int
     epoch: int
     commit_ms: float
     positions: dict[ShardId, CommittedPosition]
+    letter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,6 +323,15 @@ def statuses_of(shard: ShardId, position: CommittedPosition) -> list[ShardStatus
     add the rest.
     """
     return [
-        ShardStatus(shard, at.offset, at.offset, -1, False, position.epoch, number)
+        ShardStatus(
+            shard,
+            at.offset,
+            at.offset,
+            -1,
+            False,
+            position.epoch,
+            number,
+            letters="" if number else position.letters,
+        )
         for number, at in enumerate(position.inputs)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,13 @@ from confluent_kafka import TopicPartition
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.ids import ShardId
+from fcluster.common.letter_counts import encode_counts
 from fcluster.common.positions import (
     RESET_FINGERPRINT,
     CommittedPosition,
     InputOffset,
     SplitPositionError,
+    UnreadableMetadataError,
     decode_position,
     joined_position,
 )
@@ -43,6 +46,24 @@ def test_each_input_is_committed_with_the_usual_metadata() -> None:
     only = joined_position([at(7, 5)], [0], NOW)
     assert only == at(7, 5)
     assert only.of_input(0).encode_metadata() == "2:5:3:now:id-7"
+
+
+def test_dead_letters_are_committed_with_the_first_input() -> None:
+    letters = encode_counts(3, ("dead", "other"), {"other": 12})
+    position = replace(joined_position([at(7, 5), at(9, 5)], [0, 0], NOW), letters=letters)
+    first, second = position.of_input(0), position.of_input(1)
+    assert first.encode_metadata() == f"4:5:3:now:id-7::{letters}"
+    assert second.encode_metadata() == "2:5:3:now:id-9"
+    read = [decode_position(one.offset, one.encode_metadata()) for one in (first, second)]
+    assert joined_position(read, [0, 0], NOW) == position
+    timed = replace(at(7, 5), clock="a!", letters=letters)
+    assert decode_position(7, timed.encode_metadata()) == timed
+
+
+@pytest.mark.parametrize("metadata", ["4:5:3:now:id-7::", "4:5:3:now:id-7:a:x y", "4:5:3:now:id-7:1.0.1"])
+def test_damaged_count_of_dead_letters_is_noticed(metadata: str) -> None:
+    with pytest.raises(UnreadableMetadataError):
+        decode_position(7, metadata)
 
 
 def test_without_committed_offsets_each_input_starts_at_its_beginning() -> None:

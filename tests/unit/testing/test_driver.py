@@ -681,12 +681,29 @@ def test_job_stops_at_the_record_behind_the_last_dead_letter_that_may_be_written
             driver.send("in", 0, key="k")
         assert caught.value.message == (
             "record in/0 at offset 4 failed: ZeroDivisionError: integer division or modulo by zero; and 2 "
-            "dead letters were already written to 'dead' since this worker has started (dead.letters.max)"
+            "dead letters were already written to 'dead' since the job has started (dead.letters.max)"
         )
         assert [letter.offset for letter in driver.dead_letters()] == [0, 2]
         assert driver.read_values("out") == [1, 1]
-        driver.crash()  # another worker counts anew
+        driver.crash()  # the job is started again, and counts anew
         assert [letter.offset for letter in driver.dead_letters()][:2] == [0, 2]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_dead_letters_of_all_shards_and_workers_count(crashes: bool) -> None:
+    job = Job("j")
+    dead, other = job.topic("dead", value="bytes"), job.topic("other", value="bytes")
+    stream = job.stream(job.topic("in"))
+    stream.map(lambda value: 1 // value, on_error=dead).to(job.topic("out"))
+    stream.filter(lambda value: value == 0).map(lambda value: 1 // value, on_error=other).to("out")
+    with Driver(job, partitions=4, settings={"dead.letters.max": 3}) as driver:
+        for key in ("a", "b", "c"):
+            driver.send("in", 0, key=key)
+            if crashes:
+                driver.crash()  # another worker has the shards
+        with pytest.raises(JobStopped, match="3 dead letters were already written to 'dead'"):
+            driver.send("in", 0, key="d")
+        assert [len(driver.dead_letters(topic)) for topic in (dead, other)] == [3, 3]
 
 
 def test_dead_letters_of_an_epoch_that_is_lost_do_not_count() -> None:
