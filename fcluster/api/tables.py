@@ -20,6 +20,7 @@ from fcluster.graph.foreign import ANSWERS, LEFT_ROWS, SUBSCRIPTIONS, KeyOf, Pai
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.groups import GroupOf, halves_codec
 from fcluster.graph.joins import How
+from fcluster.graph.models import model_of
 from fcluster.graph.operators import (
     AnswerAgain,
     AnyTable,
@@ -414,7 +415,7 @@ class Table(Generic[K_co, V_co]):
             groups = GroupTable(name, fields, is_single, drop_empty)
             return self._with(groups, {name: keyed.add(groups)})
 
-        return GroupedTable(name, table)
+        return GroupedTable(name, table, model_of(self._known_kind()) if value is None else None)
 
     def to_stream(self) -> Stream[K_co, V_co]:
         """A stream of the table's changes: the new value of each row that is put or changed, and None (a
@@ -523,13 +524,17 @@ class GroupedTable(Generic[K_co, V_co]):
     for each group. Call one of them, once.
     """
 
-    __slots__ = ("_name", "_table")
+    __slots__ = ("_model", "_name", "_table")
 
     def __init__(
-        self, name: str, table: Callable[[tuple[tuple[str, Aggregate[Any]], ...], bool], Table[Any, Any]]
+        self,
+        name: str,
+        table: Callable[[tuple[tuple[str, Aggregate[Any]], ...], bool], Table[Any, Any]],
+        model: type[Any] | None,
     ) -> None:
         self._name = name
         self._table = table
+        self._model = model
 
     def aggregate(self, /, **fields: Aggregate[Any, V_co]) -> Table[K_co, dict[str, Any]]:
         """A row is a dict with these fields.
@@ -549,14 +554,25 @@ class GroupedTable(Generic[K_co, V_co]):
         return self._table((("count", count()),), True)
 
     def reduce(
-        self, add: Callable[[Any, V_co], Any], subtract: Callable[[Any, V_co], Any]
+        self,
+        add: Callable[[Any, V_co], Any],
+        subtract: Callable[[Any, V_co], Any],
+        *,
+        model: type[Any] | None = None,
     ) -> Table[K_co, V_co]:
         """A row is what `add(reduced, value)` makes of the first value and each further one, and
         `subtract(reduced, value)` of each value that leaves.
+
+        Args:
+            add: see above.
+            subtract: see above.
+            model: the model of what rows contribute, if it has one. Default: that of the table's values, if
+                they contribute themselves.
         """
         check_function(add, "reduce", ("reduced", "value"))
         check_function(subtract, "reduce", ("reduced", "value"))
-        return self._table((("reduce", reduce(add, subtract=subtract)),), True)
+        reduced = reduce(add, subtract=subtract, model=model or self._model)
+        return self._table((("reduce", reduced),), True)
 
 
 def checked_history(name: str, history: object) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
@@ -19,7 +20,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.graph.codecs import decode_json, encode_json
 from fcluster.graph.generics import T, V, V_contra
-from fcluster.graph.models import is_model
+from fcluster.graph.models import is_model, model_codec
 
 _R_co = TypeVar("_R_co", covariant=True)
 
@@ -69,6 +70,8 @@ class Aggregate(Generic[_R_co, V_contra]):
         takes_time: whether `add` also takes the timestamp of the record.
         subtract: called as `subtract(kept, value)`. Returns what is kept without a value that was added
             before: for groups of a table's rows, which change and leave.
+        for_groups: another aggregate with `subtract`, which computes the same for such groups. It may have to
+            keep more.
 
     What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
 
@@ -83,6 +86,7 @@ class Aggregate(Generic[_R_co, V_contra]):
     merge: Callable[[Any, Any], Any] | None = None
     takes_time: bool = False
     subtract: Callable[[Any, Any], Any] | None = None
+    for_groups: Aggregate[_R_co, V_contra] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -124,15 +128,15 @@ def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
 
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
-    """The smallest `of(value)`."""
+    """The smallest `of(value)`. None for a group of a table without rows; such groups keep all values."""
     check_of("min_()", of)
-    return _chosen("min", of, min)
+    return _chosen("min", of, min, 0)
 
 
 def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
-    """The greatest `of(value)`."""
+    """The greatest `of(value)`. None for a group of a table without rows; such groups keep all values."""
     check_of("max_()", of)
-    return _chosen("max", of, max)
+    return _chosen("max", of, max, -1)
 
 
 def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
@@ -198,12 +202,7 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        gone = plain(of(value))
-        text = text_of(gone)  # 1, 1.0 and True are equal
-        at = next((at for at, one in enumerate(kept) if one == gone and text_of(one) == text), None)
-        if at is None:
-            raise ValueError(f"{bounded_repr(gone)} isn't among the collected values; has `of` changed?")
-        del kept[at]
+        del kept[_place_of(kept, 0, len(kept), plain(of(value)))]
         return kept
 
     return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)
@@ -214,6 +213,7 @@ def reduce(
     of: Callable[[V], Any] = _same,
     *,
     subtract: Callable[[Any, Any], Any] | None = None,
+    model: type[Any] | None = None,
 ) -> Aggregate[Any, V]:
     """`function(function(a, b), c)` and so on, of all `of(value)` in the order in which they were read.
 
@@ -222,27 +222,47 @@ def reduce(
         of: returns what is reduced.
         subtract: called as `subtract(reduced, of(value))` to take a value away, for groups of a table's rows.
             None: it can't be used for these.
+        model: a dataclass, msgspec Struct or pydantic model, if `of(value)` and what the functions return are
+            objects of it. They are kept as JSON, which takes its time for each record.
     """
     check_of("reduce()", function)
     check_of("reduce(of=)", of)
     if subtract is not None:
         check_of("reduce(subtract=)", subtract)
 
+    to_kept, of_kept = (_same, _same) if model is None else _kept_as(model)
+
     def take_away(kept: list[Any], value: Any) -> list[Any]:
         assert subtract is not None
-        return [subtract(kept[0], of(value))]
+        return [to_kept(subtract(of_kept(kept[0]), of(value)))]
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        return [function(kept[0], of(value)) if kept else of(value)]
+        new = of(value)
+        return [to_kept(function(of_kept(kept[0]), new) if kept else new)]
 
     return Aggregate(
         "reduce",
         list,
         add,
-        lambda kept: kept[0],
-        lambda kept, later: [function(kept[0], later[0])],
+        lambda kept: of_kept(kept[0]),
+        lambda kept, later: [to_kept(function(of_kept(kept[0]), of_kept(later[0])))],
         subtract=None if subtract is None else take_away,
     )
+
+
+def _kept_as(model: type[Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How an object of the model is kept as plain data, and how it comes back.
+
+    Raises:
+        JobError: it is no model.
+    """
+    if not is_model(model):
+        raise JobError(
+            f"reduce(model=) got {bounded_repr(model)}, which is no model.",
+            remedy="Give it a dataclass, a msgspec Struct or a pydantic model. Other values need none.",
+        )
+    codec = model_codec(model)
+    return (lambda value: decode_json(codec.encode(value))), (lambda kept: codec.decode(encode_json(kept)))
 
 
 def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggregate[float | None, V]:
@@ -252,6 +272,8 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         of: returns a number.
         sample: whether the records are a sample: then the sum is divided by n - 1, and the result is None if
             there is only one record.
+
+    For groups of a table's rows, each value that leaves may cost some of the last digits.
     """
     check_of("variance()", of)
 
@@ -267,16 +289,24 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         average = kept[1] + apart * later[0] / number
         return [number, average, kept[2] + later[2] + apart * apart * kept[0] * later[0] / number]
 
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        number, average, squares = kept
+        if number == 1:
+            return [0, 0.0, 0.0]
+        gone = of(value)
+        shifted = average + (average - gone) / (number - 1)
+        return [number - 1, shifted, max(0.0, squares - (gone - average) * (gone - shifted))]
+
     def result(kept: list[Any]) -> float | None:
         divisor = kept[0] - 1 if sample else kept[0]
-        return kept[2] / divisor if divisor else None
+        return kept[2] / divisor if divisor > 0 else None
 
-    return Aggregate("variance", lambda: [0, 0.0, 0.0], add, result, merge)
+    return Aggregate("variance", lambda: [0, 0.0, 0.0], add, result, merge, subtract=subtract)
 
 
 def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
     """The `n` values with the greatest `by(value)`, greatest first; among equal ones, those that came
-    first.
+    first. Groups of a table's rows keep all values.
 
     Args:
         n: how many values.
@@ -309,7 +339,43 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
             put(merged, pair)
         return merged
 
-    return Aggregate("top_n", list, add, lambda kept: [pair[1] for pair in reversed(kept)], merge)
+    def put_all(kept: list[Any], value: Any) -> list[Any]:
+        insort(kept, [by(value), plain(of(value))], key=_descending)
+        return kept
+
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        gone = [by(value), plain(of(value))]
+        begin = bisect_left(kept, _descending(gone), key=_descending)
+        end = bisect_right(kept, _descending(gone), key=_descending)
+        del kept[_place_of(kept, begin, end, gone)]
+        return kept
+
+    return Aggregate(
+        "top_n",
+        list,
+        add,
+        lambda kept: [pair[1] for pair in reversed(kept)],
+        merge,
+        for_groups=Aggregate(
+            "top_n", list, put_all, lambda kept: [pair[1] for pair in kept[:n]], subtract=subtract
+        ),
+    )
+
+
+class _Descending:
+    """A score, in the reverse order."""
+
+    __slots__ = ("score",)
+
+    def __init__(self, score: Any) -> None:
+        self.score = score
+
+    def __lt__(self, other: _Descending) -> bool:
+        return bool(other.score < self.score)
+
+
+def _descending(pair: list[Any]) -> _Descending:
+    return _Descending(pair[0])
 
 
 def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
@@ -387,16 +453,20 @@ def check_group_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[st
         raise JobError(
             f"aggregate() of the groups {table!r} got nothing to compute.", remedy="Use aggregate(n=count())."
         )
+    checked: dict[str, Aggregate[Any]] = {}
     for name, aggregate in fields.items():
         what = f"The field {name!r} of the groups {table!r}"
-        checked = _checked_aggregate(what, name, aggregate)
-        if checked.subtract is None or checked.takes_time:
+        found = _checked_aggregate(what, name, aggregate)
+        found = found.for_groups or found
+        if found.subtract is None or found.takes_time:
             raise JobError(
-                f"{what} computes {checked.name!r}, from which a row that changes can't be taken away.",
-                remedy="Use count, sum_, mean, collect, count_distinct, reduce(..., subtract=), or an "
-                "Aggregate with subtract=. For the greatest, take collect() and map the table.",
+                f"{what} computes {found.name!r}, from which a row that changes can't be taken away.",
+                remedy="Use count, sum_, mean, variance, min_, max_, top_n, collect, count_distinct, "
+                "reduce(..., subtract=), or an Aggregate with subtract=. For the first or the last, take "
+                "collect() of values with their times, and map the table.",
             )
-    return tuple(fields.items())
+        checked[name] = found
+    return tuple(checked.items())
 
 
 def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any]:
@@ -463,14 +533,47 @@ _INSTEAD = {"len": "count", "max": "max_", "min": "min_", "set": "count_distinct
 """Functions of Python, and what computes the same of a window."""
 
 
-def _chosen(name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any]) -> Aggregate[Any]:
-    """The smallest or the greatest value."""
+def _chosen(
+    name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any], at: int
+) -> Aggregate[Any]:
+    """The smallest or the greatest value, which is at this index of all values in order."""
 
     def add(kept: list[Any], value: Any) -> list[Any]:
         new = of(value)
         return [choose(kept[0], new) if kept else new]
 
-    return Aggregate(name, list, add, lambda kept: kept[0], lambda kept, later: [choose(kept[0], later[0])])
+    def put(kept: list[Any], value: Any) -> list[Any]:
+        insort(kept, of(value))
+        return kept
+
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        gone = of(value)
+        begin, end = bisect_left(kept, gone), bisect_right(kept, gone)
+        del kept[_place_of(kept, begin, end, gone)]
+        return kept
+
+    changing = Aggregate(name, list, put, lambda kept: kept[at] if kept else None, subtract=subtract)
+    return Aggregate(
+        name,
+        list,
+        add,
+        lambda kept: kept[0],
+        lambda kept, later: [choose(kept[0], later[0])],
+        for_groups=changing,
+    )
+
+
+def _place_of(kept: Sequence[Any], begin: int, end: int, gone: Any) -> int:
+    """Where the value is that leaves, among those that are equal to it: 1, 1.0 and True are, too.
+
+    Raises:
+        ValueError: it isn't there.
+    """
+    text = text_of(gone)
+    at = next((at for at in range(begin, end) if text_of(kept[at]) == text), None)
+    if at is None:
+        raise ValueError(f"{bounded_repr(gone)} isn't among the values of the group; has `of` changed?")
+    return at
 
 
 def _second(pair: list[Any]) -> Any:

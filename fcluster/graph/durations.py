@@ -82,7 +82,9 @@ def check_duration(kind: str, name: str, value: object, least: timedelta) -> Non
             remedy=f"Use {name}=minutes(1), from fcluster, or a timedelta.",
         )
     if not least <= value <= DURATION_MAX:
-        needed = "zero or more" if not least else "one millisecond or more"
+        needed = {NOTHING: "zero or more", -DURATION_MAX: "whole milliseconds"}.get(
+            least, "one millisecond or more"
+        )
         raise JobError(
             f"{name}={shown(value)} of {kind} is out of range.", remedy=f"Use {needed}, up to 100 years."
         )

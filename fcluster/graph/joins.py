@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.durations import MILLISECOND, NOTHING, check_duration
+from fcluster.graph.durations import DURATION_MAX, MILLISECOND, NOTHING, check_duration
 
 Side = Literal["left", "right"]
 How = Literal["inner", "left", "outer"]
@@ -50,14 +50,15 @@ class PairStore:
 
 
 def interval_ms(name: str, within: object) -> tuple[int, int]:
-    """How much earlier and later than a left record its partner may be, in milliseconds.
+    """How much earlier and later than a left record its partner may be, in milliseconds. One of both may be
+    negative: then partners are only later, or only earlier.
 
     Args:
         name: of the join, for messages.
         within: one time for both, or a tuple with one for each.
 
     Raises:
-        JobError: it is something else.
+        JobError: it is something else, or no partner could fit.
     """
     parts = cast("tuple[Any, ...]", within) if isinstance(within, tuple) else (within, within)
     if len(parts) != 2:
@@ -65,16 +66,23 @@ def interval_ms(name: str, within: object) -> tuple[int, int]:
             f"within={bounded_repr(parts)} of the join {name!r} isn't an interval.",
             remedy="Use within=timedelta(minutes=5), or within=(earlier, later) with two of them.",
         )
-    before, after = (duration_ms(name, "within", part) for part in parts)
+    least = -DURATION_MAX if isinstance(within, tuple) else NOTHING
+    before, after = (duration_ms(name, "within", part, least) for part in parts)
+    if before + after < 0:
+        raise JobError(
+            f"within={bounded_repr(parts)} of the join {name!r} is empty: it ends before it begins.",
+            remedy="It is (how much earlier, how much later). A right record 5 to 10 minutes after the "
+            "left one is within=(minutes(-5), minutes(10)); before it, within=(minutes(10), minutes(-5)).",
+        )
     return before, after
 
 
-def duration_ms(name: str, what: str, value: object) -> int:
+def duration_ms(name: str, what: str, value: object, least: timedelta = NOTHING) -> int:
     """A time in milliseconds.
 
     Raises:
         JobError: it isn't a timedelta of whole milliseconds, or out of range.
     """
-    check_duration(f"the join {name!r}", what, value, NOTHING)
+    check_duration(f"the join {name!r}", what, value, least)
     assert isinstance(value, timedelta)
     return value // MILLISECOND

@@ -86,6 +86,11 @@ def _is_pydantic(kind: type) -> bool:
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "__pydantic_serializer__")
 
 
+def model_of(kind: Kind | None) -> type[Any] | None:
+    """The model whose objects a kind has. None: it has none."""
+    return kind.model if isinstance(kind, ModelCodec) else None
+
+
 def field_names(model: type) -> tuple[str, ...]:
     """The names of a model's attributes, as functions of a job use them."""
     if issubclass(model, msgspec.Struct):

@@ -630,7 +630,7 @@ class JoinStreams:
     """One side of a join of two streams: pairs of records of a key that are not too far apart.
 
     A right record is the partner of a left one if it is at most `before_ms` earlier and at most `after_ms`
-    later.
+    later. One of both may be negative: at most -5 minutes earlier is at least 5 minutes later.
 
     Attributes:
         name: of the join and of its stores; unique in the job. Both sides have it.
@@ -680,9 +680,13 @@ class JoinStreams:
         """How much earlier than event time its results may be."""
         return max(self.before_ms, self.after_ms) + self.grace_ms + 1
 
-    def open_ms(self, side: Side) -> int:
-        """How much later than a record of that side its partners may be."""
+    def reach_ms(self, side: Side) -> int:
+        """How much later than a record of that side its partners may be. Negative: they are all earlier."""
         return self.after_ms if side == "left" else self.before_ms
+
+    def open_ms(self, side: Side) -> int:
+        """How long a record of that side waits for partners: at least until its own time has passed."""
+        return max(0, self.reach_ms(side))
 
     def describe(self) -> dict[str, Any]:
         """What the bytes of its stores, and what is due, depend on."""

@@ -49,7 +49,8 @@ class JoinStreamsOperator:
         late = compile_late(node, place, surroundings, pairs.port)
         kind = node.left if side == "left" else node.right
         raw_of = compile_raw(kind, is_unchanged=node.is_unchanged)
-        ahead_ms, behind_ms, grace_ms = node.open_ms(side), node.open_ms(other_side), node.grace_ms
+        ahead_ms, behind_ms, grace_ms = node.reach_ms(side), node.reach_ms(other_side), node.grace_ms
+        open_ms, others_open_ms = node.open_ms(side), node.open_ms(other_side)
         stretch_ms = node.stretch_ms
         notes_own, notes_others = side in node.passes_on, other_side in node.passes_on
         alone, over, others_alone = ALONE[side], OVER[side], ALONE[other_side]
@@ -64,7 +65,7 @@ class JoinStreamsOperator:
                 if stretch is not ABSENT:
                     for kept in stretch:
                         at_ms = kept[_TIMESTAMP]
-                        if first_ms <= at_ms <= last_ms and at_ms + behind_ms >= closed_ms:
+                        if first_ms <= at_ms <= last_ms and at_ms + others_open_ms >= closed_ms:
                             found.append(kept)
                             if not kept[_HAS_PARTNER]:
                                 kept[_HAS_PARTNER] = True
@@ -93,7 +94,7 @@ class JoinStreamsOperator:
                     raise _without_time_or_key(key)
                 now_ms = clock.now_ms
                 closed_ms = _NEVER_MS if now_ms is None else now_ms - grace_ms
-                if timestamp_ms + ahead_ms < closed_ms:
+                if timestamp_ms + open_ms < closed_ms:
                     late(record, key, value)
                     return
                 raw = raw_of(record, value)

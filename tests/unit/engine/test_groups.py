@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
+from statistics import pvariance
 from typing import Any
 
 import pytest
 
-from fcluster import Aggregate, Job, Table, collect, count, count_distinct, mean, reduce, sum_
+from fcluster import (
+    Aggregate,
+    Job,
+    Session,
+    Table,
+    Watermark,
+    approx_distinct,
+    collect,
+    count,
+    count_distinct,
+    first,
+    last,
+    max_,
+    mean,
+    min_,
+    reduce,
+    seconds,
+    sum_,
+    top_n,
+    variance,
+)
 from fcluster.common.errors import JobError
 from fcluster.testing import Driver, JobStopped
 
@@ -195,6 +217,94 @@ def test_aggregates_that_can_take_values_away() -> None:
         ("a", None, 2),
     )
     assert empty[-1] == ("ann", {"mean": None}, 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_aggregates_of_changing_rows_are_those_of_the_rows_that_are_there(seed: int) -> None:
+    """Whatever rows come, change, move to another group and leave, equal values among them."""
+    random = Random(seed)
+    job = Job("j")
+    scored = top_n(3, by=lambda row: row[1], of=lambda row: row[2])
+    table = (
+        accounts(job)
+        .group_by(owner, name="g")
+        .aggregate(n=count(), least=min_(amount), most=max_(amount), spread=variance(amount), three=scored)
+    )
+    table.to_stream().to(job.topic("out"))
+    rows: dict[str, list[Any]] = {}
+    with Driver(job) as driver:
+        for number in range(60):
+            key = random.choice("abcdefgh")
+            rows.pop(key, None)
+            if random.random() < 0.75:
+                rows[key] = [random.choice(["ann", "bob"]), random.randrange(5), f"{key}{number}"]
+            driver.send("t", rows.get(key), key=key)
+        for group, found in driver.rows(table):
+            members = [row for row in rows.values() if row[0] == group]
+            amounts = [row[1] for row in members]
+            assert found["n"] == len(members)
+            assert found["least"] == min(amounts, default=None)
+            assert found["most"] == max(amounts, default=None)
+            assert found["spread"] == (pytest.approx(pvariance(amounts)) if amounts else None)
+            by_score = sorted(members, key=lambda row: -row[1])[:3]  # stable: those that came first
+            assert found["three"] == [row[2] for row in by_score]
+
+
+def test_equal_numbers_of_other_kinds_leave_as_they_came() -> None:
+    table = told(
+        lambda job: accounts(job).group_by(owner, name="g", value=amount).aggregate(most=max_()),
+        ("a", ["ann", 1.0], 1),
+        ("b", ["ann", 1], 2),
+        ("a", None, 3),
+    )
+    assert [(value["most"], type(value["most"])) for _key, value, _at in table] == [
+        (1.0, float),
+        (1, int),
+        (1, int),
+    ]
+
+
+@pytest.mark.parametrize("aggregate", [first(amount), last(amount), approx_distinct(amount), reduce(max)])
+def test_aggregates_from_which_nothing_can_be_taken_away_say_what_to_do(aggregate: Aggregate[Any]) -> None:
+    grouped = accounts(Job("j")).group_by(owner, name="g")
+    with pytest.raises(JobError, match="can't be taken away") as raised:
+        grouped.aggregate(found=aggregate)
+    assert "collect()" in (raised.value.remedy or "")
+
+
+@dataclass
+class Payment:
+    account: str
+    cents: int
+
+
+def test_reduced_models_of_windows_that_become_one_and_of_changing_groups() -> None:
+    job = Job("j")
+    payments = job.topic("payments", value=Payment, watermark=Watermark(max_delay=seconds(10)))
+
+    def plus(one: Payment, other: Payment) -> Payment:
+        return Payment(one.account, one.cents + other.cents)
+
+    def minus(one: Payment, other: Payment) -> Payment:
+        return Payment(one.account, one.cents - other.cents)
+
+    session = job.stream(payments).window(Session(seconds(1)), name="visit")
+    session.aggregate(sum=reduce(plus, model=Payment)).to(job.topic("sums"))
+    table = job.table(job.topic("rows", value=Payment)).group_by("account", name="all").reduce(plus, minus)
+    table.to_stream().to(job.topic("told", value=Payment))
+    with Driver(job) as driver:
+        for at_ms, cents in [(0, 1), (1_800, 2), (900, 4), (60_000, 0)]:
+            driver.send("payments", Payment("ann", cents), key="k", timestamp=at_ms)
+        (result, *_) = driver.read_values("sums")
+        assert result["sum"] == {"account": "ann", "cents": 7}
+        for key, cents in [("a", 1), ("b", 2), ("a", 5)]:
+            driver.send("rows", Payment("ann", cents), key=key)
+        assert driver.read_values("told")[-1] == Payment("ann", 7)
+
+
+def test_reduce_takes_only_models_as_model() -> None:
+    with pytest.raises(JobError, match="which is no model"):
+        reduce(max, model=int)
 
 
 def test_groups_of_a_join_of_groups_and_streams_that_look_groups_up() -> None:

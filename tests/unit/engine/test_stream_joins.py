@@ -77,6 +77,25 @@ def test_interval_may_be_longer_on_one_side() -> None:
         ]
 
 
+def test_partners_may_all_be_later_or_all_be_earlier() -> None:
+    with Driver(joined_job("left", within=(-5 * MS, 10 * MS)), partitions=1) as driver:
+        send(driver, ("l", "A", 20))
+        rights = [("r", "a", 24), ("r", "b", 25), ("r", "c", 30), ("r", "d", 31)]
+        assert send(driver, *rights) == [("k", ["A", "b"], 25), ("k", ["A", "c"], 30)]
+        assert send(driver, ("l", "B", 27), ("r", "e", 200), ("l", "C", 200)) == [("k", ["B", None], 27)]
+    with Driver(joined_job("outer", within=(10 * MS, -5 * MS)), partitions=1) as driver:
+        send(driver, ("r", "a", 10), ("r", "b", 15), ("r", "c", 16), ("r", "d", 40))
+        assert send(driver, ("l", "A", 20)) == [("k", ["A", "a"], 20), ("k", ["A", "b"], 20)]
+        found = send(driver, ("r", "e", 300), ("l", "B", 300))
+        assert found == [("k", [None, "c"], 16), ("k", [None, "d"], 40)]
+
+
+def test_interval_that_ends_before_it_begins_is_refused() -> None:
+    for within in [(-5 * MS, 4 * MS), -5 * MS]:
+        with pytest.raises(JobError, match=r"is empty: it ends before it begins|is out of range"):
+            joined_job(within=within)
+
+
 def test_several_pairs_come_in_the_order_of_time_and_then_of_arrival() -> None:
     with Driver(joined_job(grace=100 * MS), partitions=1) as driver:
         send(driver, ("r", "late", 18), ("r", "1st", 12), ("r", "2nd", 12), ("r", "early", 11))
@@ -384,7 +403,7 @@ class Model:
     now: int = -1
 
     def reach(self, side: str) -> int:
-        return self.after if side == "l" else self.before
+        return max(0, self.after if side == "l" else self.before)
 
     def is_open(self, side: str, at: int) -> bool:
         return at + self.reach(side) + self.grace >= self.now
@@ -422,7 +441,7 @@ class Model:
                 self.found.append((key, [value, None] if side == "l" else [None, value], at))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_results_are_those_of_the_model_whatever_barriers_and_crashes(seed: int) -> None:
     chance = random.Random(seed)
     model = Model(
@@ -431,6 +450,10 @@ def test_results_are_those_of_the_model_whatever_barriers_and_crashes(seed: int)
         chance.randrange(8),
         chance.randrange(6),
     )
+    if chance.random() < 0.4:  # partners are only later, or only earlier
+        model.before, model.after = -model.before, model.before + model.after
+    if chance.random() < 0.5:
+        model.before, model.after = model.after, model.before
     within = model.before * MS, model.after * MS
     job = joined_job(
         model.how, within=within, grace=model.grace * MS, on_error=chance.choice(["stop", "skip"])

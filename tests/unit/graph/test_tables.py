@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fcluster import Codec, Job, Table, Topic, Tumbling, max_, sum_
+from fcluster import Codec, Job, Table, Topic, Tumbling, last, sum_
 from fcluster import count as counted
 from fcluster.common.errors import IncompatibleState, JobError
 from fcluster.common.ids import repartition_topic
@@ -245,7 +245,7 @@ def test_mistakes_in_groups_are_told() -> None:
     assert "The name of the groups 'a/b' isn't valid" in group(name="a/b")
     assert "aggregate() of the groups 'g' got nothing to compute" in group(fields={})
     assert "The field 'n' of the groups 'g' is 5, not an aggregate" in group(fields={"n": 5})
-    assert "computes 'max', from which a row that changes can't be taken away" in group(fields={"m": max_()})
+    assert "computes 'last', from which a row that changes can't be taken away" in group(fields={"m": last()})
     assert "are named 'g'" in refused(lambda job: (grouped()(job), handler_named("g")(job)))
 
 
