@@ -180,6 +180,8 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"\n{line}", "bold yellow")
     for line in stopped_lines(document):
         text.append(f"\n{line}", "bold red")
+    for line in table_lines(document):
+        text.append(f"\n{line}", "yellow")
     for line in time_lines(document):
         text.append(f"\n{line}", "dim")
     for notice in _items(document.get("notices")):
@@ -205,6 +207,25 @@ def kafka_lines(document: Document) -> list[str]:
     """What the job is waiting for in Kafka, one sentence each. Empty if nothing."""
     said = [text for text in _items(document.get("kafka_troubles")) if isinstance(text, str)]
     return [bounded_text(text, KAFKA_CHARACTERS_MAX) for text in said[:KAFKA_LINES_MAX]]
+
+
+def table_lines(document: Document) -> list[str]:
+    """Which stages wait for which global tables, and how far these are. Empty if none does."""
+    lines: list[str] = []
+    for stage in _list(document, "table_waits"):
+        waiting, shards = int(_number(stage, "shards_waiting", 0)), int(_number(stage, "shards", 0))
+        begin = f"{waiting} of {shards} shards of {_text(stage.get('stage'))} wait for the global table"
+        for table in _list(stage, "tables"):
+            topic = _text(table.get("topic"))
+            left = _count(int(_number(table, "records_left", -1)))
+            copies = _count(int(_number(table, "copies_left", -1)))
+            line = f"{begin} {_text(table.get('table'))}: {left} left to read in {topic}, {copies} to copy"
+            readers, running = int(_number(table, "shards", 0)), int(_number(table, "shards_running", 0))
+            if running < readers:
+                line += f"; {running} of {readers} shards that read {topic} are running"
+            lines.append(line)
+    more = [f"and {len(lines) - STAGES_SHOWN_MAX} more"] if len(lines) > STAGES_SHOWN_MAX else []
+    return lines[:STAGES_SHOWN_MAX] + more
 
 
 def stopped_lines(document: Document) -> list[str]:

@@ -197,7 +197,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     that a handler has been processing for some time, if there is one; then the worker can't react to a
     barrier. `kafka_wait` says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long.
     They are empty and 0 if that is no longer than usual. `calls_wait` says which calls to other services hold
-    records up. It is empty if that is no longer than usual.
+    records up. It is empty if that is no longer than usual. `table_waits` are the shards that process no
+    records because they wait for global tables.
     """
 
     records_in: _Number = 0
@@ -220,6 +221,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     kafka_wait_ms: _Number = 0
     epoch_phases: list[PhaseTimes] = []
     calls_wait: _Name = ""
+    table_waits: list[ShardId] = []
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import failure_of
 from fcluster.common.failures import Failure, FailureKind, bounded_text
+from fcluster.common.ids import ShardId
 from fcluster.engine.calling import Call, GoOn
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.firing import FIRED_AT_ONCE_MAX
@@ -170,6 +171,11 @@ class RecordPump:
             shards = self._core_state.running(shards | self._pipeline.untold(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
+
+    @property
+    def table_waits(self) -> list[ShardId]:
+        """The shards that wait for global tables."""
+        return self._table_waits.shards
 
     def add_told(self, told: ReadUpTo) -> None:
         """A reader has reported its positions: it has no more records for now, or it is time for a report."""

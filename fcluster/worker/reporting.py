@@ -95,6 +95,7 @@ class Reporting:
             resident_bytes=_resident_bytes(),
             snapshot_epoch_min=self._host.snapshot_epoch_min,
             calls_wait=bounded_text(self._shards.calls.describe_wait(monotonic_ms()), 255),
+            table_waits=self._pump.table_waits,
             shards=[
                 status
                 for runner in self._shards.runners.values()

@@ -1,6 +1,7 @@
-"""Says how long shards wait for global tables at a start, and which of them wait longer than usual.
+"""Says which shards wait for global tables at a start, and how long.
 
-Responsible for: these lines of the log. `loading` decides what is waited for. Belongs to the main thread.
+Responsible for: these lines of the log, and what heartbeats say of it. `loading` decides what is waited for.
+Belongs to the main thread.
 
 Must not: read a clock.
 """
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
+from fcluster.common.ids import ShardId
 from fcluster.worker.processing import ShardRunner
 
 _log = logging.getLogger("fcluster.worker")
@@ -26,6 +28,11 @@ class TableWaits:
     def __init__(self) -> None:
         self._since_ms: dict[ShardRunner, float] = {}
         self._due_ms = 0.0
+
+    @property
+    def shards(self) -> list[ShardId]:
+        """The shards that wait, as of the last `look`, in order."""
+        return sorted(runner.shard for runner in self._since_ms)
 
     def look(self, runners: Iterable[ShardRunner], now_ms: float) -> None:
         """Log what there is to say. Don't call it within a record.
@@ -61,8 +68,8 @@ class TableWaits:
         since_ms = min(self._since_ms[runner] for runner in late)
         _log.warning(
             "%s process no records for %.0f s already: they wait until all rows of the global tables %s are "
-            "there that there were at the start of the job. See in `fcluster status` whether the shards that "
-            "read the topics of these tables are running, and how far they are.",
+            "there that there were at the start of the job. `fcluster status` says how far the shards are "
+            "that read the topics of these tables.",
             ", ".join(named),
             (now_ms - since_ms) / 1000,
             ", ".join(map(repr, tables)),

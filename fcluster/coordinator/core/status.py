@@ -16,6 +16,7 @@ from fcluster.coordinator.core.event_times import describe_event_times
 from fcluster.coordinator.core.model import EpochPhase, Session, Shard, ShardPhase
 from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.rounds import Rounds
+from fcluster.coordinator.core.table_waits import describe_table_waits
 from fcluster.coordinator.core.takeovers import Takeovers
 from fcluster.wire.messages import ShardStatus
 
@@ -79,6 +80,7 @@ def describe(
         "event_times": describe_event_times(
             cluster.terms.topology, (shard.identity for shard in cluster.shards.values()), progress
         ),
+        "table_waits": describe_table_waits(cluster, progress),
         "targets": {
             topics[stage][number]: {str(partition): offset for partition, offset in targets.items()}
             for (stage, number), targets in progress.targets.items()

@@ -20,6 +20,7 @@ from fcluster.cli.live_view import (
     stopped_lines,
     styled_line,
     summary_line,
+    table_lines,
     time_lines,
     totals_of,
 )
@@ -371,3 +372,26 @@ def test_event_time_has_a_line_for_each_stage_with_what_delays_it_and_what_is_id
         ),
     ]
     assert time_lines(document()) == []
+
+
+def test_stages_that_wait_for_global_tables_say_for_which_and_how_far_they_are() -> None:
+    rates = {
+        "table": "rates",
+        "topic": "all-rates",
+        "shards": 2,
+        "shards_running": 2,
+        "records_left": 1_200,
+        "copies_left": 3,
+    }
+    shops = {**rates, "table": "shops", "shards_running": 1, "records_left": -1, "copies_left": 0}
+    waits = [{"stage": "calls", "shards": 4, "shards_waiting": 3, "tables": [rates, shops]}]
+    begin = "3 of 4 shards of calls wait for the global table"
+    assert table_lines(document(table_waits=waits)) == [
+        f"{begin} rates: 1,200 left to read in all-rates, 3 to copy",
+        (
+            f"{begin} shops: ? left to read in all-rates, 0 to copy; "
+            "1 of 2 shards that read all-rates are running"
+        ),
+    ]
+    assert begin in " ".join(printed(document(table_waits=waits)).split())
+    assert table_lines(document()) == []

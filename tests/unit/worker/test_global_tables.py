@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcluster import Job
+from fcluster import Job, Watermark
 from fcluster.common.ids import repartition_topic
 from fcluster.common.offsets import Offset
 from fcluster.common.positions import CommittedPosition, InputOffset
@@ -157,3 +157,50 @@ def test_other_shards_of_a_job_have_nothing_to_say() -> None:
     bench.told(COPY, 0, 0)
     assert not bench.runner.has_loaded
     assert bench.runner.take_loaded_marks(SIZES) == []
+
+
+def test_event_time_is_not_told_beyond_timers_that_wait_for_a_global_table() -> None:
+    """Their results have timestamps that would be late for the stages behind."""
+
+    def remind(ctx: Any, _value: Any) -> None:
+        ctx.timer("later", at=100)
+
+    def later(_key: Any, ctx: Any) -> Any:
+        return ctx.timestamp
+
+    job = Job("j")
+    rates = job.global_table(job.topic("rates"))
+    calls = job.stream(job.topic("calls", watermark=Watermark()))
+    calls.join(rates, on="in").process(remind, name="remind", timers={"later": later}).to(job.topic("out"))
+    stage = job.build(Settings()).stage("calls")
+    store = MemoryStore()
+
+    def started(job_start: int) -> tuple[ShardRunner, ShardState]:
+        state = ShardState(store, stage.all_stores, EntriesMax(0))
+        position = CommittedPosition(0, 0, 0, "", further=(InputOffset(0),))
+        return ShardRunner(stage, 0, state, position, port, job_start=job_start), state
+
+    port = OutputPort()
+    port.produce = lambda *_output: None
+    before, state = started(START)
+    (copies,) = stage.copies
+    before.inputs[copies].handle(mark(0, b"0/1/7"))
+    before.inputs[copies].handle(row(1, COPY))
+    call = Keyed("calls", 0, b'{"in": "usd"}', b"k")
+    before.inputs[0].handle(call)
+    state.freeze(1)
+    state.commit(1, 1, 0.0)
+    state.flush()
+
+    runner, _state = started(START + 1)
+    assert runner.clock is not None
+    assert runner.timers is not None
+    runner.clock.observe(0, 200)
+    assert runner.clock.now_ms == 200
+    runner.timers.fire_event()
+    assert runner.timers.fired == 0
+    assert runner.clock.told_ms == 99
+    runner.inputs[copies].handle(mark(2, b"0/1/8"))
+    runner.timers.fire_event()
+    assert runner.timers.fired == 1
+    assert runner.clock.told_ms == 200

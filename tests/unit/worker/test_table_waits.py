@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from fcluster.common.ids import ShardId
 from fcluster.worker.table_waits import AGAIN_MS, LONG_MS, TableWaits
 from tests.unit.worker.test_global_tables import COPY, Bench, mark, row
 
@@ -30,9 +31,11 @@ def test_it_is_logged_how_long_shards_have_read_their_global_tables(caplog: pyte
     first.read(row(0, COPY), mark(1, b"0/2/7"))
     waits.look(runners, 2_000)
     assert lines(caplog) == []
+    assert waits.shards == [ShardId("calls", 0), ShardId("calls", 1)]
     first.read(mark(2, b"1/2/7"))
     waits.look(runners, 3_500)
     assert lines(caplog) == ["1 shards have read their global tables, after 2.5 s"]
+    assert waits.shards == [ShardId("calls", 1)]
     waits.look(runners, 4_000)
     assert lines(caplog) == []
 
