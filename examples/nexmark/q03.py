@@ -25,7 +25,7 @@ def local_seller(ctx, event):
 
 def query(job):
     """Add the query to a job."""
-    sellers = persons(job).filter(lambda person: person.state in STATES)
+    sellers = persons(job).filter(lambda person: person.state.upper() in STATES)
     sold = auctions(job).filter(lambda auction: auction.category == 10)
     by_seller = job.merge(
         sellers.key_by("id", key="int", name="q3-persons"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fcluster.api.checks import check_field_of
 from fcluster.api.nodes import (
@@ -456,8 +456,15 @@ def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> No
             raise JobError(
                 f"The {what} {step.name!r} follows the {kind} {former.name!r} directly: results of "
                 f"{former.name!r} would be too late for it, as event time has passed them.",
-                remedy="Put .key_by('key') between them, or a function that gives another key.",
+                remedy=_KEY_BETWEEN[kind],
             )
+
+
+_KEY_BETWEEN: Final = {
+    "window": "Put .key_by('key') between them: results of windows have their key in that field.",
+    "join": "Put .key_by(field or function) between them, of what the join's function returns. If the key is "
+    "in none of the values, a handler in front of the join can put ctx.key there.",
+}
 
 
 def _check_before_calls(step: MapAsync, before: Sequence[Operator]) -> None:

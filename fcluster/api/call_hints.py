@@ -50,13 +50,25 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 
 def hints_at_calls(kind: type[_T]) -> type[_T]:
-    """A decorator for a class: if a call of one of its public methods doesn't fit, the `TypeError` has the
-    hint as a note, which Python and pytest show below it.
+    """A decorator for a class: if a call of one of its public methods doesn't fit, or there is no such
+    method, the error has the hint as a note, which Python and pytest show below it.
     """
+    if "__getattr__" not in vars(kind):
+        setattr(kind, "__getattr__", _no_such)  # noqa: B010  for type checkers it would have every name
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
             setattr(kind, name, _with_hint(method))
     return kind
+
+
+def _no_such(owner: object, name: str) -> Any:
+    error = AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}", name=name, obj=owner)
+    if not name.startswith("_"):
+        from fcluster.api.hints import hint  # it knows these classes
+
+        if said := hint(error):
+            error.add_note(said)
+    raise error
 
 
 def _with_hint(method: FunctionType) -> Callable[..., Any]:

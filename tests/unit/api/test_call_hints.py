@@ -68,3 +68,25 @@ def test_parameter_for_any_number_of_values_is_shown_as_such() -> None:
     def function(one: Any, *more: Any, only: int, **rest: Any) -> None: ...
 
     assert hint_of_call(function, "f", "") == "Call f(one, more, ..., only=..., ...)."
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda job: job.stream(job.topic("t")).left_join, "Here it is .join(other, how='left')"),
+        (lambda job: job.stream(job.topic("t")).union, "job.merge(stream, other)"),
+        (lambda job: job.stream(job.topic("t")).fliter, "Did you mean .filter?"),
+        (lambda job: job.table(job.topic("t")).key_by, "table.to_stream().key_by"),
+    ],
+)
+def test_method_of_another_library_says_what_it_is_here(call: Any, hint: str) -> None:
+    with pytest.raises(AttributeError) as raised:
+        call(Job("j"))
+    assert hint in " ".join(getattr(raised.value, "__notes__", []))
+
+
+def test_names_that_python_looks_for_have_no_hint() -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("t"))
+    assert not hasattr(stream, "__wrapped__")
+    assert getattr(stream, "_repr_html_", None) is None
