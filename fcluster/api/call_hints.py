@@ -28,6 +28,10 @@ def hint_of_call(function: Callable[..., Any], called: str, text: str) -> str:
         called: its name, as in `Stream.window`.
         text: what Python says.
     """
+    if called == "Stream.aggregate":
+        return (
+            "Name the table and what it computes: .aggregate(n=count(), total=sum_(function), name='totals')."
+        )
     if called.endswith(".aggregate"):
         return "Name what it computes: .aggregate(n=count(), total=sum_(function))."
     parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]

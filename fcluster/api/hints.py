@@ -36,10 +36,10 @@ _MODULES: Final = {
 """What job files often need, and where it is."""
 _CALLED_HERE: Final = {
     "add_sink": "to(topic)",
-    "aggregate": "window(Tumbling(...), name=...).aggregate(n=count())",
+    "agg": "window(Tumbling(...), name=...).aggregate(n=count()), or without an end .aggregate(n=count(), "
+    "name=...)",
     "apply": "map(function)",
     "assign_timestamps": "job.topic(name, timestamp=...)",
-    "count": "window(Tumbling(...), name=...).aggregate(n=count())",
     "for_each": "peek(function)",
     "foreach": "peek(function)",
     "group_by": "key_by(...)",
@@ -51,7 +51,6 @@ _CALLED_HERE: Final = {
     "merge": "job.merge(stream, other)",
     "outer_join": "join(other, how='outer')",
     "print": "peek(print)",
-    "reduce": "window(Tumbling(...), name=...).aggregate(total=reduce(function))",
     "repartition": "key_by(...)",
     "select": "map(function)",
     "select_key": "key_by(...)",
@@ -59,7 +58,8 @@ _CALLED_HERE: Final = {
     "sink": "to(topic)",
     "sink_to": "to(topic)",
     "sliding_window": "window(Sliding(...), name=...)",
-    "sum": "window(Tumbling(...), name=...).aggregate(total=sum_(...))",
+    "sum": "window(Tumbling(...), name=...).aggregate(total=sum_(...)), or without an end "
+    ".aggregate(total=sum_(...), name=...)",
     "to_topic": "to(topic)",
     "transform": "process(handler)",
     "tumbling_window": "window(Tumbling(...), name=...)",
@@ -128,6 +128,8 @@ def _hint_of_attribute(owner: Any, name: str) -> str:
         return "Say first what to compute: .aggregate(n=count()). What follows goes behind it."
     if isinstance(owner, TopicSpec | Job) and of_stream:
         return of_stream if of_stream.startswith("job.") else f"Begin a stream: job.stream(topic){of_stream}"
+    if isinstance(owner, Table) and name in _public(GroupedTable):
+        return f"Say first what the groups of its rows are: table.group_by(by, name=...).{name}(...)"
     if isinstance(owner, Table) and name in _public(Stream):
         return f"A table isn't a stream. The stream of its changes is: table.to_stream().{name}(...)"
     if isinstance(owner, Job) and name in ("run", "start"):

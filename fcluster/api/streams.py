@@ -33,6 +33,7 @@ from fcluster.api.tables import (
 from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.aggregates import Aggregate, check_running_aggregates, count
 from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
 from fcluster.graph.codecs import Codec, codec_name, kind_title
 from fcluster.graph.durations import MILLISECOND, check_duration
@@ -42,6 +43,7 @@ from fcluster.graph.operators import (
     Branch,
     Filter,
     FlatMap,
+    GroupTable,
     JoinStreams,
     JoinTable,
     KeepTable,
@@ -698,8 +700,80 @@ class Stream(Generic[K_co, V_co]):
             given = self._declared.bound(value, name, "state")
             kind, is_unchanged = given, is_unchanged and given == kind
         history_ms = checked_history(name, history)
-        kept = KeepTable(name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms)
-        return Table(self._declared, kept, {name: self._node.add(kept)}, Stream)
+        return self._kept(KeepTable(name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms))
+
+    def aggregate(
+        self, /, *, name: str, on_error: OnError | None = None, **fields: Aggregate[Any, V_co]
+    ) -> Table[K_co, dict[str, Any]]:
+        """Compute these aggregates of all records of each key, as a table. Each record changes the row of its
+        key.
+
+        The rows are state of the stage. They are kept for ever, so what an aggregate keeps should be bounded:
+        `collect` and `count_distinct` grow with the records. `window` computes aggregates that end.
+
+        Args:
+            name: of the table and its state. A job is refused if it was renamed or removed.
+            on_error: what to do with a record that has no key, or for which an aggregate fails. Default: that
+                of the job.
+            fields: of a row, such as `n=count(), total=sum_(lambda order: order["amount"])`. They can't be
+                called `name` and `on_error`.
+
+        Raises:
+            JobError: there are no fields, one isn't an aggregate, or the name isn't valid.
+        """
+        if isinstance(name, Aggregate):  # a user's field
+            raise JobError(
+                "aggregate() of a stream got an aggregate as name=, which is the name of the table and its "
+                "state.",
+                remedy="Give the field another name, and the table one: aggregate(of=last(), name='newest').",
+            )
+        check_name(name, "The table name", " with name=")
+        return self._aggregated(name, check_running_aggregates(name, fields), False, on_error)
+
+    def count(self, *, name: str, on_error: OnError | None = None) -> Table[K_co, int]:
+        """The number of records of each key, as a table; see `aggregate`."""
+        check_name(name, "The table name", " with name=")
+        return self._aggregated(name, (("count", count()),), True, on_error)
+
+    def reduce(
+        self: Stream[_K, _V],
+        function: Callable[[_V, _V], _V | None],
+        *,
+        name: str,
+        value: ValueKind | type[Any] | None = None,
+        on_error: OnError | None = None,
+    ) -> Table[_K, _V]:
+        """What `function(reduced, value)` makes of the first value of each key and each further one, as a
+        table. Each record changes the row of its key.
+
+        Args:
+            function: may change and return its first argument. If it returns None, the row is deleted: then
+                the next value is the first one.
+            name: of the table and its state. A job is refused if it was renamed or removed.
+            value: how rows are kept. Default: as in the topic that was read, so objects of its model remain
+                such objects; or "json" after a map or a handler.
+            on_error: what to do with a record that has no key, for which the function fails, or whose result
+                can't be kept. Default: that of the job.
+        """
+        check_function(function, "reduce", ("reduced", "value"))
+        check_name(name, "The table name", " with name=")
+        rule = self._declared.rule(on_error, f"the table {name!r}")
+        kind = value_of(self._node)[0] if value is None else self._declared.bound(value, name, "state")
+        return self._kept(KeepTable(name, kind, rule, False, none_deletes=True, reduce=function))
+
+    def _aggregated(
+        self,
+        name: str,
+        fields: tuple[tuple[str, Aggregate[Any]], ...],
+        is_single: bool,
+        on_error: OnError | None,
+    ) -> Table[Any, Any]:
+        rule = self._declared.rule(on_error, f"the table {name!r}")
+        return self._kept(GroupTable(name, fields, is_single, of="records", on_error=rule))
+
+    def _kept(self, table: KeepTable | GroupTable) -> Table[Any, Any]:
+        self._check_open()
+        return Table(self._declared, table, {table.name: self._node.add(table)}, Stream)
 
     def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.

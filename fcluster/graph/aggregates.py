@@ -469,6 +469,26 @@ def check_group_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[st
     return tuple(checked.items())
 
 
+def check_running_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[str, Aggregate[Any]], ...]:
+    """Check the fields of the rows of a table that a stream's records are aggregated in.
+
+    Args:
+        table: the table's name.
+        fields: the aggregates, by name.
+
+    Raises:
+        JobError: there are none, or one isn't an aggregate.
+    """
+    if not fields:
+        raise JobError(
+            f"aggregate() of the table {table!r} got nothing to compute.",
+            remedy=f"Use aggregate(n=count(), name={table!r}).",
+        )
+    for name, aggregate in fields.items():
+        _checked_aggregate(f"The field {name!r} of the table {table!r}", name, aggregate)
+    return tuple(fields.items())
+
+
 def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any]:
     if isinstance(aggregate, Aggregate):
         return cast("Aggregate[Any]", aggregate)

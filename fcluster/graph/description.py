@@ -135,7 +135,8 @@ def _describe_table(stage: Stage, table: KeptTable) -> dict[str, Any]:
     if isinstance(table, KeepTable):
         history = {} if table.history_ms is None else {"history": True}
         copy_of = {"copy_of": table.copy_of} if table.copy_of else {}
-        return {**described, "value": codec_name(table.value), **history, **copy_of}
+        computes = {} if table.reduce is None else {"computes": "what reduce() makes of all values"}
+        return {**described, "value": codec_name(table.value), **history, **copy_of, **computes}
     if isinstance(table, ForeignTable):
         value = codec_name(table.value)
         return {**described, "value": value, "computes": f"the {table.how} join of two tables"}

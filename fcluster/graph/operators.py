@@ -240,6 +240,8 @@ class KeepTable:
         is_followed: the changes of each record are noted, for the steps that follow them (`TellChanges`).
         history_ms: for how long former rows are kept. None: they aren't.
         copy_of: the global table of which each shard of a stage has this copy. Empty: it is no copy.
+        reduce: called as `reduce(former, value)`; the row is what it returns, and None deletes it. A key's
+            first value is its row. None: the newest value is the row.
     """
 
     name: str
@@ -250,6 +252,7 @@ class KeepTable:
     is_followed: bool = False
     history_ms: int | None = None
     copy_of: str = ""
+    reduce: Callable[[Any, Any], Any] | None = None
 
     @property
     def store(self) -> TableStore:
@@ -303,7 +306,7 @@ class Regroup:
 
 @dataclass(frozen=True, slots=True)
 class GroupTable:
-    """The table of the groups of another table's rows, and of what is computed of each group.
+    """What is computed of each group of another table's rows, or of each key's records of a stream.
 
     Attributes:
         name: of the table and of its store; unique in the job.
@@ -311,6 +314,11 @@ class GroupTable:
         is_single: a row is the result of the only aggregate, rather than a dict.
         drops_empty: a group without rows has no row.
         is_followed: see `KeepTable`.
+        of: what is aggregated. "rows": it gets what changes of them have taken away and added, as `Regroup`
+            tells it. "records": it gets their values, and nothing is taken away.
+        on_error: what to do with a record that fails. Of groups of rows always "stop": what doesn't fit the
+            aggregates was refused by `Regroup`, and a change must not be lost. The group would be wrong from
+            then on.
     """
 
     name: str
@@ -318,13 +326,8 @@ class GroupTable:
     is_single: bool = False
     drops_empty: bool = False
     is_followed: bool = False
-
-    @property
-    def on_error(self) -> OnError:
-        """What doesn't fit the aggregates was refused by `Regroup`. A change must not be lost here: the group
-        would be wrong from then on.
-        """
-        return "stop"
+    of: Literal["rows", "records"] = "rows"
+    on_error: OnError = "stop"
 
     @property
     def store(self) -> TableStore:
@@ -523,6 +526,13 @@ class JoinedTable:
 
 AnyTable = KeptTable | FilteredTable | MappedTable | JoinedTable
 """A table: one that is kept, or one that is computed of such tables."""
+
+
+def is_running(table: KeptTable) -> bool:
+    """Whether it is computed of all records of a stream, rather than filled with rows."""
+    if isinstance(table, GroupTable):
+        return table.of == "records"
+    return isinstance(table, KeepTable) and table.reduce is not None
 
 
 def rows_below(table: AnyTable) -> AnyTable:

@@ -241,6 +241,8 @@ def _step(step: Operator) -> StepOutline:
         name, state = step.name, (step.name,)
         if step.copy_of:
             details["copy_of"] = step.copy_of
+        if step.reduce is not None:
+            details["computes"] = f"reduce={getattr(step.reduce, '__name__', type(step.reduce).__name__)}"
     elif isinstance(step, Broadcast):
         name = step.table
         details["to"] = f"all shards of {', '.join(reader for reader, _topic in step.copies)}"

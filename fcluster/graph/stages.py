@@ -25,6 +25,7 @@ from fcluster.graph.operators import (
     TimedOperator,
     TopicSpec,
     Window,
+    is_running,
     rules_of,
 )
 from fcluster.graph.states import StateStore
@@ -94,8 +95,12 @@ class Chain:
 
     @property
     def fills_tables(self) -> bool:
-        """Whether its records are only read as rows of tables, here or in other stages."""
-        return bool(self.tables) or any(isinstance(step, Broadcast) for step in self.operators)
+        """Whether its records are only read as rows of tables, here or in other stages. Those of which a
+        table is computed are no rows.
+        """
+        return any(isinstance(step, Broadcast) for step in self.operators) or any(
+            not is_running(table) for table in self.tables
+        )
 
     @property
     def follows(self) -> str | None:

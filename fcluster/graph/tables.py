@@ -13,10 +13,10 @@ class TableStore:
     Attributes:
         table: the table's name.
         of: "rows": the newest value of each key. "groups": what is computed of each group of another table's
-            rows. "members": what each row of that table contributes to which group. "versions", "due",
-            "clock": the former rows of a table with a history; see `engine.history`. "links", "count",
-            "subscribers", "early", "seen": of a join by a foreign key; see `engine.operators.foreign`.
-            "loaded": of a copy of a global table; see `engine.loading`.
+            rows, or of each key's records. "members": what each row of that table contributes to which group.
+            "versions", "due", "clock": the former rows of a table with a history; see `engine.history`.
+            "links", "count", "subscribers", "early", "seen": of a join by a foreign key; see
+            `engine.operators.foreign`. "loaded": of a copy of a global table; see `engine.loading`.
     """
 
     table: str

@@ -16,7 +16,7 @@ from tests.simulation.jobs import (
     tumbling_job,
     updates_job,
 )
-from tests.simulation.more_jobs import sliding_job, tables_job
+from tests.simulation.more_jobs import running_job, sliding_job, tables_job
 
 SEEDS_OF_A_JOB = 1_000_000
 MERGED_SEEDS_FROM = SEEDS_OF_A_JOB
@@ -26,10 +26,11 @@ TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
 WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
 SLIDING_SEEDS_FROM = 6 * SEEDS_OF_A_JOB
 TABLES_SEEDS_FROM = 7 * SEEDS_OF_A_JOB
+RUNNING_SEEDS_FROM = 7 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
 """Seeds from these numbers on play: the merged job, the one with declared states, the first job with event
-time, the one with timers, those with windows, the one with further kinds of windows, and the one with tables.
-The last are bounded runs of some of them.
+time, the one with timers, those with windows, the one with further kinds of windows, the one with tables, and
+the one with running aggregates. The last are bounded runs of some of them.
 """
 WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
 _WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
@@ -56,6 +57,7 @@ _SEEDS_FROM = (
     TIMERS_SEEDS_FROM,
     WINDOWS_SEEDS_FROM,
     SLIDING_SEEDS_FROM,
+    RUNNING_SEEDS_FROM,
 )
 
 
@@ -70,6 +72,8 @@ def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
     if seed >= BOUNDED_SEEDS_FROM:
         return _BOUNDED_JOBS[seed % len(_BOUNDED_JOBS)]()
+    if seed >= RUNNING_SEEDS_FROM:
+        return running_job()
     if seed >= TABLES_SEEDS_FROM:
         return tables_job()
     if seed >= SLIDING_SEEDS_FROM:

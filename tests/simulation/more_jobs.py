@@ -1,5 +1,5 @@
-"""Two more jobs in the simulation: one with the other kinds of windows, and one with tables. In both, the
-records of a source have their times in their values.
+"""More jobs in the simulation: one with the other kinds of windows, one with tables, and one with running
+aggregates. In all of them, the records of a source have their times in their values.
 
 Responsible for: the jobs (`docs/simulation.md` lists them) and the models of their stages; see `jobs`.
 """
@@ -327,3 +327,84 @@ def tables_job() -> SimJob:
         stamped=frozenset({SOURCE}),
         tables=frozenset({MORE}),
     )
+
+
+# --- running aggregates -------------------------------------------------------------------------------------
+
+
+class RunningModel(Model):
+    """What is computed of all records of each key: the time of the latest, and their numbers."""
+
+    def begin(self) -> dict[str, tuple[int, list[int]]]:
+        return {}
+
+    def process(self, state: dict[str, Any], read: Read, now_ms: int | None) -> list[Expected]:
+        key = read.written.name
+        at_ms, idents = state.get(key, (0, []))
+        state[key] = at_ms, idents = max(at_ms, read.written.time_ms), [*idents, read.written.data["ident"]]
+        return [Expected(SINK, key, _running_output(_running(idents)), at_ms)]
+
+    def content(
+        self, state: dict[str, Any], stored: Mapping[str, Any], now_ms: int | None
+    ) -> tuple[Any, Any]:
+        wanted = {
+            key: [at_ms, len(idents), list(_running(idents).values())]
+            for key, (at_ms, idents) in state.items()
+        }
+        return wanted, stored[f"{COUNT}//groups"]
+
+
+class ReducedModel(Model):
+    """The sum of the numbers of each group, which begins anew at certain sums."""
+
+    def begin(self) -> dict[str, tuple[int, Any]]:
+        return {}
+
+    def process(self, state: dict[str, Any], read: Read, now_ms: int | None) -> list[Expected]:
+        group, at_ms = read.written.name, read.written.time_ms
+        value: Any = {**read.written.data}
+        if group in state:
+            former_ms, former = state.pop(group)
+            at_ms, value = max(at_ms, former_ms), _added_up(former, value)
+        if value is not None:
+            state[group] = at_ms, value
+        return [Expected(SINK, group, _reduced_output(value), at_ms)]
+
+    def content(
+        self, state: dict[str, Any], stored: Mapping[str, Any], now_ms: int | None
+    ) -> tuple[Any, Any]:
+        return state, stored[f"{TOTALS}//table"]
+
+
+def _running(idents: list[int]) -> dict[str, Any]:
+    return {"n": len(idents), "total": sum(idents), "idents": idents}
+
+
+def _running_output(row: Any) -> dict[str, Any]:
+    return {"stage": SOURCE, "ident": row["total"], "n": row["n"], "idents": row["idents"]}
+
+
+def _added_up(reduced: Any, record: Any) -> Any:
+    total = reduced["ident"] + record["ident"]
+    return None if total % 3 == 0 else {"ident": total}
+
+
+def _reduced_output(reduced: Any) -> dict[str, Any]:
+    return {"stage": TOTALS, "ident": -1 if reduced is None else reduced["ident"]}
+
+
+@cache
+def running_job() -> SimJob:
+    """`in` is aggregated by key, without an end. `totals`, behind a repartition, reduces it by group."""
+    job = Job(JOB)
+    source, sink = job.topic(SOURCE, watermark=_WATERMARK, timestamp="at"), job.topic(SINK)
+    stream = job.stream(source)
+    running = stream.aggregate(n=count(), total=sum_(_ident), idents=collect(_ident), name=COUNT)
+    running.to_stream().map(_running_output).to(sink)
+    reduced = stream.key_by(group_of).reduce(_added_up, name=TOTALS)
+    reduced.to_stream().map(_reduced_output).to(sink)
+    models: dict[str, Model] = {
+        SOURCE: StageModel(RunningModel(), ForwardModel(REPARTITION, GROUP_OF.__getitem__)),
+        TOTALS: ReducedModel(),
+    }
+    return SimJob(job.build(Settings()), models, comes_in_order=True, stamped=frozenset({SOURCE}))

@@ -27,6 +27,7 @@ from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.clock import END_MS, EventClock, _Source
 from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.rows import FollowedTable, RowTable
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.operators import Window
@@ -50,6 +51,7 @@ from tests.simulation.job_mix import (
     BOUNDED_SEEDS_FROM,
     KINDS_SEEDS_FROM,
     MERGED_SEEDS_FROM,
+    RUNNING_SEEDS_FROM,
     SLIDING_SEEDS_FROM,
     TABLES_SEEDS_FROM,
     TIMED_SEEDS_FROM,
@@ -668,6 +670,31 @@ class LosesMembers(SimWorker):
         return state
 
 
+class _UnwrittenRows(RowTable):
+    __slots__ = ()
+
+    def encode_touched(self) -> dict[bytes, bytes]:
+        return {}
+
+
+class _UnwrittenGroups(FollowedTable):
+    __slots__ = ()
+
+    def encode_touched(self) -> dict[bytes, bytes]:
+        return {}
+
+
+class LosesRunning(SimWorker):
+    """Remembers in memory, but not in the delta, what it has computed of all records of a key."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for table in self.cluster.topology.stage(shard.stage).tables:
+            kept = state.tables[table.store.name]
+            plant(kept, _UnwrittenRows if isinstance(kept, RowTable) else _UnwrittenGroups)
+        return state
+
+
 class ForgetsStamps(SimWorker):
     """After a restore, records have Kafka's timestamps, and not the times in their values."""
 
@@ -1170,6 +1197,14 @@ MUTATIONS = [
         TABLES_SEEDS_FROM + 6,
         "the outputs should be",
         LosesMembers,
+        harm_only=True,
+    ),
+    Mutation("aggregates that aren't in the delta", RUNNING_SEEDS_FROM, "the deltas make", LosesRunning),
+    Mutation(
+        "aggregates that begin anew after a restore",
+        RUNNING_SEEDS_FROM + 2,
+        "the outputs should be",
+        LosesRunning,
         harm_only=True,
     ),
     Mutation("records behind the end", BOUNDED_SEEDS_FROM, "but the run ends at", ReadsOn),

@@ -17,7 +17,7 @@ from fcluster.engine.operators.foreign import (
     SubscribeOperator,
     SubscribersOperator,
 )
-from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator
+from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator, RunningTableOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.peek import PeekOperator
@@ -79,7 +79,7 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
     if isinstance(node, Regroup):
         return RegroupOperator(node)
     if isinstance(node, GroupTable):
-        return GroupTableOperator(node)
+        return RunningTableOperator(node) if node.of == "records" else GroupTableOperator(node)
     if isinstance(node, Subscribe):
         return SubscribeOperator(node)
     if isinstance(node, Subscribers):

@@ -1,4 +1,6 @@
-"""Groups: the first half tells a row's group what it loses and gains, the second one computes the group."""
+"""Groups: the first half tells a row's group what it loses and gains, the second one computes the group. A
+third one computes the same kind of rows of a stream's records.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.operators.base import Surroundings, present_field_of
+from fcluster.engine.operators.window import compile_fields
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import AGGREGATES, AT_MS, MEMBERS, FollowedTable, RowChange, compile_group_value
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
@@ -93,10 +96,7 @@ class GroupTableOperator:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("FollowedTable", surroundings.tables[node.store.name])
-        names = [name for name, _aggregate in node.fields]
-        table.describe_unkept = describing_fields(
-            f"the groups {node.name!r}", names, lambda kept: [kept[AGGREGATES]]
-        )
+        _name_fields(table, node, "the groups")
         get, put, delete, note = table.get, table.put, table.delete, table.note
         value_of, is_followed, drops_empty = compile_group_value(node), node.is_followed, node.drops_empty
         inits = tuple(aggregate.init for _name, aggregate in node.fields)
@@ -134,6 +134,62 @@ class GroupTableOperator:
                 raise StepFailure(place, error) from error
 
         return step
+
+
+class RunningTableOperator:
+    """Adds each value to the aggregates of its record's key."""
+
+    keeps_value = True
+
+    def __init__(self, node: GroupTable) -> None:
+        self._node = node
+        self.stores = (node.store.name,)
+        self.place = Place(node.name, f"in the table {node.name!r}", node.on_error)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the chain ends here
+        """See `CompiledOperator`."""
+        node, place, passing = self._node, self.place, surroundings.passing
+        table = cast("FollowedTable", surroundings.tables[node.store.name])
+        _name_fields(table, node, "the table")
+        get, put, note = table.get, table.put, table.note
+        value_of, is_followed = compile_group_value(node), node.is_followed
+        inits, add_all = compile_fields(node)
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            try:
+                if key is None:
+                    raise RecordError(
+                        "the record has no key, so it belongs to no row; give it one with key_by() first"
+                    )
+                at_ms = record.timestamp()[1]
+                found = get(key)
+                kept: list[Any] = found
+                old = None
+                if found is ABSENT:
+                    kept = [at_ms, 0, [init() for init in inits]]
+                    put(key, kept)
+                else:
+                    old = value_of(kept) if is_followed else None
+                    kept[AT_MS] = max(kept[AT_MS], at_ms)
+                add_all(kept[AGGREGATES], value, at_ms)
+                kept[MEMBERS] += 1
+                new = value_of(kept)  # also if nobody follows: a result that can't be computed is found here
+                if is_followed:
+                    note(record, RowChange(key, old, new, kept[AT_MS]))
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+
+        return step
+
+
+def _name_fields(table: FollowedTable, node: GroupTable, owner: str) -> None:
+    """Let messages about what can't be stored name the field."""
+    names = [name for name, _aggregate in node.fields]
+    table.describe_unkept = describing_fields(
+        f"{owner} {node.name!r}", names, lambda kept: [kept[AGGREGATES]]
+    )
 
 
 def _compile_each(node: GroupTable, what: str) -> Callable[[list[Any], Any], None]:

@@ -12,13 +12,16 @@ from fcluster.engine.history import history_of
 from fcluster.engine.loading import Loading
 from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.records import SourceRecord
-from fcluster.engine.rows import RowChange, RowTable, row_of
+from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, row_of, time_of_row
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+from fcluster.graph.codecs import value_codec
 from fcluster.graph.operators import KeepTable
 
 
 class KeepTableOperator:
-    """Puts each value into the table, and deletes the rows of tombstones."""
+    """Puts each value into the table, or what it is reduced to with the former row, and deletes the rows of
+    tombstones.
+    """
 
     keeps_value = True
 
@@ -34,6 +37,7 @@ class KeepTableOperator:
         keep, note, row_before = _compile_keep(node, surroundings), table.note, table.row
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
         none_deletes, is_followed = node.none_deletes, node.is_followed
+        reduce, decode = node.reduce, value_codec(node.value)[0]
         loading = Loading(surroundings.tables[node.loading.name]) if node.copy_of else None
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -42,10 +46,13 @@ class KeepTableOperator:
                     if loading is not None and loading.note(record):
                         return
                     raise RecordError("the record has no key, so it is no row of a table")
-                raw = None if none_deletes and value is None else raw_of(record, value)
                 at_ms = record.timestamp()[1]
+                before = row_before(key) if is_followed or reduce is not None else None
+                if reduce is not None and before is not None:
+                    value = reduce(decode(before[VALUE_AT:]), value)
+                    at_ms = max(at_ms, time_of_row(before))
+                raw = None if none_deletes and value is None else raw_of(record, value)
                 row = None if raw is None else row_of(at_ms, raw)
-                before = row_before(key) if is_followed else None
                 if keep(key, row, at_ms) and is_followed:
                     note(record, RowChange(key, before, row, at_ms))
             except passing:

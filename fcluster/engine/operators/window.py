@@ -15,7 +15,7 @@ from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.values import describing_fields
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.codecs import codec_name, key_codec
-from fcluster.graph.operators import JoinStreams, Window
+from fcluster.graph.operators import GroupTable, JoinStreams, Window
 from fcluster.graph.record import Record
 from fcluster.graph.windows import InTime
 
@@ -169,10 +169,10 @@ class WindowOperator(OfWindow):
 
 
 def compile_fields(
-    node: Window,
+    node: Window | GroupTable,
 ) -> tuple[tuple[Callable[[], Any], ...], Callable[[list[Any], Any, int], None]]:
-    """The initial aggregates of a window, and a function that adds a value with its timestamp to them. It
-    raises `StepFailure` with the name of the field that doesn't take the value.
+    """The initial aggregates of a window or a row, and a function that adds a value with its timestamp to
+    them. It raises `StepFailure` with the name of the field that doesn't take the value.
     """
     inits = tuple(aggregate.init for _name, aggregate in node.fields)
     untimed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if not one.takes_time]
@@ -186,7 +186,8 @@ def compile_fields(
             for at, add in timed:
                 kept[at] = add(kept[at], value, timestamp_ms)
         except _OF_VALUES as error:
-            title = f"in the field {node.fields[at][0]!r} of the window {node.name!r}"
+            owner = "window" if isinstance(node, Window) else "table"
+            title = f"in the field {node.fields[at][0]!r} of the {owner} {node.name!r}"
             raise StepFailure(Place(node.name, title, node.on_error), error) from error
 
     return inits, add_all

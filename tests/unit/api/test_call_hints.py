@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fcluster import Job, Tumbling, minutes
+from fcluster import Job, Tumbling, count, minutes
 from fcluster.api.call_hints import hint_of_call, hints_at_calls
 
 JOB: Any = Job("shop")
@@ -30,6 +30,11 @@ TABLE = JOB.table(JOB.topic("rates"))
         (lambda: TABLE.join(), "missing 1 required positional argument", "Call Table.join("),
         (lambda: JOB.topic(), "missing 1 required positional argument", "Call Job.topic(name, [key=...], ["),
         (lambda: TABLE.group_by("a", name="g").aggregate(1), "takes 1 positional", "Name what it computes"),
+        (
+            lambda: STREAM.aggregate(n=count()),
+            "missing 1 required keyword-only",
+            "Name the table and what it",
+        ),
         (
             lambda: STREAM.window(Tumbling(minutes(1)), name="w").aggregate(1),
             "takes 1 positional",

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from fcluster import Job, Table, collect, count, sum_
+from fcluster import Job, Table, collect, count, first, last, max_, sum_, top_n
 from fcluster.engine import views
 from fcluster.engine.entries import EntryTable
 from fcluster.engine.operators import group
 from fcluster.engine.operators.table import KeepTableOperator
-from fcluster.engine.rows import RowChange, RowTable
+from fcluster.engine.rows import FollowedTable, RowChange, RowTable
 from fcluster.testing import Driver
 
 KEYS = "abc"
@@ -250,6 +250,87 @@ def check_groups(seed: int) -> None:
         assert final == empty | count_up(model, rows)
 
 
+def check_running(seed: int) -> None:
+    """What is computed of all records of a stream, which may come several at a time, counted anew for each
+    record. Some of them fail, halfway through the aggregates.
+    """
+    chance = random.Random(f"running {seed}")
+    job = Job("j")
+    values = job.stream(job.topic("t")).flat_map(lambda values: values, on_error="stop")
+    if seed % 2:
+        values = values.key_by(lambda value: KEYS[value % len(KEYS)], name="keyed")
+    running = values.aggregate(
+        n=count(),
+        all=collect(),
+        sum=sum_(lambda value: "fails" if value == 13 else value),
+        max=max_(),
+        top=top_n(2, by=lambda value: value // 3),
+        first=first(),
+        last=last(),
+        name="running",
+        on_error="skip",
+    )
+    # Each in a stage of its own, as a stream of values from a flat_map is used once.
+    again = job.stream(job.topic("u")).reduce(lambda a, b: None if a + b > 60 else a + b, name="reduced")
+    running.to_stream().to(job.topic("out"))
+    again.changes().to(job.topic("reduced-out"))
+    came: dict[str, list[Row]] = {}
+    reduced: dict[str, int] = {}
+    expected: dict[str, list[Any]] = {}
+    changed: list[Any] = []
+    with Driver(job, partitions={"t": chance.randrange(1, 4)}, auto_barrier=seed % 3 == 0) as driver:
+        for _number in range(50):
+            key, at_ms = chance.choice(KEYS), chance.randrange(1, 40)
+            sent = [chance.randrange(30) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
+            driver.send("t", sent, key=key, timestamp=at_ms)
+            for value in sent:
+                driver.send("u", value, key=key)
+                old, new = reduced.pop(key, None), value
+                if old is not None:
+                    new = old + value
+                if new <= 60 or old is None:
+                    reduced[key] = new
+                changed.append({"old": old, "new": reduced.get(key)})
+            if chance.random() < 0.1:
+                driver.crash()
+            if chance.random() < 0.3:
+                driver.barrier()
+            if 13 in sent and not seed % 2:
+                continue  # a record leaves no trace if one of its values fails
+            for value in sent:
+                if value != 13:
+                    own = KEYS[value % len(KEYS)] if seed % 2 else key
+                    came.setdefault(own, []).append((value, at_ms))
+                    expected.setdefault(own, []).append(row_of_all(came[own]))
+        driver.settle()
+        found: dict[str, list[Any]] = {}
+        for record in driver.records("out"):
+            found.setdefault(record.key, []).append((record.value, record.timestamp))
+        assert found == expected
+        assert driver.table(running) == {key: rows[-1][0] for key, rows in expected.items()}
+        assert driver.read_values("reduced-out") == changed
+        assert driver.table(again) == reduced
+
+
+def row_of_all(came: list[Row]) -> tuple[dict[str, Any], int]:
+    """The row of these values and times, and its time."""
+    values, times = [value for value, _ in came], [at_ms for _, at_ms in came]
+    return {
+        "n": len(values),
+        "all": values,
+        "sum": sum(values),
+        "max": max(values),
+        "top": sorted(values, key=lambda value: -(value // 3))[:2],
+        "first": values[times.index(min(times))],
+        "last": values[-1 - times[::-1].index(max(times))],
+    }, max(times)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_running_aggregates_of_random_records_are_those_that_are_counted_anew(seed: int) -> None:
+    check_running(seed)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_groups_of_random_tables_are_those_that_are_counted_anew(seed: int) -> None:
     check_groups(seed)
@@ -359,3 +440,31 @@ def test_model_notices_that_a_row_that_moves_only_comes(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(group.RegroupOperator, "compile", compiled)
     assert_caught(check_groups)
+
+
+@pytest.mark.parametrize("store", ["//groups", "//table"])
+def test_model_notices_running_rows_that_are_not_in_the_delta(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = EntryTable.encode_touched
+
+    def encode(table: EntryTable) -> dict[bytes, bytes]:
+        return {} if table.name.endswith(store) else plain(table)
+
+    monkeypatch.setattr(EntryTable, "encode_touched", encode)
+    assert_caught(check_running)
+
+
+def test_model_notices_a_failure_that_leaves_half_of_its_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EntryTable, "rollback", lambda table: None)
+    assert_caught(check_running)
+
+
+def test_model_notices_that_a_row_is_as_old_as_its_last_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FollowedTable.note
+
+    def note(table: FollowedTable, record: Any, change: RowChange) -> None:
+        plain(table, record, change._replace(at_ms=record.timestamp()[1]))
+
+    monkeypatch.setattr(FollowedTable, "note", note)
+    assert_caught(check_running)
