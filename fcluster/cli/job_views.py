@@ -58,7 +58,9 @@ def _input_text(source: InputOutline) -> str:
     elif source.watermark is not None:
         idle_ms = source.watermark.idle_ms
         idle = "" if idle_ms is None else f", idle after {idle_ms} ms"
-        parts.append(f"event time: delay {source.watermark.max_delay_ms} ms{idle}")
+        drift_ms = source.watermark.max_drift_ms
+        drift = "" if drift_ms is None else f", at most {drift_ms} ms ahead of others"
+        parts.append(f"event time: delay {source.watermark.max_delay_ms} ms{idle}{drift}")
     if source.timestamp != FROM_KAFKA:
         parts.append(f"timestamps {source.timestamp}")
     parts += _failures_text(source.on_error, source.writes)

@@ -35,6 +35,7 @@ WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
 STOPPED_SHOWN_MAX = 3
 STAGES_SHOWN_MAX = 8
+AHEAD_SHOWN_MAX = 3
 IDLE_SHOWN_MAX = 4
 KAFKA_LINES_MAX = 8
 KAFKA_CHARACTERS_MAX = 400
@@ -257,6 +258,7 @@ def time_lines(document: Document) -> list[str]:
             upstream = int(_number(held, "upstream", -1))
             behind = f" (shard {upstream} upstream)" if upstream >= 0 else ""
             parts.append(f"waits for {_text(held.get('topic'))}/{_text(held.get('partition'))}{behind}")
+        parts += _ahead_parts(stage)
         if idle := list(_list(stage, "idle")):
             named = [
                 f"{_text(one.get('topic'))}/{_text(one.get('partition'))}" for one in idle[:IDLE_SHOWN_MAX]
@@ -271,6 +273,20 @@ def time_lines(document: Document) -> list[str]:
         lines.append("; ".join(parts))
     more = [f"and {len(stages) - STAGES_SHOWN_MAX} more"] if len(stages) > STAGES_SHOWN_MAX else []
     return lines + more
+
+
+def _ahead_parts(stage: Document) -> list[str]:
+    """Which partitions aren't read on, because they are too far ahead of others."""
+    ahead = list(_list(stage, "ahead"))
+    if not ahead:
+        return []
+    named: list[str] = []
+    for one in ahead[:AHEAD_SHOWN_MAX]:
+        ahead_ms, other = _number(one, "ahead_ms", 0), _text(one.get("ahead_of"))
+        why = f"{_duration(ahead_ms)} ahead of {other}" if ahead_ms > 0 else f"waits until {other} has begun"
+        named.append(f"{_text(one.get('topic'))}/{_text(one.get('partition'))} ({why})")
+    more = int(_number(stage, "ahead_inputs", 0)) - len(named)
+    return [f"held back: {', '.join(named)}" + (f" and {more} more" if more > 0 else "")]
 
 
 def _date(time_ms: float) -> str:

@@ -73,7 +73,9 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     input. For a repartition topic, `slowest` is the number of the upstream shard that holds it back (-1:
     none), and `idle_upstream` is how many are idle. `wall_ms`: the worker's own clock when it sent this; 0:
     unknown. `timers`: how many are set in the shard; -1: its handlers have none, or it isn't known. `ended`:
-    event time has ended, everything that waited for it has fired, and all of that is committed.
+    event time has ended, everything that waited for it has fired, and all of that is committed. `ahead_ms`:
+    the shard isn't read on, because it is so far ahead of the partition `ahead_of`; 0: that one hasn't begun;
+    -1: it is read.
     """
 
     now_ms: _Timestamp | None
@@ -84,6 +86,20 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     wall_ms: _Number = 0
     timers: _Offset = -1
     ended: bool = False
+    ahead_ms: _Offset = -1
+    ahead_of: _Name = ""
+
+
+class SlowestInput(msgspec.Struct, frozen=True, array_like=True):
+    """The partition whose event time is the farthest behind, of those that a worker reads in a group of
+    stages (see `graph.drift`). Others wait for it.
+
+    `time_ms` is its watermark; None: it hasn't begun.
+    """
+
+    group: _Name
+    time_ms: _Timestamp | None
+    partition: _Name
 
 
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -198,7 +214,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     barrier. `kafka_wait` says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long.
     They are empty and 0 if that is no longer than usual. `calls_wait` says which calls to other services hold
     records up. It is empty if that is no longer than usual. `table_waits` are the shards that process no
-    records because they wait for global tables.
+    records because they wait for global tables. `slowest`: an entry for each group of stages with a
+    `max_drift`.
     """
 
     records_in: _Number = 0
@@ -222,6 +239,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     epoch_phases: list[PhaseTimes] = []
     calls_wait: _Name = ""
     table_waits: list[ShardId] = []
+    slowest: list[SlowestInput] = []
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------
@@ -575,11 +593,14 @@ class HeartbeatAck(Message, frozen=True):
     """The coordinator is alive. A worker that misses this looks for a new leader.
 
     `ends`: in a bounded run, the ends of inputs that became known after these shards were assigned.
+    `slowest`: of the partitions that other workers read, the slowest in each group of stages with a
+    `max_drift`.
     """
 
     term: _Number
     session: _Session
     ends: list[EndOffset] = []
+    slowest: list[SlowestInput] = []
 
 
 class RecordNoted(Message, frozen=True):

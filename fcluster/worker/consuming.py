@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -49,6 +49,10 @@ CONNECT_TIMEOUT_S = 2.0
 LOOK_FOR_TOPIC_INTERVAL_S = 0.5
 
 SourcePartition = tuple[str, int]
+Hold = Literal["full", "ahead"]
+"""Why a partition is paused: enough of it waits to be processed (or it is read to the end of a bounded run),
+or it is too far ahead of others in event time. It is read again once there is no reason left.
+"""
 
 
 class BatchSource(Protocol):
@@ -176,7 +180,7 @@ class SourceReader:
         self._may_have_moved = True
         self._commands_given = 0
         self._watched: set[SourcePartition] = set()
-        self._held: set[SourcePartition] = set()
+        self._held: dict[SourcePartition, set[Hold]] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -198,13 +202,13 @@ class SourceReader:
         """Stop reading these partitions. Returns the generation of the batches that follow."""
         return self._command(lambda: self._stop(partitions))
 
-    def hold(self, partition: SourcePartition) -> None:
+    def hold(self, partition: SourcePartition, why: Hold = "full") -> None:
         """Pause this partition until `release`. Records that were already read still come."""
-        self._run_soon(lambda: self._hold(partition))
+        self._run_soon(lambda: self._hold(partition, why))
 
-    def release(self, partition: SourcePartition) -> None:
-        """Resume reading a partition that was held."""
-        self._run_soon(lambda: self._release(partition))
+    def release(self, partition: SourcePartition, why: Hold = "full") -> None:
+        """Resume reading a partition that was held, unless it is held for another reason as well."""
+        self._run_soon(lambda: self._release(partition, why))
 
     def pause(self) -> None:
         """Read nothing until `resume`."""
@@ -297,22 +301,28 @@ class SourceReader:
     def _stop(self, partitions: set[SourcePartition]) -> None:
         leaving = partitions & self._assigned.keys()
         self._watched -= partitions
-        for partition in partitions & self._held:
-            self._release(partition)
+        for partition in partitions & self._held.keys():
+            self._resume(partition)
         if leaving:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in leaving])
             for partition in leaving:
                 del self._assigned[partition]
 
-    def _hold(self, partition: SourcePartition) -> None:
+    def _hold(self, partition: SourcePartition, why: Hold) -> None:
         if partition in self._assigned:
-            self._held.add(partition)
+            self._held.setdefault(partition, set()).add(why)
             self._consumer.pause([TopicPartition(*partition)])
 
-    def _release(self, partition: SourcePartition) -> None:
-        if partition in self._held:
-            self._held.discard(partition)
-            self._consumer.resume([TopicPartition(*partition)])
+    def _release(self, partition: SourcePartition, why: Hold) -> None:
+        reasons = self._held.get(partition)
+        if reasons is not None:
+            reasons.discard(why)
+            if not reasons:
+                self._resume(partition)
+
+    def _resume(self, partition: SourcePartition) -> None:
+        del self._held[partition]
+        self._consumer.resume([TopicPartition(*partition)])
 
     def _read(self) -> None:
         # poll() returns with the first record; consume() would wait for the whole batch.

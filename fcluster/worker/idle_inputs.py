@@ -10,7 +10,8 @@ Must not: read a clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from fcluster.common.ids import ShardId
 from fcluster.wire.messages import TimeStatus
@@ -22,6 +23,18 @@ busy, and records may be waiting that nobody could read. Looks are much closer t
 """
 
 
+class Ahead(NamedTuple):
+    """Why a shard isn't read on; see `drift`.
+
+    Attributes:
+        ms: how far it is ahead. 0: the partition that it waits for hasn't begun.
+        partition: the partition that it waits for.
+    """
+
+    ms: int
+    partition: str
+
+
 class IdleInputs:
     """The inputs of all running shards that may become idle."""
 
@@ -31,12 +44,15 @@ class IdleInputs:
         self._quiet_since: dict[InputRunner, tuple[int, float]] = {}
         """The offset since which there was nothing new, and `_passed_ms` then."""
 
-    def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
+    def look(
+        self, runners: Iterable[ShardRunner], now_ms: float, held: Collection[ShardId] = ()
+    ) -> frozenset[ShardId]:
         """Leave inputs that have become idle out of event time.
 
         Args:
             runners: the shards' runners.
             now_ms: the time on a clock that never goes back.
+            held: the shards that aren't read on for now. Nobody knows whether they have new records.
 
         Returns:
             The shards of these inputs: there is something to commit.
@@ -47,7 +63,7 @@ class IdleInputs:
         changed: set[ShardId] = set()
         quiet_since: dict[InputRunner, tuple[int, float]] = {}
         for runner in runners:
-            if runner.clock is None:
+            if runner.clock is None or runner.shard in held:
                 continue
             for one in runner.inputs:
                 idle_ms = _idle_ms(one)
@@ -65,9 +81,11 @@ class IdleInputs:
         return frozenset(changed)
 
 
-def times_of(runner: ShardRunner, wall_ms: int, ended: bool = False) -> list[TimeStatus | None]:
-    """What to report of the shard's event time, for each input, at this time of the wall clock. `ended`: see
-    `TimeStatus`.
+def times_of(
+    runner: ShardRunner, wall_ms: int, ended: bool = False, ahead: Ahead | None = None
+) -> list[TimeStatus | None]:
+    """What to report of the shard's event time, for each input, at this time of the wall clock. `ended` and
+    `ahead`: see `TimeStatus`.
     """
     clock = runner.clock
     if clock is None:
@@ -82,6 +100,7 @@ def times_of(runner: ShardRunner, wall_ms: int, ended: bool = False) -> list[Tim
             wall_ms,
             -1 if runner.timers is None else runner.timers.count,
             ended,
+            *((-1, "") if ahead is None else ahead),
         )
         for one in clock.look()
     ]

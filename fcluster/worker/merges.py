@@ -51,6 +51,9 @@ class ShardMerge:
         idle_ms: `max.task.idle.ms`.
         precedence: see `Stage.precedence`. None: the order of the inputs.
         orders, unloaded: see `InputMerge`.
+
+    Attributes:
+        held: no records leave for now, because the shard is too far ahead of others; see `drift`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ShardMerge:
         self._positions = [one.begun_at for one in inputs]
         self._given = False
         self.newest_generation = ORDERED
+        self.held = False
 
     def add(self, number: int, messages: Sequence[Message]) -> None:
         """The next records that were read from this input."""
@@ -96,7 +100,7 @@ class ShardMerge:
 
     def next_batch(self, now_ms: float) -> Batch | None:
         """The next records to process. None if they aren't known yet, or if the last batch isn't done."""
-        if self._given:
+        if self._given or self.held:
             return None
         messages: list[Message] = self._merge.take(now_ms, BATCH_RECORDS_MAX)  # type: ignore[assignment]
         if not messages:
@@ -126,7 +130,7 @@ class ShardMerge:
 
     def due_ms(self) -> float | None:
         """When there may be another batch although nothing is read. None: never."""
-        return None if self._given else self._merge.due_ms()
+        return None if self._given or self.held else self._merge.due_ms()
 
     def close(self) -> None:
         """The shard is no longer read. Its batches are outdated."""

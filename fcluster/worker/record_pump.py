@@ -36,6 +36,7 @@ from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.firing import FIRED_AT_ONCE_MAX
 from fcluster.engine.records import TimerRecord, where_of
 from fcluster.engine.state import ShardState
+from fcluster.graph.drift import keep_step
 from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
@@ -47,6 +48,7 @@ from fcluster.worker.consuming import Batch, ReadFailed, ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.core.state import CoreState
+from fcluster.worker.drift import Drift
 from fcluster.worker.ending_inputs import end_times
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.idle_inputs import IdleInputs
@@ -78,6 +80,8 @@ and this share of the time since the epoch began. The longer that takes, the mor
 and the more the next epoch would have to carry, whose other outputs wait for that. So they wait then,
 and leave the processor to the commit.
 """
+DRIFT_LOOK_MS = 50.0
+"""How often it is looked for shards that are too far ahead of others, while there are records."""
 FIRED_BEFORE_THE_END_MAX = 1_000
 """A timer that always sets itself again for the present must not keep the job from ending."""
 ANNOUNCED_SINGLY = 20
@@ -108,6 +112,7 @@ class RecordPump:
 
     Attributes:
         records: how many records were processed since the process started.
+        drift: who waits for whom. None: the job has no `max_drift`.
     """
 
     def __init__(
@@ -137,6 +142,9 @@ class RecordPump:
         self._on_read = on_read
         self._chunks = Chunks()
         self._idle_inputs = IdleInputs()
+        keeping_step = keep_step(shards.topology)
+        self.drift = Drift(keeping_step) if keeping_step else None
+        self._drift_looked_ms = 0.0
         self._table_waits = TableWaits()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
@@ -165,7 +173,9 @@ class RecordPump:
         """
         if not self._paused and not self._core_state.waits_for_commit():
             self._table_waits.look(self._shards.runners.values(), now_ms)
-            shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
+            self._keep_step(now_ms)
+            held = () if self.drift is None else self.drift.held
+            shards = self._idle_inputs.look(self._shards.runners.values(), now_ms, held)
             shards |= {runner.shard for runner in self._shards.runners.values() if runner.has_loaded}
             shards |= end_times(self._shards.runners.values())
             shards = self._core_state.running(shards | self._pipeline.untold(now_ms))
@@ -176,6 +186,18 @@ class RecordPump:
     def table_waits(self) -> list[ShardId]:
         """The shards that wait for global tables."""
         return self._table_waits.shards
+
+    def _keep_step(self, now_ms: float) -> None:
+        """Hold shards that are too far ahead of others in event time. Release those that no longer are."""
+        if self.drift is None:
+            return
+        self._drift_looked_ms = now_ms
+        read = filter(self._shards.is_read, self._shards.runners.values())
+        turn = self.drift.look(read, self._core_state.slowest_elsewhere, now_ms)
+        for runner in turn.hold:
+            self._shards.hold(runner)
+        for runner in turn.release:
+            self._shards.release_held(runner)
 
     def add_told(self, told: ReadUpTo) -> None:
         """A reader has reported its positions: it has no more records for now, or it is time for a report."""
@@ -349,6 +371,8 @@ class RecordPump:
             self._fire(self._timers.due(must_fire=self._closed_enough), chunks.AIM_S)
             return
         self._has_fired = False
+        if self.drift is not None and (now_ms := monotonic_ms()) - self._drift_looked_ms >= DRIFT_LOOK_MS:
+            self._keep_step(now_ms)
         ends_s = time.monotonic() + chunks.AIM_S
         while True:
             self._run_chunk()

@@ -25,7 +25,7 @@ from fcluster.worker.ending_inputs import has_ended
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.epoch_trace import quantile
 from fcluster.worker.health import WorkerHealth
-from fcluster.worker.idle_inputs import times_of
+from fcluster.worker.idle_inputs import Ahead, times_of
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.leader_link import LeaderLink
 from fcluster.worker.processing import OutputPort, ShardRunner
@@ -81,6 +81,8 @@ class Reporting:
 
     def refresh(self) -> None:
         """Collect the main thread's figures. Called by the main thread."""
+        drift = self._pump.drift
+        held = None if drift is None else drift.held
         latencies = self._pipeline.commit_latencies_ms()
         self._stats = WorkerStats(
             records_in=max(0, self._pump.records - self._port.watermarks_read),
@@ -99,8 +101,11 @@ class Reporting:
             shards=[
                 status
                 for runner in self._shards.runners.values()
-                for status in statuses_of_runner(self._core.state, runner, wall_ms())
+                for status in statuses_of_runner(
+                    self._core.state, runner, wall_ms(), held.get(runner.shard) if held else None
+                )
             ],
+            slowest=[] if drift is None else drift.slowest,
         )
 
     def send_heartbeat(self) -> None:
@@ -124,12 +129,15 @@ class Reporting:
             self._link.send(messages.Heartbeat(session, stats, self._core.orders_heard))
 
 
-def statuses_of_runner(state: CoreState, runner: ShardRunner, wall_ms: int) -> Iterator[ShardStatus]:
+def statuses_of_runner(
+    state: CoreState, runner: ShardRunner, wall_ms: int, ahead: Ahead | None = None
+) -> Iterator[ShardStatus]:
     """The status of a shard in each of its inputs.
 
     Args:
         state: the core's state.
         wall_ms: the time of the wall clock.
+        ahead: why it isn't read on. None: it is.
     """
     shard = runner.shard
     owned = state.shards.get(shard)
@@ -137,7 +145,7 @@ def statuses_of_runner(state: CoreState, runner: ShardRunner, wall_ms: int) -> I
     # An epoch that has failed isn't in flight any more. But its shard may not have been rewound yet.
     dirty = runner.is_touched or runner.position.epoch > committed.epoch
     ended = not dirty and not state.is_uncommitted(shard) and has_ended(runner)
-    times = times_of(runner, wall_ms, ended)
+    times = times_of(runner, wall_ms, ended, ahead)
     for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
         position = max(one.read_position, one.next_offset)
         letters = "" if one.number else committed.letters

@@ -57,6 +57,7 @@ class RunningShards:
         say: called with a line for the log about calls.
 
     Attributes:
+        topology: the job's topology.
         runners: by shard. A shard that is no longer read stays until its epoch is committed.
         timed: the runners that have timers, while they are read.
         inputs: the inputs of all runners.
@@ -73,7 +74,7 @@ class RunningShards:
         wake: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        self._topology = topology
+        self.topology = topology
         self._settings = settings
         self._emit = emit
         self._readers: dict[tuple[Isolation, bool], SourceReader] = {}  # merged topics have their own
@@ -96,13 +97,13 @@ class RunningShards:
 
     def name_topics(self, topology: Topology) -> None:
         """Use the topic names of this topology. There must be no readers yet."""
-        self._topology = topology
+        self.topology = topology
         self.routes = _no_routes(topology)
 
     def open_readers(self) -> None:
         """Create the readers that the job needs. Has no effect if they exist."""
         topics: dict[tuple[Isolation, bool], list[str]] = {}
-        for stage in self._topology.stages:
+        for stage in self.topology.stages:
             for source in stage.inputs:
                 key = (source.topic.isolation, len(stage.inputs) > 1)
                 topics.setdefault(key, []).append(source.topic.name)
@@ -118,7 +119,7 @@ class RunningShards:
             self._settings,
             isolation,
             **{
-                "group.id": self._topology.job,
+                "group.id": self.topology.job,
                 # librdkafka's own queue, before the batches: large enough to stay ahead, and small enough for
                 # many workers. When it is full, the client looks again soon; the default is after a second.
                 "queued.max.messages.kbytes": ahead_kib,
@@ -176,7 +177,7 @@ class RunningShards:
 
     def end(self, end: EndOffset) -> None:
         """A bounded run ends there in this input. Has no effect if the input isn't read."""
-        topic = self._topology.stage(end.shard.stage).topics[end.input]
+        topic = self.topology.stage(end.shard.stage).topics[end.input]
         one = self.routes[topic].get(end.shard.partition)
         if one is not None:
             one.stop_at = end.offset
@@ -186,7 +187,7 @@ class RunningShards:
         """Stop reading these shards. Their runners stay, because their records may not be committed yet."""
         for shard in shards:
             self.timed.pop(shard, None)
-            stage = self._topology.stage(shard.stage)
+            stage = self.topology.stage(shard.stage)
             for number, topic in enumerate(stage.topics):
                 if self.routes[topic].pop(shard.partition, None) is not None:
                     self._reader_of(stage, number).stop({(topic, shard.partition)})
@@ -209,6 +210,31 @@ class RunningShards:
         self.runners.clear()
         self.timed.clear()
         self.inputs.clear()
+
+    def hold(self, runner: ShardRunner) -> None:
+        """Don't read this shard on until `release_held`. Records that were read already are still processed,
+        unless the shard has several inputs: all of these wait, so that none of them gets ahead of the others.
+        """
+        merge = self._merges.get(runner.shard)
+        if merge is not None:
+            merge.held = True
+        elif self.is_read(runner):
+            (one,) = runner.inputs
+            self._reader_of(runner.stage, one.number).hold((one.topic, one.partition), "ahead")
+
+    def release_held(self, runner: ShardRunner) -> None:
+        """Read a shard on that was held."""
+        merge = self._merges.get(runner.shard)
+        if merge is not None:
+            merge.held = False
+        elif self.is_read(runner):
+            (one,) = runner.inputs
+            self._reader_of(runner.stage, one.number).release((one.topic, one.partition), "ahead")
+
+    def is_read(self, runner: ShardRunner) -> bool:
+        """Whether the shard of this runner isn't stopped."""
+        first = runner.inputs[0]
+        return self.routes[first.topic].get(first.partition) is first
 
     @property
     def any_read(self) -> bool:

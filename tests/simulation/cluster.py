@@ -18,7 +18,7 @@ from fcluster.engine.state import FlushLimits
 from fcluster.graph.partitioner import partition_of
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.job_mix import BOUNDED_SEEDS_FROM, job_of
+from tests.simulation.job_mix import BOUNDED_SEEDS_FROM, DRIFT_SEEDS_FROM, job_of
 from tests.simulation.jobs import KEYS, SimJob, source_record
 from tests.simulation.kafka_model import KafkaModel, Partition
 from tests.simulation.storage import Disk, SimSnapshotStore
@@ -126,7 +126,8 @@ class Cluster:
 
     def _drawn_end(self) -> RunEnd | None:
         """Where the run ends, if the seed plays a bounded one. Records may be put in behind the end."""
-        if self.world.seed < BOUNDED_SEEDS_FROM or self.played is not None:
+        is_bounded = BOUNDED_SEEDS_FROM <= self.world.seed < DRIFT_SEEDS_FROM
+        if not is_bounded or self.played is not None:
             return None
         own = Random(f"end {self.world.seed}")
         return RunEnd(

@@ -7,8 +7,10 @@ from random import Random
 from typing import Literal
 
 from tests.simulation.jobs import (
+    MAX_DRIFT_MS,
     SimJob,
     counting_job,
+    drifting_job,
     kinds_job,
     merged_windows_job,
     sessions_job,
@@ -28,9 +30,11 @@ SLIDING_SEEDS_FROM = 6 * SEEDS_OF_A_JOB
 TABLES_SEEDS_FROM = 7 * SEEDS_OF_A_JOB
 RUNNING_SEEDS_FROM = 7 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
+DRIFT_SEEDS_FROM = 9 * SEEDS_OF_A_JOB
 """Seeds from these numbers on play: the merged job, the one with declared states, the first job with event
 time, the one with timers, those with windows, the one with further kinds of windows, the one with tables, and
-the one with running aggregates. The last are bounded runs of some of them.
+the one with running aggregates. The last but one are bounded runs of some of them. In the last, partitions
+wait for each other.
 """
 WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
 _WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
@@ -62,7 +66,9 @@ _SEEDS_FROM = (
 
 
 def seeds(first: int, count: int) -> Iterator[int]:
-    """Seeds from this number on, of all jobs alike. Bounded runs have seeds of their own."""
+    """Seeds from this number on, of all jobs alike. Bounded runs, and jobs whose partitions wait for each
+    other, have seeds of their own.
+    """
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
         yield number + _SEEDS_FROM[number // 4 % len(_SEEDS_FROM)]
@@ -70,6 +76,8 @@ def seeds(first: int, count: int) -> Iterator[int]:
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= DRIFT_SEEDS_FROM:
+        return drifting_job() if seed % 2 == 0 else merged_windows_job(max_drift_ms=MAX_DRIFT_MS)
     if seed >= BOUNDED_SEEDS_FROM:
         return _BOUNDED_JOBS[seed % len(_BOUNDED_JOBS)]()
     if seed >= RUNNING_SEEDS_FROM:

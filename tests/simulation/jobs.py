@@ -68,6 +68,8 @@ MAX_DELAY_MS = 3
 """The delay of the watermarks in all jobs with event time."""
 IDLE_MS = 150
 """In jobs with inputs that become idle, an input is idle after so long without a record."""
+MAX_DRIFT_MS = 6
+"""In jobs with partitions that wait for each other, one may be so far ahead."""
 RING_EVERY_MS = 30
 """The timer in processing time that record n sets is due n times so many milliseconds after the start."""
 FORGET_AT = 6
@@ -1182,8 +1184,12 @@ def timers_job(*, behind: bool) -> SimJob:
     """`in` counts by key and sets timers, and its inputs become idle. `totals` is as in the others. If
     `behind`, it sets timers as well, so it is told of event time in each epoch.
     """
+    return _timers_job(Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS), behind=behind)
+
+
+def _timers_job(watermark: Watermark, *, behind: bool) -> SimJob:
     job = Job(JOB)
-    source, sink = job.topic(SOURCE, watermark=Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS)), job.topic(SINK)
+    source, sink = job.topic(SOURCE, watermark=watermark), job.topic(SINK)
     job.stream(source).process(_count_and_set_timers_into(SOURCE), name=COUNT, timers=_timers_of(SOURCE)).to(
         sink
     )
@@ -1196,6 +1202,12 @@ def timers_job(*, behind: bool) -> SimJob:
         grouped.process(_count_into(TOTALS), name=TOTALS).to(sink)
         models[TOTALS] = CountModel(TOTALS, TOTALS, {})
     return SimJob(job.build(Settings()), models)
+
+
+@cache
+def drifting_job() -> SimJob:
+    """The one with timers in both stages. A partition of `in` that is far ahead of others isn't read on."""
+    return _timers_job(Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS, max_drift_ms=MAX_DRIFT_MS), behind=True)
 
 
 # --- jobs with windows --------------------------------------------------------------------------------------
@@ -1272,12 +1284,12 @@ def updates_job() -> SimJob:
 
 
 @cache
-def merged_windows_job() -> SimJob:
+def merged_windows_job(max_drift_ms: int | None = None) -> SimJob:
     """`more` merges another source with a repartition of `in`. It sets timers in both clocks and has tumbling
     windows and sessions. The inputs of both sources become idle.
     """
     job = Job(JOB)
-    watermark = Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS)
+    watermark = Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS, max_drift_ms=max_drift_ms)
     source, more = job.topic(SOURCE, watermark=watermark), job.topic(MORE, watermark=watermark)
     sink, late = job.topic(SINK), job.topic(LATE)
     job.stream(source).process(_count_into(SOURCE), name=COUNT).to(sink)

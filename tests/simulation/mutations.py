@@ -37,11 +37,13 @@ from fcluster.storage.manifest import Manifest
 from fcluster.storage.restore_plan import RestoreRequest
 from fcluster.storage.snapshots import usable_manifests
 from fcluster.wire import messages
+from fcluster.wire.messages import SlowestInput
 from fcluster.worker.core import events as worker_events
 from fcluster.worker.core import model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.owned_shards import OwnedShards
+from fcluster.worker.drift import Drift, Turn
 from fcluster.worker.idle_inputs import IdleInputs
 from fcluster.worker.processing import ShardRunner
 from fcluster.worker.timers import DueTimers
@@ -49,6 +51,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.job_mix import (
     BOUNDED_SEEDS_FROM,
+    DRIFT_SEEDS_FROM,
     KINDS_SEEDS_FROM,
     MERGED_SEEDS_FROM,
     RUNNING_SEEDS_FROM,
@@ -628,6 +631,44 @@ class IdleAtOnce(SimWorker):
         plant(self._idle_inputs, _IdleAtOnce)
 
 
+# --- partitions that wait for each other ----------------------------------------------------------------
+
+
+class _WaitsForIdle(Drift):
+    def _waited_for(self, runner: ShardRunner) -> list[SlowestInput]:
+        clock, step = runner.clock, self._stages[runner.stage.name]
+        assert clock is not None
+        return [
+            SlowestInput(step.group, clock.source(number).watermark(), f"{one.topic}/{one.partition}")
+            for number in step.inputs
+            for one in [runner.inputs[number]]
+        ]
+
+
+class WaitsForIdle(SimWorker):
+    """Partitions wait for others that are idle, or have no records at all."""
+
+    def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
+        super().__init__(cluster, name, host, wanted_slot)
+        if self._drift is not None:
+            plant(self._drift, _WaitsForIdle)
+
+
+class _ForgetsToRelease(Drift):
+    def look(self, runners: Iterable[ShardRunner], elsewhere: Sequence[SlowestInput], now_ms: float) -> Turn:
+        turn = super().look(runners, elsewhere, now_ms)
+        return Turn(turn.hold)
+
+
+class ForgetsToRelease(SimWorker):
+    """Shards that were held are never read on."""
+
+    def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
+        super().__init__(cluster, name, host, wanted_slot)
+        if self._drift is not None:
+            plant(self._drift, _ForgetsToRelease)
+
+
 # --- windows ------------------------------------------------------------------------------------------
 
 
@@ -1131,6 +1172,18 @@ MUTATIONS = [
     ),
     Mutation(
         "an idle flag that isn't committed", TIMERS_SEEDS_FROM, "but is committed as False", ForgetsIdle
+    ),
+    Mutation(
+        "partitions wait for an idle one",
+        DRIFT_SEEDS_FROM + 5,
+        "not everything is committed in time",
+        WaitsForIdle,
+    ),
+    Mutation(
+        "a shard that waited is not read on",
+        DRIFT_SEEDS_FROM + 2,
+        "not everything is committed in time",
+        ForgetsToRelease,
     ),
     Mutation("an input idle at once", TIMERS_SEEDS_FROM, "ms ago", IdleAtOnce),
     Mutation(

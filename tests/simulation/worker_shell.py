@@ -36,6 +36,7 @@ from fcluster.engine.records import OutputPort
 from fcluster.engine.stamps import orders_of
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.engine.watermarks import OwnRecord, Telling
+from fcluster.graph.drift import keep_step
 from fcluster.graph.stages import Stage
 from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
@@ -44,6 +45,7 @@ from fcluster.wire.messages import WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.reported_offsets import ReportedOffsets
+from fcluster.worker.drift import Drift
 from fcluster.worker.ending_inputs import end_times
 from fcluster.worker.idle_inputs import IdleInputs
 from fcluster.worker.inbox import Inbox
@@ -104,6 +106,9 @@ class Runner(ShardRunner):
         self.steps: list[Step] = []
         """What the checks can't see of the open epoch, if there are several inputs and event time."""
         self.reading = True
+        self.held = False
+        self.parked: list[int] = []
+        """The inputs to fetch from once the shard is no longer held back."""
         self.may_be_idle = any(
             source.watermark is not None and source.watermark.idle_ms is not None for source in stage.inputs
         )
@@ -351,6 +356,8 @@ class SimWorker(Process):
         self._wakes_at_ms = 0
         self._has_fired = False
         self._idle_inputs = IdleInputs()
+        keeping_step = keep_step(self.cluster.topology)
+        self._drift = Drift(keeping_step) if keeping_step else None
         self._epoch_records = 0
         self.pending: FrozenEpoch | None = None
         self._snapshot_epochs: dict[ShardId, int] = {}
@@ -700,6 +707,9 @@ class SimWorker(Process):
         """Fetch the next records of an input. They are posted as soon as there are some."""
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
+        if runner.held and runner.merge is None:
+            runner.parked.append(number)
+            return
         source, position = runner.sources[number], runner.fetched_up_to[number]
         stop_at = runner.inputs[number].stop_at
         if stop_at is not None and position >= stop_at:
@@ -740,6 +750,8 @@ class SimWorker(Process):
             runner.read_up_to[fetched.number] = fetched.position
             if fetched.end is not None:
                 runner.inputs[fetched.number].end = fetched.end
+        if runner.held:
+            return []
         taken: Any = runner.taken or runner.merge.take(self.world.now_ms, 1_000)
         if runner.taken:
             runner.taken = []
@@ -777,6 +789,7 @@ class SimWorker(Process):
             for one in runner.inputs:
                 if not runner.merge.count(one.number):
                     one.read_position = runner.read_up_to[one.number]
+        self._keep_step()
         if fetched.records:
             self._fetch(runner, fetched.number)
 
@@ -909,7 +922,9 @@ class SimWorker(Process):
                 if runner.merge is not None and runner.clock is not None
                 if not runner.clock.look()[one.number].idle
             ]
-            idle = self._idle_inputs.look(self.runners.values(), now_ms)
+            self._keep_step()
+            held = () if self._drift is None else self._drift.held
+            idle = self._idle_inputs.look(self.runners.values(), now_ms, held)
             ended = end_times(self.runners.values())
             loaded = {runner.shard for runner in self.runners.values() if runner.has_loaded}
             for runner, number in active:
@@ -918,6 +933,26 @@ class SimWorker(Process):
             shards = self.core.state.running(idle | ended | loaded | self._telling.overdue(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, False))
+
+    def _keep_step(self) -> None:
+        """Hold shards that are too far ahead of others in event time. Release those that no longer are."""
+        if self._drift is None:
+            return
+        read = [runner for runner in self.runners.values() if runner.reading]
+        turn = self._drift.look(read, self.core.state.slowest_elsewhere, self.world.now_ms)
+        for runner in turn.hold:
+            self.runners[runner.shard].held = True
+            self.note("holds %s: %s", runner.shard, self._drift.held[runner.shard])
+            self.world.landed["shard held back"] += 1
+        for runner in turn.release:
+            released = self.runners[runner.shard]
+            released.held = False
+            self.note("reads %s on", runner.shard)
+            parked, released.parked = released.parked, []
+            for number in parked:
+                self._fetch(released, number)
+            if released.merge is not None:
+                self.later(0, self.post, (released, Fetched(-1, [], 0)))
 
     # --- epochs ---------------------------------------------------------------------------------------
 
@@ -1401,7 +1436,8 @@ class SimWorker(Process):
         settings = self.cluster.settings
         if self.core.state.session and self.dealer.connected:
             shards = [] if self.cluster.run_end is None else self._statuses()
-            stats = WorkerStats(standbys=self.tail.statuses(), shards=shards)
+            slowest = [] if self._drift is None else self._drift.slowest
+            stats = WorkerStats(standbys=self.tail.statuses(), shards=shards, slowest=slowest)
             self.dealer.send(
                 messages.encode(messages.Heartbeat(self.core.state.session, stats, self.core.orders_heard))
             )

@@ -38,6 +38,12 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
         for number, one in zip(_counted(stage), inputs, strict=True)
         if one is not None and one.idle
     ]
+    ahead = [
+        (shard, one)
+        for shard, inputs in times.items()
+        if (one := inputs[0]) is not None and one.ahead_ms >= 0
+    ]
+    ahead.sort(key=lambda found: -found[1].ahead_ms)
     running = {
         shard: inputs for shard, inputs in times.items() if not all(one and one.idle for one in inputs)
     }
@@ -53,11 +59,24 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
         "behind_ms": max(0, said_ms - time_ms) if said_ms and time_ms >= 0 else -1,
         "timers": sum(timers) if min(timers, default=-1) >= 0 else -1,
         "held_back_by": None if slowest is None else _held_back_by(stage, slowest, running[slowest]),
+        "ahead": [_ahead(stage, shard, one) for shard, one in ahead[:IDLE_SHOWN_MAX]],
+        "ahead_inputs": len(ahead),
         "idle": idle[:IDLE_SHOWN_MAX],
         "idle_inputs": len(idle),
         "idle_upstream": max(
             (one.idle_upstream for inputs in times.values() for one in inputs if one is not None), default=0
         ),
+    }
+
+
+def _ahead(stage: Stage, shard: ShardId, one: TimeStatus) -> dict[str, Any]:
+    """A shard that isn't read on, because it is too far ahead of others."""
+    topic = next(source.topic.name for source in stage.inputs if not source.internal)
+    return {
+        "topic": topic,
+        "partition": shard.partition,
+        "ahead_ms": one.ahead_ms,
+        "ahead_of": one.ahead_of,
     }
 
 

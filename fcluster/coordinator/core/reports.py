@@ -12,6 +12,7 @@ import msgspec
 
 from fcluster.coordinator.core.cluster import Cluster
 from fcluster.coordinator.core.copies import Copies, learn
+from fcluster.coordinator.core.drift import SlowestInputs
 from fcluster.coordinator.core.letters import Letters
 from fcluster.coordinator.core.losses import Losses
 from fcluster.coordinator.core.model import Session, SessionPhase
@@ -42,6 +43,7 @@ class Reports:
         self._copies = copies
         self._progress = progress
         self._losses = losses
+        self._slowest = SlowestInputs(cluster)
         self._letters = letters
         topology = cluster.terms.topology
         self._written_by_the_job = frozenset(
@@ -63,9 +65,12 @@ class Reports:
             self._copies.tell(self._cluster.shards, self._cluster.slots)
         for status in stats.shards:
             self.running(session, status)
+        self._slowest.learn(session.number, stats.slowest)
         if session.phase is not SessionPhase.OPENING:
             ends = self._late_ends(session)
-            self._outbox.send(session.peer, messages.HeartbeatAck(self._cluster.term, session.number, ends))
+            slowest = self._slowest.elsewhere(session.number)
+            ack = messages.HeartbeatAck(self._cluster.term, session.number, ends, slowest)
+            self._outbox.send(session.peer, ack)
 
     def _late_ends(self, session: Session) -> list[messages.EndOffset]:
         """Ends that may have become known after the session's shards were assigned."""
@@ -81,7 +86,7 @@ class Reports:
             if former is not None:
                 session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
                 session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
-            session.stats = msgspec.structs.replace(stats, shards=[], standbys=[])
+            session.stats = msgspec.structs.replace(stats, shards=[], standbys=[], slowest=[])
             session.stats_ms = self._cluster.now_ms
 
     def running(self, session: Session, status: messages.ShardStatus) -> None:

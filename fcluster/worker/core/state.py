@@ -7,7 +7,7 @@ fits together. Must not decide anything else. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
@@ -49,6 +49,7 @@ class CoreState:
         pieces: how large an epoch may be while a record is looked for. Kept after the session ends.
         stage_sizes: how many shards each stage has, if the job uses event time or global tables.
         job_start: the number of the job's start, if it has global tables.
+        slowest_elsewhere: see `HeartbeatAck.slowest`.
         leaving: the worker is going to exit. `drained`: an operator has removed it for good.
     """
 
@@ -78,6 +79,7 @@ class CoreState:
         self.stage_sizes: dict[str, int] = {}
         self.job_start = 0
         self.ends: dict[ShardId, dict[int, int]] = {}
+        self.slowest_elsewhere: Sequence[messages.SlowestInput] = ()
         self.leaving = False
         self.drained = False
 

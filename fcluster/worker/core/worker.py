@@ -252,6 +252,7 @@ class WorkerCore:
                 self._reset()
             case messages.HeartbeatAck():
                 self._owned_shards.learn_ends(message.ends)
+                self._now.slowest_elsewhere = message.slowest
             case _:
                 pass  # RecordNoted: the shell waits for it
 
@@ -450,6 +451,7 @@ class WorkerCore:
         self._owned_shards.forget()
         self._epochs.forget()
         self._now.producers_ready = self._now.aborting = False
+        self._now.slowest_elsewhere = ()
         self._held = None
         self._now.session = 0
         self._now.phase = Phase.JOINING

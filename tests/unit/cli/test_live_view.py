@@ -345,6 +345,11 @@ def test_event_time_has_a_line_for_each_stage_with_what_delays_it_and_what_is_id
             "time_ms": 1_767_225_600_000,
             "behind_ms": 1_500,
             "held_back_by": {"topic": "orders", "partition": 3, "upstream": -1},
+            "ahead": [
+                {"topic": "orders", "partition": number, "ahead_ms": ahead_ms, "ahead_of": "orders/3"}
+                for number, ahead_ms in ((7, 720_000), (8, 2_500), (9, 0))
+            ],
+            "ahead_inputs": 4,
             "idle": [{"topic": "orders", "partition": number} for number in range(6)],
             "idle_inputs": 6,
             "idle_upstream": 0,
@@ -364,6 +369,8 @@ def test_event_time_has_a_line_for_each_stage_with_what_delays_it_and_what_is_id
     assert time_lines(document(event_times=times)) == [
         (
             "event time of orders: 2026-01-01 00:00:00 UTC, 1.5 s behind; waits for orders/3; "
+            "held back: orders/7 (12 min ahead of orders/3), orders/8 (2.5 s ahead of orders/3), "
+            "orders/9 (waits until orders/3 has begun) and 1 more; "
             "idle: orders/0, orders/1, orders/2, orders/3 and 2 more"
         ),
         (

@@ -312,7 +312,12 @@ def test_watched_partitions_report_their_position_with_each_batch_and_a_paused_o
             read = batch()
         assert read.standings["a", 0] == (held_at, 1_000)
         assert read.generation == generation, "a pause doesn't change the assignment"
+        reader.hold(("a", 0), "ahead")
         reader.release(("a", 0))
+        for _ in range(20):
+            read = batch()
+        assert read.standings["a", 0] == (held_at, 1_000), "the other reason is still there"
+        reader.release(("a", 0), "ahead")
         while consumer.assigned[0] == held_at:
             batch()
         reader.hold(("a", 0))

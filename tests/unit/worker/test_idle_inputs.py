@@ -12,7 +12,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState
-from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, IdleInputs, times_of
+from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, Ahead, IdleInputs, times_of
 from fcluster.worker.processing import ShardRunner
 from tests.state_memory import EntriesMax
 from tests.unit.worker.processing_bench import EmptyStore, FakeMessage
@@ -102,3 +102,14 @@ def test_inputs_become_idle_only_if_the_job_asks_for_it(watermark: Watermark | N
     made.inputs[0].end = 0
     idle.look([made], 1_000)
     assert idle.look([made], 9_000) == set()
+
+
+def test_held_shard_is_not_idle_and_says_why_it_is_not_read(runner: ShardRunner) -> None:
+    idle = IdleInputs()
+    for now_ms in (1_000, 1_100, 9_000):
+        assert idle.look([runner], now_ms, [SHARD]) == set()
+    assert idle.look([runner], 9_001) == set(), "it has its full time once it is read again"
+    assert idle.look([runner], 9_101) == {SHARD}
+    (time,) = times_of(runner, 5_000, ahead=Ahead(700, "in/3"))
+    assert time is not None
+    assert (time.ahead_ms, time.ahead_of) == (700, "in/3")

@@ -124,3 +124,14 @@ def test_batch_is_split_by_partition() -> None:
     rest, merged = taken_out(messages, {("a", 3): Bench().merge})
     assert rest == others
     assert merged == {("a", 3): [mine]}
+
+
+def test_held_shard_takes_no_records_until_it_is_released() -> None:
+    bench = Bench()
+    bench.read(0, 1, 4, end=2)
+    bench.read(1, 2, end=1)
+    bench.merge.held = True
+    assert bench.next_stamps() is None
+    assert bench.merge.due_ms() is None
+    bench.merge.held = False
+    assert bench.next_stamps() == [1, 2, 4]

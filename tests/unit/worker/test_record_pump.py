@@ -9,17 +9,22 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaError
 
+from fcluster import Job, Watermark
 from fcluster.common.failures import Failure
+from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
+from fcluster.wire.messages import SlowestInput, TimeStatus
 from fcluster.worker import chunks
 from fcluster.worker.consuming import ReadFailed, ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned, RecordAt, ShardPhase, StopRecord
+from fcluster.worker.idle_inputs import times_of
 from tests.unit.worker.worker_parts import (
     SESSION,
     Message,
     Pumping,
+    count,
     counting_topology,
     lost,
     merging_topology,
@@ -368,3 +373,61 @@ def test_released_shard_takes_part_in_no_further_epoch_for_its_event_time(timed:
     timed.pump.pass_time(1_000)
     timed.pump.pass_time(9_000)
     assert timed.fed == []
+
+
+# --- partitions that wait for each other --------------------------------------------------------------------
+
+
+def test_partition_that_is_far_ahead_is_not_read_on_until_the_other_has_come_after() -> None:
+    pumping = Pumping(timed_topology(idle_ms=100, max_drift_ms=1_000))
+    try:
+        runner = pumping.start()
+        pumping.start(partition=1)
+        pumping.read(
+            Message(0, timestamp_ms=1_000),
+            Message(0, partition=1, timestamp_ms=5_000),
+            Message(1, partition=1, timestamp_ms=5_001),
+        )
+        pumping.run()
+        pumping.pump.pass_time(10_000)
+        assert pumping.reader.held == [(("in", 1), "ahead")]
+        (held,) = pumping.pump.drift.held.values() if pumping.pump.drift else ()
+        assert held == (4_001, "in/0")
+        assert times_of(runner, 0)[0] == TimeStatus(1_000, 1_000, False)
+        pumping.read(Message(1, timestamp_ms=4_900))
+        pumping.run()
+        pumping.pump.pass_time(10_100)
+        assert pumping.reader.held == []
+        assert pumping.counts() == [1, 1, 2, 2]
+    finally:
+        pumping.close()
+
+
+def test_merged_shard_that_is_far_ahead_processes_nothing_until_others_have_come_after() -> None:
+    job = Job("j")
+    a = job.topic("a", watermark=Watermark(max_drift_ms=1_000))
+    job.merge(a, job.topic("b")).process(count, name="count").to(job.topic("out"))
+    pumping = Pumping(job.build(Settings()))
+    try:
+        pumping.start()
+        pumping.core_state.slowest_elsewhere = [SlowestInput("a", 1_000, "a/1")]
+        for offset, a_ms, b_ms in ((0, 9_000, 9_000), (1, 9_001, 9_500)):
+            pumping.read(Message(offset, topic="a", timestamp_ms=a_ms))
+            pumping.read(Message(offset, topic="b", timestamp_ms=b_ms))
+        pumping.pump.add_merged()
+        pumping.run()
+        assert pumping.counts() == [1, 2, 3]
+        pumping.pump.pass_time(10_000)
+        pumping.read(Message(2, topic="a", timestamp_ms=9_600))
+        pumping.pump.add_merged()
+        assert not pumping.pump.has_work
+        pumping.core_state.slowest_elsewhere = [SlowestInput("a", 9_000, "a/1")]
+        pumping.pump.pass_time(10_100)
+        pumping.pump.add_merged()
+        assert pumping.pump.has_work
+    finally:
+        pumping.close()
+
+
+def test_job_without_max_drift_looks_for_nothing(timed: Pumping) -> None:
+    assert timed.pump.drift is None

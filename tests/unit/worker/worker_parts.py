@@ -94,12 +94,11 @@ def merging_topology() -> Topology:
     return job.build(Settings())
 
 
-def timed_topology(idle_ms: int) -> Topology:
+def timed_topology(idle_ms: int, max_drift_ms: int | None = None) -> Topology:
     """A job from `in` to `out`, with event time."""
     job = Job("j")
-    job.process(job.topic("in", watermark=Watermark(idle_ms=idle_ms)), to=job.topic("out"), name="count")(
-        count
-    )
+    watermark = Watermark(idle_ms=idle_ms, max_drift_ms=max_drift_ms)
+    job.process(job.topic("in", watermark=watermark), to=job.topic("out"), name="count")(count)
     return job.build(Settings())
 
 
@@ -226,6 +225,13 @@ class FakeReader:
         self.read: dict[tuple[str, int], int] = {}
         self.reads = True
         self.batches_done = 0
+        self.held: list[tuple[tuple[str, int], str]] = []
+
+    def hold(self, partition: tuple[str, int], why: str = "full") -> None:
+        self.held.append((partition, why))
+
+    def release(self, partition: tuple[str, int], why: str = "full") -> None:
+        self.held.remove((partition, why))
 
     def start(self, offsets: Mapping[tuple[str, int], int], *, watched: bool = False) -> int:
         self.read |= offsets

@@ -105,3 +105,17 @@ def test_commit_keeps_the_event_time_of_the_last_heartbeat() -> None:
     standing = progress.standing(shard)
     assert standing is not None
     assert standing.time == time
+
+
+def test_shards_that_wait_for_others_are_named_farthest_first() -> None:
+    entry = described(
+        (0, 0, TimeStatus(500, 500, False, ahead_ms=0, ahead_of="c/1")),
+        (0, 1, TimeStatus(500, 500, False, ahead_ms=0, ahead_of="c/1")),
+        (1, 0, TimeStatus(900, 900, False, ahead_ms=400, ahead_of="c/0")),
+        (1, 1, TimeStatus(900, 900, False, ahead_ms=400, ahead_of="c/0")),
+    )
+    assert entry["ahead"] == [
+        {"topic": "a", "partition": 1, "ahead_ms": 400, "ahead_of": "c/0"},
+        {"topic": "a", "partition": 0, "ahead_ms": 0, "ahead_of": "c/1"},
+    ]
+    assert entry["ahead_inputs"] == 2
