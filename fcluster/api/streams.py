@@ -379,6 +379,7 @@ class Stream(Generic[K_co, V_co]):
         *,
         name: str,
         late: TopicSpec | str | None = None,
+        emit: Literal["close"] = "close",
         on_error: OnError | None = None,
     ) -> GatheredStream[V_co]:
         """Gather all records in windows of event time, whatever their keys are. `.aggregate(...)` says what
@@ -392,9 +393,11 @@ class Stream(Generic[K_co, V_co]):
             windows: `Tumbling`, `Hopping` or `Cumulative`.
             name: of the step and its state, as in `window`. The parts are in a step `<name>-parts`.
             late: as in `window`.
+            emit: "close". For results before a window closes, put all records into one shard:
+                `.key_by(lambda value: "all").window(..., emit="update")`.
             on_error: as in `window`. It also applies to parts that can't be written.
         """
-        check_all_windows(windows, name)
+        check_all_windows(windows, name, emit)
         late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()

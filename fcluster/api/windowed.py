@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_name, given
@@ -17,6 +17,7 @@ from fcluster.graph.counted import Counted
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.operators import Window
+from fcluster.graph.sliding import Sliding
 from fcluster.graph.windows import Gathered, Session, Sized, Windows
 
 if TYPE_CHECKING:
@@ -86,12 +87,29 @@ class GatheredStream(Generic[V_co]):
         )
 
 
+_NOT_AT_INTERVALS: Final[dict[type, tuple[str, str]]] = {
+    Session: (
+        "a session that grows or joins another has other times, and what was passed on has to be withdrawn",
+        ", which withdraws it",
+    ),
+    Sliding: (
+        "nearly each record begins and ends a window, so results are as many as with emit='update'",
+        "; or use Hopping(size, every), which has few windows",
+    ),
+    Counted: (
+        "such windows need no event time, and intervals pass in event time",
+        "; or let windows begin more often, with Counted(size, every=...)",
+    ),
+}
+"""Why windows pass no results on at intervals, and what else to do."""
+
+
 def all_together(_part: Any) -> str:
     """The key of all parts of a window: one shard gathers them."""
     return "all"
 
 
-def check_all_windows(windows: object, name: object) -> None:
+def check_all_windows(windows: object, name: object, emit: object) -> None:
     """Check the arguments of `Stream.window_all`.
 
     Raises:
@@ -103,6 +121,13 @@ def check_all_windows(windows: object, name: object) -> None:
             f"window_all() got {bounded_repr(windows)}. It takes Tumbling, Hopping and Cumulative windows, "
             "which can be computed in parts.",
             remedy="Put all records into one shard: .key_by(lambda value: 'all').window(...).",
+        )
+    if emit != "close":
+        raise JobError(
+            f"emit={bounded_repr(emit)} of the window {name!r} doesn't go with window_all(): each shard "
+            "computes its part of a window and passes it on once, when the window closes.",
+            remedy="To have results before, put all records into one shard: .key_by(lambda value: "
+            "'all').window(..., emit=...).",
         )
 
 
@@ -121,9 +146,10 @@ def check_windows(windows: object, name: object, late: object, emit: object) -> 
     if isinstance(emit, timedelta):
         check_duration(f"the window {name!r}", "emit", emit, MILLISECOND)
         if not isinstance(windows, Sized):
+            why, instead = _NOT_AT_INTERVALS[type(windows)]
             raise JobError(
-                f"emit={emit!r} of the window {name!r} doesn't go with {type(windows).__name__}.",
-                remedy="Use emit='close' or emit='update'.",
+                f"emit={emit!r} of the window {name!r} doesn't go with {type(windows).__name__}: {why}.",
+                remedy=f"Use emit='close' or emit='update'{instead}.",
             )
     elif emit not in ("close", "update"):
         raise JobError(

@@ -156,6 +156,22 @@ def test_windows_that_cannot_be_computed_in_parts_are_refused(windows: Any) -> N
     assert "key_by(lambda value: 'all')" in str(caught.value)
 
 
+@pytest.mark.parametrize(("emit", "wanted"), [("update", [(1, 1), (2, 2)]), (10 * MS, [(2, 10), (2, 99)])])
+def test_what_the_message_says_of_results_before_windows_close_does_it(emit: Any, wanted: Any) -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("in", key="int"))
+    with pytest.raises(JobError, match=r"doesn't go with window_all\(\)") as caught:
+        stream.window_all(Tumbling(100 * MS), name="all", emit=emit)
+    assert "key_by(lambda value: 'all')" in str(caught.value)
+    windows = stream.key_by(lambda value: "all").window(Tumbling(100 * MS), name="w", emit=emit)
+    windows.aggregate(n=count()).to(job.topic("out"))
+    with Driver(job, partitions=2) as driver:
+        send(driver, (0, 1, 1), (1, 1, 2))
+        send(driver, (0, 1, 200), (1, 1, 200))
+        found = [(one.value["n"], one.timestamp) for one in driver.read("out") if one.value["start"] == 0]
+        assert found == wanted
+
+
 def test_aggregate_that_cannot_be_merged_is_refused() -> None:
     plain = Aggregate("own", init=int, add=lambda kept, value: kept + value)
     with pytest.raises(JobError, match="without merge=, but it is computed in parts, one for each shard"):
