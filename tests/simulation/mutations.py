@@ -618,9 +618,11 @@ class ForgetsIdle(SimWorker):
 
 
 class _IdleAtOnce(IdleInputs):
-    def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
+    def look(
+        self, runners: Iterable[ShardRunner], now_ms: float, held: Collection[ShardId] = ()
+    ) -> frozenset[ShardId]:
         looked = list(runners)
-        return super().look(looked, now_ms) | super().look(looked, now_ms + IDLE_MS)
+        return super().look(looked, now_ms, held) | super().look(looked, now_ms + IDLE_MS, held)
 
 
 class IdleAtOnce(SimWorker):
