@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from fcluster.common import failpoints
 from fcluster.common.failpoints import POINTS, REACHED, Arm, Failpoints
+from tests.harness import process_state, wait_until
 
 POINT = "worker.committed"
 PACKAGE = Path(failpoints.__file__).parents[1]
@@ -126,3 +129,38 @@ def test_every_point_of_the_table_is_in_the_code_exactly_once() -> None:
     calls = re.compile(r'(?:failpoints\.reach\(\s*|\bfailpoint=)"([^"]+)"')
     found = [name for path in PACKAGE.rglob("*.py") for name in calls.findall(path.read_text("utf-8"))]
     assert sorted(found) == sorted(POINTS)
+
+
+STOPPED = """
+import sys, threading, time
+from pathlib import Path
+from fcluster.common import failpoints
+
+def turn():
+    while True:
+        sum(range(200))
+
+def stop():
+    failpoints._send_self(19)
+    Path(sys.argv[1]).touch()  # the step behind the point
+
+for _ in range(3):
+    threading.Thread(target=turn, daemon=True).start()
+threading.Thread(target=stop, daemon=True).start()
+time.sleep(60)
+"""
+
+
+def test_thread_that_stops_its_process_gets_no_further_although_others_run(tmp_path: Path) -> None:
+    """A signal to the process, rather than to the thread, comes too late in most cases."""
+    for number in range(5):
+        step = tmp_path / str(number)
+        process = subprocess.Popen([sys.executable, "-c", STOPPED, str(step)])
+        try:
+            wait_until(lambda pid=process.pid: process_state(pid) == "T", "the process stops", 30, 0.002)
+            assert not step.exists()
+            process.send_signal(signal.SIGCONT)
+            wait_until(step.exists, "it goes on", 30, 0.002)
+        finally:
+            process.kill()
+            process.wait()
