@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right, insort, insort_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
@@ -322,8 +322,7 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
         # Sorted smallest first, and among equal ones the last one first: so the first one is removed.
         if len(kept) == n and not pair[0] > kept[0][0]:
             return
-        at = next((index for index, one in enumerate(kept) if not one[0] < pair[0]), len(kept))
-        kept.insert(at, pair)
+        insort_left(kept, pair, key=_first)
         if len(kept) > n:
             del kept[0]
 
@@ -340,15 +339,11 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
         return merged
 
     def put_all(kept: list[Any], value: Any) -> list[Any]:
-        insort(kept, [by(value), plain(of(value))], key=_descending)
+        insort_left(kept, [by(value), plain(of(value))], key=_first)  # in the same order as `put`
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        gone = [by(value), plain(of(value))]
-        begin = bisect_left(kept, _descending(gone), key=_descending)
-        end = bisect_right(kept, _descending(gone), key=_descending)
-        del kept[_place_of(kept, begin, end, gone)]
-        return kept
+        return _without(kept, [by(value), plain(of(value))], _first)
 
     return Aggregate(
         "top_n",
@@ -357,25 +352,9 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
         lambda kept: [pair[1] for pair in reversed(kept)],
         merge,
         for_groups=Aggregate(
-            "top_n", list, put_all, lambda kept: [pair[1] for pair in kept[:n]], subtract=subtract
+            "top_n", list, put_all, lambda kept: [pair[1] for pair in kept[: -n - 1 : -1]], subtract=subtract
         ),
     )
-
-
-class _Descending:
-    """A score, in the reverse order."""
-
-    __slots__ = ("score",)
-
-    def __init__(self, score: Any) -> None:
-        self.score = score
-
-    def __lt__(self, other: _Descending) -> bool:
-        return bool(other.score < self.score)
-
-
-def _descending(pair: list[Any]) -> _Descending:
-    return _Descending(pair[0])
 
 
 def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
@@ -419,10 +398,7 @@ def check_aggregates(
     Raises:
         JobError: there are none, one has a reserved name, isn't an aggregate, or can't be merged.
     """
-    if not fields:
-        raise JobError(
-            f"aggregate() of the window {step!r} got nothing to compute.", remedy="Use aggregate(n=count())."
-        )
+    _check_any(f"the window {step!r}", fields)
     for name, aggregate in fields.items():
         if name in (*RESULT_FIELDS, *taken):
             raise JobError(
@@ -449,10 +425,7 @@ def check_group_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[st
     Raises:
         JobError: there are none, or one isn't an aggregate from which values can be taken away again.
     """
-    if not fields:
-        raise JobError(
-            f"aggregate() of the groups {table!r} got nothing to compute.", remedy="Use aggregate(n=count())."
-        )
+    _check_any(f"the groups {table!r}", fields)
     checked: dict[str, Aggregate[Any]] = {}
     for name, aggregate in fields.items():
         what = f"The field {name!r} of the groups {table!r}"
@@ -479,14 +452,15 @@ def check_running_aggregates(table: str, fields: dict[str, Any]) -> tuple[tuple[
     Raises:
         JobError: there are none, or one isn't an aggregate.
     """
-    if not fields:
-        raise JobError(
-            f"aggregate() of the table {table!r} got nothing to compute.",
-            remedy=f"Use aggregate(n=count(), name={table!r}).",
-        )
+    _check_any(f"the table {table!r}", fields, f"aggregate(n=count(), name={table!r})")
     for name, aggregate in fields.items():
         _checked_aggregate(f"The field {name!r} of the table {table!r}", name, aggregate)
     return tuple(fields.items())
+
+
+def _check_any(owner: str, fields: dict[str, Any], example: str = "aggregate(n=count())") -> None:
+    if not fields:
+        raise JobError(f"aggregate() of {owner} got nothing to compute.", remedy=f"Use {example}.")
 
 
 def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any]:
@@ -567,10 +541,7 @@ def _chosen(
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        gone = of(value)
-        begin, end = bisect_left(kept, gone), bisect_right(kept, gone)
-        del kept[_place_of(kept, begin, end, gone)]
-        return kept
+        return _without(kept, of(value), _same)
 
     changing = Aggregate(name, list, put, lambda kept: kept[at] if kept else None, subtract=subtract)
     return Aggregate(
@@ -581,6 +552,13 @@ def _chosen(
         lambda kept, later: [choose(kept[0], later[0])],
         for_groups=changing,
     )
+
+
+def _without(kept: list[Any], gone: Any, key: Callable[[Any], Any]) -> list[Any]:
+    """Takes a value away from those that are kept in the order of `key`."""
+    begin, end = bisect_left(kept, key(gone), key=key), bisect_right(kept, key(gone), key=key)
+    del kept[_place_of(kept, begin, end, gone)]
+    return kept
 
 
 def _place_of(kept: Sequence[Any], begin: int, end: int, gone: Any) -> int:
@@ -594,6 +572,10 @@ def _place_of(kept: Sequence[Any], begin: int, end: int, gone: Any) -> int:
     if at is None:
         raise ValueError(f"{bounded_repr(gone)} isn't among the values of the group; has `of` changed?")
     return at
+
+
+def _first(pair: list[Any]) -> Any:
+    return pair[0]
 
 
 def _second(pair: list[Any]) -> Any:

@@ -31,6 +31,11 @@ class KeepsStep:
     max_drift_ms: int | None
 
 
+def how_far(time_ms: int | None) -> tuple[bool, int]:
+    """By this, partitions are ordered: the one for which others wait comes first. None: it hasn't begun."""
+    return time_ms is not None, time_ms or 0
+
+
 def keep_step(topology: Topology) -> Mapping[str, KeepsStep]:
     """How the stages keep step, by their names. Stages that neither wait nor are waited for aren't there.
 

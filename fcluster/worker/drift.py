@@ -24,9 +24,9 @@ from typing import Final
 
 from fcluster.common.ids import ShardId
 from fcluster.engine.clock import END_MS
-from fcluster.graph.drift import KeepsStep
+from fcluster.graph.drift import KeepsStep, how_far
 from fcluster.wire.messages import SlowestInput
-from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, Ahead
+from fcluster.worker.idle_inputs import Ahead, AttendedTime
 from fcluster.worker.processing import InputRunner, ShardRunner
 
 PATIENCE_MS: Final = 30_000
@@ -68,7 +68,7 @@ class Drift:
 
     def __init__(self, stages: Mapping[str, KeepsStep]) -> None:
         self._stages = stages
-        self._looked_ms: float | None = None
+        self._attended = AttendedTime()
         self._passed_ms = 0.0
         self._moves: dict[InputRunner, _Moves] = {}
         self._runners: dict[ShardId, ShardRunner] = {}
@@ -86,9 +86,7 @@ class Drift:
                 said again.
             now_ms: the time on a clock that never goes back.
         """
-        if self._looked_ms is not None:
-            self._passed_ms += min(max(0.0, now_ms - self._looked_ms), LOOK_GAP_MS_MAX)
-        self._looked_ms = now_ms
+        self._passed_ms = self._attended.passed_ms(now_ms)
         runners = [runner for runner in runners if runner.stage.name in self._stages]
         self._forget_others(runners)
         waited_for = {runner.shard: self._waited_for(runner) for runner in runners}
@@ -149,7 +147,7 @@ class Drift:
         slowest: dict[str, SlowestInput] = {}
         for one in inputs:
             known = slowest.get(one.group)
-            if known is None or is_behind(one, known):
+            if known is None or how_far(one.time_ms) < how_far(known.time_ms):
                 slowest[one.group] = one
         return list(slowest.values())
 
@@ -182,13 +180,6 @@ class Drift:
         ahead_ms = time_ms - slowest.time_ms
         bound_ms = max_drift_ms // 2 if shard in self.held else max_drift_ms
         return Ahead(ahead_ms, slowest.partition) if ahead_ms > bound_ms else None
-
-
-def is_behind(one: SlowestInput, other: SlowestInput) -> bool:
-    """Whether others wait for `one` rather than for `other`. One that hasn't begun comes first."""
-    if one.time_ms is None or other.time_ms is None:
-        return one.time_ms is None and other.time_ms is not None
-    return one.time_ms < other.time_ms
 
 
 def _patience_ms(one: InputRunner, time_ms: int | None) -> int:

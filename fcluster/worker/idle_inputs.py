@@ -35,14 +35,29 @@ class Ahead(NamedTuple):
     partition: str
 
 
-class IdleInputs:
-    """The inputs of all running shards that may become idle."""
+class AttendedTime:
+    """The time in which somebody looked; see `LOOK_GAP_MS_MAX`."""
 
     def __init__(self) -> None:
         self._looked_ms: float | None = None
         self._passed_ms = 0.0
+
+    def passed_ms(self, now_ms: float) -> float:
+        """Somebody looks at this time of a clock that never goes back. Returns how much has passed so far."""
+        if self._looked_ms is not None:
+            # One look may take the time before another one that comes first.
+            self._passed_ms += min(max(0.0, now_ms - self._looked_ms), LOOK_GAP_MS_MAX)
+        self._looked_ms = now_ms
+        return self._passed_ms
+
+
+class IdleInputs:
+    """The inputs of all running shards that may become idle."""
+
+    def __init__(self) -> None:
+        self._attended = AttendedTime()
         self._quiet_since: dict[InputRunner, tuple[int, float]] = {}
-        """The offset since which there was nothing new, and `_passed_ms` then."""
+        """The offset since which there was nothing new, and the attended time then."""
 
     def look(
         self, runners: Iterable[ShardRunner], now_ms: float, held: Collection[ShardId] = ()
@@ -57,9 +72,7 @@ class IdleInputs:
         Returns:
             The shards of these inputs: there is something to commit.
         """
-        if self._looked_ms is not None:
-            self._passed_ms += min(now_ms - self._looked_ms, LOOK_GAP_MS_MAX)
-        self._looked_ms, passed_ms = now_ms, self._passed_ms
+        passed_ms = self._attended.passed_ms(now_ms)
         changed: set[ShardId] = set()
         quiet_since: dict[InputRunner, tuple[int, float]] = {}
         for runner in runners:

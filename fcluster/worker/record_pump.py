@@ -195,9 +195,9 @@ class RecordPump:
         read = filter(self._shards.is_read, self._shards.runners.values())
         turn = self.drift.look(read, self._core_state.slowest_elsewhere, now_ms)
         for runner in turn.hold:
-            self._shards.hold(runner)
+            self._shards.set_held(runner, True)
         for runner in turn.release:
-            self._shards.release_held(runner)
+            self._shards.set_held(runner, False)
 
     def add_told(self, told: ReadUpTo) -> None:
         """A reader has reported its positions: it has no more records for now, or it is time for a report."""

@@ -211,25 +211,19 @@ class RunningShards:
         self.timed.clear()
         self.inputs.clear()
 
-    def hold(self, runner: ShardRunner) -> None:
-        """Don't read this shard on until `release_held`. Records that were read already are still processed,
-        unless the shard has several inputs: all of these wait, so that none of them gets ahead of the others.
+    def set_held(self, runner: ShardRunner, held: bool) -> None:
+        """Don't read this shard on, or read it on that was held. Records that were read already are still
+        processed, unless the shard has several inputs: all of these wait, so that none of them gets ahead of
+        the others.
         """
         merge = self._merges.get(runner.shard)
         if merge is not None:
-            merge.held = True
+            merge.held = held
         elif self.is_read(runner):
             (one,) = runner.inputs
-            self._reader_of(runner.stage, one.number).hold((one.topic, one.partition), "ahead")
-
-    def release_held(self, runner: ShardRunner) -> None:
-        """Read a shard on that was held."""
-        merge = self._merges.get(runner.shard)
-        if merge is not None:
-            merge.held = False
-        elif self.is_read(runner):
-            (one,) = runner.inputs
-            self._reader_of(runner.stage, one.number).release((one.topic, one.partition), "ahead")
+            reader = self._reader_of(runner.stage, one.number)
+            change = reader.hold if held else reader.release
+            change((one.topic, one.partition), "ahead")
 
     def is_read(self, runner: ShardRunner) -> bool:
         """Whether the shard of this runner isn't stopped."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from fcluster.coordinator.core.cluster import Cluster
+from fcluster.graph.drift import how_far
 from fcluster.wire.messages import SlowestInput
 
 COUNT_GAP_MS: Final = 100
@@ -34,7 +35,7 @@ class SlowestInputs:
         """Note what a session says of its own partitions."""
         if slowest:
             self._said[session] = slowest
-        elif self._said:
+        else:
             self._said.pop(session, None)
 
     def elsewhere(self, session: int) -> list[SlowestInput]:
@@ -58,10 +59,6 @@ class SlowestInputs:
             for one in said:
                 slowest.setdefault(one.group, []).append((number, one))
         self._slowest = {
-            group: sorted(found, key=lambda pair: _how_far(pair[1]))[:2] for group, found in slowest.items()
+            group: sorted(found, key=lambda pair: how_far(pair[1].time_ms))[:2]
+            for group, found in slowest.items()
         }
-
-
-def _how_far(one: SlowestInput) -> tuple[bool, int]:
-    """One that hasn't begun comes first."""
-    return one.time_ms is not None, one.time_ms or 0

@@ -116,7 +116,6 @@ class Progress:
             status.epoch,
             status.input,
             known.time if status.time is None else status.time,
-            status.letters,
         )
 
     def standing(self, shard: ShardId, number: int = 0) -> ShardStatus | None:

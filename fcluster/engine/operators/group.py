@@ -82,8 +82,8 @@ class RegroupOperator:
         return step
 
 
-class GroupTableOperator:
-    """Computes the aggregates of each group: takes away what it loses, then adds what it gains."""
+class _OfAggregates:
+    """What both tables of aggregates have in common."""
 
     keeps_value = True
 
@@ -92,11 +92,24 @@ class GroupTableOperator:
         self.stores = (node.store.name,)
         self.place = Place(node.name, f"in the table {node.name!r}", node.on_error)
 
+    def _table(self, surroundings: Surroundings, owner: str) -> FollowedTable:
+        """The table. Messages about what can't be stored name the field, of this owner."""
+        node = self._node
+        table = cast("FollowedTable", surroundings.tables[node.store.name])
+        names = [name for name, _aggregate in node.fields]
+        table.describe_unkept = describing_fields(
+            f"{owner} {node.name!r}", names, lambda kept: [kept[AGGREGATES]]
+        )
+        return table
+
+
+class GroupTableOperator(_OfAggregates):
+    """Computes the aggregates of each group: takes away what it loses, then adds what it gains."""
+
     def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the chain ends here
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        table = cast("FollowedTable", surroundings.tables[node.store.name])
-        _name_fields(table, node, "the groups")
+        table = self._table(surroundings, "the groups")
         get, put, delete, note = table.get, table.put, table.delete, table.note
         value_of, is_followed, drops_empty = compile_group_value(node), node.is_followed, node.drops_empty
         inits = tuple(aggregate.init for _name, aggregate in node.fields)
@@ -136,21 +149,13 @@ class GroupTableOperator:
         return step
 
 
-class RunningTableOperator:
+class RunningTableOperator(_OfAggregates):
     """Adds each value to the aggregates of its record's key."""
-
-    keeps_value = True
-
-    def __init__(self, node: GroupTable) -> None:
-        self._node = node
-        self.stores = (node.store.name,)
-        self.place = Place(node.name, f"in the table {node.name!r}", node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the chain ends here
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
-        table = cast("FollowedTable", surroundings.tables[node.store.name])
-        _name_fields(table, node, "the table")
+        table = self._table(surroundings, "the table")
         get, put, note = table.get, table.put, table.note
         value_of, is_followed = compile_group_value(node), node.is_followed
         inits, add_all = compile_fields(node)
@@ -182,14 +187,6 @@ class RunningTableOperator:
                 raise StepFailure(place, error) from error
 
         return step
-
-
-def _name_fields(table: FollowedTable, node: GroupTable, owner: str) -> None:
-    """Let messages about what can't be stored name the field."""
-    names = [name for name, _aggregate in node.fields]
-    table.describe_unkept = describing_fields(
-        f"{owner} {node.name!r}", names, lambda kept: [kept[AGGREGATES]]
-    )
 
 
 def _compile_each(node: GroupTable, what: str) -> Callable[[list[Any], Any], None]:

@@ -38,6 +38,7 @@ class KeepTableOperator:
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
         none_deletes, is_followed = node.none_deletes, node.is_followed
         reduce, decode = node.reduce, value_codec(node.value)[0]
+        needs_before = is_followed or reduce is not None
         loading = Loading(surroundings.tables[node.loading.name]) if node.copy_of else None
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -47,7 +48,7 @@ class KeepTableOperator:
                         return
                     raise RecordError("the record has no key, so it is no row of a table")
                 at_ms = record.timestamp()[1]
-                before = row_before(key) if is_followed or reduce is not None else None
+                before = row_before(key) if needs_before else None
                 if reduce is not None and before is not None:
                     value = reduce(decode(before[VALUE_AT:]), value)
                     at_ms = max(at_ms, time_of_row(before))

@@ -523,6 +523,16 @@ class FakeWorker:
         return max((barrier.epoch for barrier in barriers if barrier.session == self.session), default=0)
 
 
+def join_all(harness: Harness) -> list[FakeWorker]:
+    """As many workers as the cluster expects. All of them join, then they run their shards."""
+    joined = [FakeWorker(harness, f"w{number}", slot=number) for number in range(harness.workers)]
+    for worker in joined:
+        worker.hello()
+    for worker in joined:
+        worker.running()
+    return joined
+
+
 def status(
     shard: ShardId,
     position: int = 0,

@@ -18,6 +18,7 @@ from tests.unit.coordinator.coordinator_harness import (
     FakeWorker,
     Harness,
     handler,
+    join_all,
     one_stage,
     shard,
     topic,
@@ -35,12 +36,7 @@ def failing(topology: Topology) -> Topology:
 def began(most: int = 5, workers: int = 2) -> tuple[Harness, list[FakeWorker]]:
     settings = Settings(dead_letters_max=most)
     harness = Harness(failing(one_stage()), workers=workers, settings=settings)
-    joined = [FakeWorker(harness, f"w{number}", slot=number) for number in range(workers)]
-    for worker in joined:
-        worker.hello()
-    for worker in joined:
-        worker.running()
-    return harness, joined
+    return harness, join_all(harness)
 
 
 def counted(partition: int, count: int, start: int = 1) -> ShardStatus:

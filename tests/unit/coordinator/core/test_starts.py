@@ -11,6 +11,7 @@ from fcluster.wire import messages
 from tests.unit.coordinator.coordinator_harness import (
     FakeWorker,
     Harness,
+    join_all,
     one_stage_with_a_global_table,
     shard,
 )
@@ -18,12 +19,7 @@ from tests.unit.coordinator.coordinator_harness import (
 
 def harness_with_a_global_table(workers: int = 2) -> tuple[Harness, list[FakeWorker]]:
     harness = Harness(one_stage_with_a_global_table(), workers=workers)
-    joined = [FakeWorker(harness, f"w{number}", slot=number) for number in range(workers)]
-    for worker in joined:
-        worker.hello()
-    for worker in joined:
-        worker.running()
-    return harness, joined
+    return harness, join_all(harness)
 
 
 def told(harness: Harness, worker: FakeWorker) -> list[int]:
