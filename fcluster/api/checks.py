@@ -7,15 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from fcluster.api.call_hints import meant_parameter
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import TOPIC_NAME_CHARACTERS_MAX
 from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import isolation_from
-from fcluster.common.spelling import near_names
 from fcluster.graph.codecs import Kind, ModelCodec
 from fcluster.graph.models import check_field
 from fcluster.graph.operators import TopicSpec
+from fcluster.graph.signatures import counted_arguments, declared_otherwise, does_yield, is_async, name_of
 
 LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 TOPIC_OPTIONS: Final = ("key", "value", "timestamp", "watermark", "isolation", "on_error")
@@ -28,35 +29,29 @@ def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may
         raise JobError(
             f"{role} got {given(function)}, not a function.", remedy=f"Pass a function for {call}."
         )
-    name = getattr(function, "__name__", repr(function))
-    for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
-        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
-            raise JobError(
-                f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
-                remedy="Declare it with plain def. Calls to other services are made by a step of their own: "
-                "stream.map_async(function), and the other steps behind it get the results.",
-            )
-        if not may_yield and inspect.isgeneratorfunction(candidate):
-            raise JobError(
-                f"The {role} function {name!r} yields, but it has to return one result.",
-                remedy="Return it, or use .flat_map(function) to emit several values.",
-            )
+    name = name_of(function)
+    if is_async(function):
+        raise JobError(
+            f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
+            remedy="Declare it with plain def. Calls to other services are made by a step of their own: "
+            "stream.map_async(function), and the other steps behind it get the results.",
+        )
+    if not may_yield and does_yield(function):
+        raise JobError(
+            f"The {role} function {name!r} yields, but it has to return one result.",
+            remedy="Return it, or use .flat_map(function) to emit several values.",
+        )
     _check_parameters(function, name, role, parameters)
 
 
 def _check_parameters(function: Any, name: str, role: str, parameters: tuple[str, ...]) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # built-ins such as str have no signature
-    try:
-        signature.bind(*parameters)
-    except TypeError:
+    declared = declared_otherwise(function, parameters)
+    if declared is not None:
         raise JobError(
-            f"The {role} {name!r} is declared as {name}{signature}, but is called with {len(parameters)} "
-            f"argument{'s' if len(parameters) > 1 else ''}.",
+            f"The {role} {name!r} is declared as {declared}, but is called with "
+            f"{counted_arguments(parameters)}.",
             remedy=f"Declare it as {name}({', '.join(parameters)}).",
-        ) from None
+        )
 
 
 def given(value: object) -> str:
@@ -139,9 +134,9 @@ def checked_version(version: object, step: str) -> str | None:
 
 
 def _topic_option_remedy(option: str) -> str:
-    near = near_names(option, TOPIC_OPTIONS)
-    if near:
-        return f"Did you mean {near[0]}=?"
+    meant = meant_parameter(option, TOPIC_OPTIONS)
+    if meant:
+        return f"Did you mean {meant}=?"
     return (
         f"Topics take {', '.join(TOPIC_OPTIONS)}. Partitions and retention are set in Kafka, where the topic "
         "is created."

@@ -315,9 +315,17 @@ def _difference(one: TopicSpec, other: TopicSpec) -> str:
     return ", ".join(found) or "with two codecs of one name"
 
 
+_WRITING = ("late=", "through()", "to()", "to=")
+"""Where a topic is given that is written."""
+
+
 def _topic_remedy(where: str, got: object) -> str:
     if isinstance(got, list | tuple):
-        return f"Pass topics one by one, without brackets: {where.removesuffix('()')}(one, other)."
+        if where == "merge()":
+            return "Pass topics one by one, without brackets: merge(one, other)."
+        if where in _WRITING:
+            return "It takes one topic. Write the stream to each of them: stream.to(one), stream.to(other)."
+        return "It takes one topic. A stream of several is job.merge(one, other)."
     if isinstance(got, str):
         return f"Declare it, topic = job.topic({bounded_repr(got)}), and pass topic."
     return "Pass what job.topic('...') returns."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from fcluster.api.call_hints import hints_at_calls
+from fcluster.api.call_hints import hints_at_calls, no_such
 from fcluster.api.checks import check_field_of, check_function, check_name, checked_version, given
 from fcluster.api.context import JoinFunction
 from fcluster.api.declarations import Declarations
@@ -511,7 +511,7 @@ class GlobalTable(Generic[K_co, V_co]):
                 "from them would happen in each shard.",
                 remedy="Use job.table(topic, name=...) for that. A topic can be read as both.",
             )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return no_such(self, name)
 
 
 _NOT_OF_A_GLOBAL_TABLE = ("changes", "group_by", "join", "to_stream")

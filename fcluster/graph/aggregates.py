@@ -21,11 +21,12 @@ from fcluster.common.failures import bounded_repr, type_of
 from fcluster.graph.codecs import decode_json, encode_json
 from fcluster.graph.generics import T, V, V_contra
 from fcluster.graph.models import is_model, model_codec
+from fcluster.graph.signatures import counted_arguments, declared_otherwise, does_yield, is_async, name_of
 
 _R_co = TypeVar("_R_co", covariant=True)
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
-_PLAIN_TYPES = frozenset({dict, list, str, int, float, bool, type(None)})
+_UNCHANGING_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
 def _same(kept: Any) -> Any:
@@ -33,11 +34,33 @@ def _same(kept: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value`, for aggregates that keep it as it is: an object of a model as what its JSON holds."""
+    """`value`, for aggregates that keep it: an object of a model as what its JSON holds, a tuple as a list,
+    and dicts and lists as copies, which nobody else changes.
+    """
     kind = cast("type[object]", type(value))
-    if kind in _PLAIN_TYPES or not is_model(kind):
+    if kind in _UNCHANGING_TYPES:
         return value
-    return decode_json(encode_json(value))
+    if kind is dict:
+        return {name: plain(item) for name, item in cast("dict[Any, Any]", value).items()}
+    if kind is list or isinstance(value, tuple):
+        return [plain(item) for item in cast("Sequence[Any]", value)]
+    return decode_json(encode_json(value)) if is_model(kind) else value
+
+
+def unshared(value: Any) -> Any:
+    """`value` with dicts and lists of its own."""
+    if type(value) is dict:
+        return {name: unshared(item) for name, item in cast("dict[Any, Any]", value).items()}
+    if type(value) is list:
+        return [unshared(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _compared(value: Any) -> Any:
+    """`value`, for aggregates that compare it: a tuple as a list, which is compared in the same way."""
+    if isinstance(value, tuple | list):
+        return [_compared(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def _of_model(value: Any) -> Any:
@@ -72,6 +95,9 @@ class Aggregate(Generic[_R_co, V_contra]):
             before: for groups of a table's rows, which change and leave.
         for_groups: another aggregate with `subtract`, which computes the same for such groups. It may have to
             keep more.
+        takes_copies: whether `add` and `subtract` get dicts and lists of their own, which they may keep and
+            change. False: they get the value itself. That is faster, and right if what is kept contains no
+            dicts and lists of values.
 
     What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
 
@@ -87,6 +113,7 @@ class Aggregate(Generic[_R_co, V_contra]):
     takes_time: bool = False
     subtract: Callable[[Any, Any], Any] | None = None
     for_groups: Aggregate[_R_co, V_contra] | None = None
+    takes_copies: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -94,12 +121,17 @@ class Aggregate(Generic[_R_co, V_contra]):
                 f"The name {bounded_repr(self.name)} of an Aggregate isn't valid.",
                 remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
-        for part in ("init", "add", "result"):
-            check_of(f"{part}= of the aggregate {self.name!r}", getattr(self, part))
-        if self.merge is not None:
-            check_of(f"merge= of the aggregate {self.name!r}", self.merge)
-        if self.subtract is not None:
-            check_of(f"subtract= of the aggregate {self.name!r}", self.subtract)
+        adds = ("kept", "value", "timestamp_ms") if self.takes_time else ("kept", "value")
+        for part, parameters in (
+            ("init", ()),
+            ("add", adds),
+            ("result", ("kept",)),
+            ("merge", ("kept", "later")),
+            ("subtract", ("kept", "value")),
+        ):
+            function = getattr(self, part)
+            if function is not None or part in ("init", "add", "result"):
+                check_of(f"{part}= of the aggregate {self.name!r}", function, parameters)
 
 
 def count() -> Aggregate[int]:
@@ -111,7 +143,7 @@ def count() -> Aggregate[int]:
     def subtract(kept: int, _value: Any) -> int:
         return kept - 1
 
-    return Aggregate("count", int, add, merge=operator.add, subtract=subtract)
+    return Aggregate("count", int, add, merge=operator.add, subtract=subtract, takes_copies=False)
 
 
 def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -124,7 +156,7 @@ def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     def subtract(kept: Any, value: Any) -> Any:
         return kept - of(value)
 
-    return Aggregate("sum", int, add, merge=operator.add, subtract=subtract)
+    return Aggregate("sum", int, add, merge=operator.add, subtract=subtract, takes_copies=False)
 
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -154,7 +186,7 @@ def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
     def result(kept: list[Any]) -> Any:
         return kept[0] / kept[1] if kept[1] else None
 
-    return Aggregate("mean", lambda: [0, 0], add, result, _added, subtract=subtract)
+    return Aggregate("mean", lambda: [0, 0], add, result, _added, subtract=subtract, takes_copies=False)
 
 
 def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
@@ -171,6 +203,7 @@ def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
         _second,
         lambda kept, later: later if later[0] < kept[0] else kept,
         takes_time=True,
+        takes_copies=False,
     )
 
 
@@ -188,6 +221,7 @@ def last(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
         _second,
         lambda kept, later: later if later[0] >= kept[0] else kept,
         takes_time=True,
+        takes_copies=False,
     )
 
 
@@ -205,7 +239,9 @@ def collect(of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
         del kept[_place_of(kept, 0, len(kept), plain(of(value)))]
         return kept
 
-    return Aggregate("collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract)
+    return Aggregate(
+        "collect", list, add, merge=lambda kept, later: kept + later, subtract=subtract, takes_copies=False
+    )
 
 
 def reduce(
@@ -225,19 +261,19 @@ def reduce(
         model: a dataclass, msgspec Struct or pydantic model, if `of(value)` and what the functions return are
             objects of it. They are kept as JSON, which takes its time for each record.
     """
-    check_of("reduce()", function)
+    check_of("reduce()", function, ("reduced", "value"))
     check_of("reduce(of=)", of)
     if subtract is not None:
-        check_of("reduce(subtract=)", subtract)
+        check_of("reduce(subtract=)", subtract, ("reduced", "value"))
 
     to_kept, of_kept = (_same, _same) if model is None else _kept_as(model)
 
     def take_away(kept: list[Any], value: Any) -> list[Any]:
         assert subtract is not None
-        return [to_kept(subtract(of_kept(kept[0]), of(value)))]
+        return [to_kept(subtract(of_kept(kept[0]), unshared(of(value))))]
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        new = of(value)
+        new = unshared(of(value))  # the function may change what it has reduced so far, and keep parts of it
         return [to_kept(function(of_kept(kept[0]), new) if kept else new)]
 
     return Aggregate(
@@ -247,6 +283,7 @@ def reduce(
         lambda kept: of_kept(kept[0]),
         lambda kept, later: [to_kept(function(of_kept(kept[0]), of_kept(later[0])))],
         subtract=None if subtract is None else take_away,
+        takes_copies=False,
     )
 
 
@@ -301,7 +338,9 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         divisor = kept[0] - 1 if sample else kept[0]
         return kept[2] / divisor if divisor > 0 else None
 
-    return Aggregate("variance", lambda: [0, 0.0, 0.0], add, result, merge, subtract=subtract)
+    return Aggregate(
+        "variance", lambda: [0, 0.0, 0.0], add, result, merge, subtract=subtract, takes_copies=False
+    )
 
 
 def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
@@ -310,7 +349,7 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
 
     Args:
         n: how many values.
-        by: returns what is compared, for example a number.
+        by: returns what is compared, for example a number, or a tuple of several.
         of: returns what the result contains of each. Default: the values themselves.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -327,7 +366,7 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
             del kept[0]
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        score = by(value)
+        score = _compared(by(value))
         if len(kept) < n or score > kept[0][0]:
             put(kept, [score, plain(of(value))])
         return kept
@@ -339,11 +378,11 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
         return merged
 
     def put_all(kept: list[Any], value: Any) -> list[Any]:
-        insort_left(kept, [by(value), plain(of(value))], key=_first)  # in the same order as `put`
+        insort_left(kept, [_compared(by(value)), plain(of(value))], key=_first)  # in the same order as `put`
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        return _without(kept, [by(value), plain(of(value))], _first)
+        return _without(kept, [_compared(by(value)), plain(of(value))], _first)
 
     return Aggregate(
         "top_n",
@@ -352,8 +391,14 @@ def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggre
         lambda kept: [pair[1] for pair in reversed(kept)],
         merge,
         for_groups=Aggregate(
-            "top_n", list, put_all, lambda kept: [pair[1] for pair in kept[: -n - 1 : -1]], subtract=subtract
+            "top_n",
+            list,
+            put_all,
+            lambda kept: [pair[1] for pair in kept[: -n - 1 : -1]],
+            subtract=subtract,
+            takes_copies=False,
         ),
+        takes_copies=False,
     )
 
 
@@ -381,7 +426,7 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     def merge(kept: dict[str, int], later: dict[str, int]) -> dict[str, int]:
         return kept | {text: number + kept.get(text, 0) for text, number in later.items()}
 
-    return Aggregate("count_distinct", dict, add, len, merge, subtract=subtract)
+    return Aggregate("count_distinct", dict, add, len, merge, subtract=subtract, takes_copies=False)
 
 
 def check_aggregates(
@@ -492,7 +537,7 @@ def gathered(fields: Fields) -> Fields:
             return [merge(kept[0], part[name]) if kept else part[name]]
 
         result = aggregate.result
-        return Aggregate(aggregate.name, list, add, lambda kept: result(kept[0]))
+        return Aggregate(aggregate.name, list, add, lambda kept: result(kept[0]), takes_copies=False)
 
     return tuple((name, gather(name, aggregate)) for name, aggregate in fields)
 
@@ -533,17 +578,24 @@ def _chosen(
     """The smallest or the greatest value, which is at this index of all values in order."""
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        new = of(value)
+        new = _compared(of(value))
         return [choose(kept[0], new) if kept else new]
 
     def put(kept: list[Any], value: Any) -> list[Any]:
-        insort(kept, of(value))
+        insort(kept, _compared(of(value)))
         return kept
 
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        return _without(kept, of(value), _same)
+        return _without(kept, _compared(of(value)), _same)
 
-    changing = Aggregate(name, list, put, lambda kept: kept[at] if kept else None, subtract=subtract)
+    changing = Aggregate(
+        name,
+        list,
+        put,
+        lambda kept: kept[at] if kept else None,
+        subtract=subtract,
+        takes_copies=False,
+    )
     return Aggregate(
         name,
         list,
@@ -551,6 +603,7 @@ def _chosen(
         lambda kept: kept[0],
         lambda kept, later: [choose(kept[0], later[0])],
         for_groups=changing,
+        takes_copies=False,
     )
 
 
@@ -586,14 +639,36 @@ def _added(kept: list[Any], later: list[Any]) -> list[Any]:
     return [one + other for one, other in zip(kept, later, strict=True)]
 
 
-def check_of(what: str, function: Any) -> None:
-    """Check that what an aggregate got is a function.
+def check_of(what: str, function: Any, parameters: Sequence[str] = ("value",)) -> None:
+    """Check that what an aggregate got is a function that can be called with these arguments.
 
     Raises:
         JobError: it isn't.
     """
     if not callable(function):
+        raise JobError(f"{what} got {bounded_repr(function)}, not a function.", remedy=_example(parameters))
+    name = name_of(function)
+    if is_async(function):
         raise JobError(
-            f"{what} got {bounded_repr(function)}, not a function.",
-            remedy="Give it a function, such as lambda value: value['amount'].",
+            f"{what} got the function {name!r}, which is declared with async def.",
+            remedy="Declare it with plain def. Calls to other services are made in front of the window or "
+            "the group, by stream.map_async(function).",
         )
+    if does_yield(function):
+        raise JobError(
+            f"{what} got the function {name!r}, which yields, but it has to return one result.",
+            remedy="Return it. For several values of a record, put .flat_map(function) in front of it.",
+        )
+    declared = declared_otherwise(function, parameters)
+    if declared is not None:
+        raise JobError(
+            f"{what} got the function {name!r}, which is declared as {declared}, but is called with "
+            f"{counted_arguments(parameters)}.",
+            remedy=f"Declare it as {name}({', '.join(parameters)}).",
+        )
+
+
+def _example(parameters: Sequence[str]) -> str:
+    if parameters == ("value",):
+        return "Give it a function, such as lambda value: value['amount']."
+    return f"Give it a function, called as function({', '.join(parameters)})."

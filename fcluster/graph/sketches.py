@@ -89,7 +89,7 @@ def approx_distinct(of: Callable[[V], Any] = lambda value: value) -> Aggregate[i
         union.update(filled(*kept))
         return round(union.get_result().get_estimate())
 
-    return Aggregate("approx_distinct", lambda: ["", {}], add, result, merge)
+    return Aggregate("approx_distinct", lambda: ["", {}], add, result, merge, takes_copies=False)
 
 
 def _text(sketch: Any) -> str:

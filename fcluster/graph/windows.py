@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, cast
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
@@ -371,9 +371,19 @@ class _Days:
         """The last window that was asked for. The next record is usually in the same one."""
 
     def around(self, timestamp_ms: int) -> tuple[int, int]:
-        """Start and end of the window that the timestamp is in."""
+        """Start and end of the window that the timestamp is in.
+
+        Raises:
+            ValueError: it is beyond the calendar.
+        """
         if not self._start_ms <= timestamp_ms < self._end_ms:
-            self._look_up(timestamp_ms)
+            try:
+                self._look_up(timestamp_ms)
+            except (OverflowError, ValueError):  # it depends on how far it is
+                raise ValueError(
+                    f"the timestamp {timestamp_ms} is after the year 9999, so it is on no day of a calendar; "
+                    "timestamps are milliseconds since 1970, not microseconds or nanoseconds"
+                ) from None
         return self._start_ms, self._end_ms
 
     def _look_up(self, timestamp_ms: int) -> None:
@@ -418,8 +428,18 @@ def _zone(kind: str, name: object) -> ZoneInfo:
     try:
         return ZoneInfo(cast("str", name))
     except (OSError, TypeError, ValueError, LookupError):  # it depends on what is wrong with the name
+        meant = name.key if isinstance(name, ZoneInfo) else _zone_named_like(name)
         raise JobError(
             f"timezone={bounded_repr(name)} of {kind} is unknown.",
-            remedy="Use a name of the IANA database, such as 'Europe/Berlin'. If the system doesn't have "
-            "that database, install the package tzdata.",
+            remedy=f"Did you mean {meant!r}?"
+            if meant
+            else "Use a name of the IANA database, such as 'Europe/Berlin'. If the system doesn't have that "
+            "database, install the package tzdata.",
         ) from None
+
+
+def _zone_named_like(name: object) -> str | None:
+    """A time zone with this name in another case, or of the city with this name."""
+    wanted = str(name).lower()
+    known = sorted(available_timezones())
+    return next((one for one in known if wanted in (one.lower(), one.lower().rpartition("/")[2])), None)

@@ -25,6 +25,7 @@ from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.loading import is_loaded_mark
+from fcluster.engine.operators.write import checked_headers, checked_timestamp
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.stamps import orders_of
@@ -218,7 +219,8 @@ class Driver:
             The record as written to the topic.
 
         Raises:
-            TypeError, ValueError: the value or key can't be encoded for the topic.
+            TypeError, ValueError: the value or key can't be encoded for the topic, or another argument isn't
+                what Kafka takes.
             JobStopped: the record, or another one that it caused, has stopped the job.
         """
         __tracebackhide__ = True
@@ -243,6 +245,8 @@ class Driver:
         __tracebackhide__ = True
         spec = self._source(topic)
         self._check_running()
+        at_ms = self.now_ms if timestamp is None else checked_timestamp(timestamp, "timestamp= of send()")
+        pairs = checked_headers(headers, "headers= of send()") or []
         count = len(self._topics.partitions(spec.name))
         if partition is None:
             partition = self._topics.partition_for(spec.name, key, value)
@@ -253,8 +257,8 @@ class Driver:
             partition,
             key,
             value,
-            self.now_ms if timestamp is None else timestamp,
-            [(name, text.encode() if isinstance(text, str) else text) for name, text in headers],
+            at_ms,
+            pairs,
             Visibility.COMMITTED,
         )
         self._advance(one_by_one=self._auto_barrier)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.operators.base import Surroundings, present_field_of
-from fcluster.engine.operators.window import compile_fields
+from fcluster.engine.operators.window import compile_fields, of_own_values
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import AGGREGATES, AT_MS, MEMBERS, FollowedTable, RowChange, compile_group_value
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
@@ -191,7 +191,7 @@ class RunningTableOperator(_OfAggregates):
 
 def _compile_each(node: GroupTable, what: str) -> Callable[[list[Any], Any], None]:
     """Applies a function of each aggregate to what is kept of it, and a value."""
-    functions = tuple(getattr(aggregate, what) for _name, aggregate in node.fields)
+    functions = tuple(of_own_values(aggregate, getattr(aggregate, what)) for _name, aggregate in node.fields)
 
     def each(kept: list[Any], value: Any) -> None:
         for at, function in enumerate(functions):

@@ -14,6 +14,7 @@ from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.values import describing_fields
 from fcluster.engine.windows import CLOSE, OpenWindows
+from fcluster.graph.aggregates import Aggregate, unshared
 from fcluster.graph.codecs import codec_name, key_codec
 from fcluster.graph.operators import GroupTable, JoinStreams, Window
 from fcluster.graph.record import Record
@@ -175,8 +176,9 @@ def compile_fields(
     them. It raises `StepFailure` with the name of the field that doesn't take the value.
     """
     inits = tuple(aggregate.init for _name, aggregate in node.fields)
-    untimed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if not one.takes_time]
-    timed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if one.takes_time]
+    adds = [(at, of_own_values(one, one.add), one.takes_time) for at, (_name, one) in enumerate(node.fields)]
+    untimed = [(at, add) for at, add, takes_time in adds if not takes_time]
+    timed = [(at, add) for at, add, takes_time in adds if takes_time]
 
     def add_all(kept: list[Any], value: Any, timestamp_ms: int) -> None:
         at = 0
@@ -191,6 +193,19 @@ def compile_fields(
             raise StepFailure(Place(node.name, title, node.on_error), error) from error
 
     return inits, add_all
+
+
+def of_own_values(aggregate: Aggregate[Any, Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the aggregate that takes what is kept and a value. It gets a value that it may keep, and
+    that no other aggregate, and no other window, has.
+    """
+    if not aggregate.takes_copies:
+        return function
+
+    def on_its_own(kept: Any, value: Any, *time: Any) -> Any:
+        return function(kept, unshared(value), *time)
+
+    return on_its_own
 
 
 def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:

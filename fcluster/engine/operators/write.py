@@ -177,8 +177,10 @@ def compile_record_writer(
                 raw = source.value()
             else:
                 raw = None if record.value is None else value_codec(topic.value)[1](record.value)
-            timestamp = source.timestamp()[1] if record.timestamp is UNSET else _timestamp(record.timestamp)
-            headers = source.headers() if record.headers is UNSET else _headers(record.headers)
+            timestamp = (
+                source.timestamp()[1] if record.timestamp is UNSET else checked_timestamp(record.timestamp)
+            )
+            headers = source.headers() if record.headers is UNSET else checked_headers(record.headers)
         except BaseException as error:
             raise StepFailure(own_topic_place if topic is None else place, error) from error
         try:
@@ -212,8 +214,8 @@ def compile_passing_on(following: Step, source: TopicSpec, place: Place) -> Writ
                 value = None if raw is None else decode(raw)
             else:
                 value = output.value
-            at_ms = None if output.timestamp is UNSET else _timestamp(output.timestamp)
-            headers = () if output.headers is UNSET else (_headers(output.headers),)
+            at_ms = None if output.timestamp is UNSET else checked_timestamp(output.timestamp)
+            headers = () if output.headers is UNSET else (checked_headers(output.headers),)
             passed = PassedRecord(record, at_ms, headers, value is None)
         except BaseException as error:
             raise StepFailure(place, error) from error
@@ -271,20 +273,34 @@ def _no_key(rekey: Rekey, value: Any) -> RecordError:
     )
 
 
-def _timestamp(timestamp: Any) -> int:
+def checked_timestamp(timestamp: Any, what: str = "a Record's timestamp") -> int:
+    """A timestamp that somebody gave.
+
+    Args:
+        what: what it is, for the message.
+
+    Raises:
+        TypeError, ValueError: Kafka doesn't take it.
+    """
     if not isinstance(timestamp, int):
         raise TypeError(
-            f"a Record's timestamp is {bounded_repr(timestamp)}, a {type_of(timestamp)}; "
+            f"{what} is {bounded_repr(timestamp)}, a {type_of(timestamp)}; "
             "it takes milliseconds since 1970 as an int"
         )
     if not -1 <= timestamp < 2**63:
-        raise ValueError(f"a Record's timestamp is {bounded_repr(timestamp)}; Kafka takes 0 to 2**63 - 1")
+        raise ValueError(f"{what} is {bounded_repr(timestamp)}; Kafka takes 0 to 2**63 - 1")
     return timestamp
 
 
-def _headers(headers: Any) -> list[tuple[str, bytes | None]] | None:
-    """A Record's headers, after checks. If the client doesn't accept them, that would show only when it is
-    too late.
+def checked_headers(headers: Any, what: str = "a Record's headers") -> list[tuple[str, bytes | None]] | None:
+    """Headers that somebody gave. If the client doesn't accept them, that would show only when it is too
+    late.
+
+    Args:
+        what: what they are, for the message.
+
+    Raises:
+        TypeError, ValueError: Kafka doesn't take them.
     """
     if headers is None:
         return None
@@ -297,9 +313,7 @@ def _headers(headers: Any) -> list[tuple[str, bytes | None]] | None:
         if isinstance(value, str):
             value = value.encode()
         if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
-            raise TypeError(
-                f"a Record's headers are {bounded_repr(headers)}; they take pairs of a str and bytes or None"
-            )
+            raise TypeError(f"{what} are {bounded_repr(headers)}; they take pairs of a str and bytes or None")
         name.encode()  # half of a surrogate pair can't be written
         checked.append((name, value))
     return checked

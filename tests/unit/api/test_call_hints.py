@@ -14,6 +14,7 @@ from fcluster.api.call_hints import hint_of_call, hints_at_calls
 JOB: Any = Job("shop")
 STREAM = JOB.stream(JOB.topic("orders"))
 TABLE = JOB.table(JOB.topic("rates"))
+WINDOWED = STREAM.window(Tumbling(minutes(1)), name="windowed")
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ TABLE = JOB.table(JOB.topic("rates"))
         ),
         (lambda: STREAM.map(func=str), "unexpected keyword argument 'func'", "Did you mean function=?"),
         (lambda: STREAM.map(1, nme=2), "unexpected keyword argument 'nme'", "Call Stream.map(function, ["),
+        (lambda: STREAM.map(mapper=str), "unexpected keyword argument 'mapper'", "Did you mean function=?"),
+        (
+            lambda: STREAM.join(STREAM, windows=1),
+            "unexpected keyword argument 'windows'",
+            "Did you mean within=?",
+        ),
+        (lambda: STREAM.window(1, name="w", allowed_lateness=1), "unexpected", "Say that of the windows: Tu"),
         (lambda: STREAM.filter(1, on_eror=2), "unexpected keyword argument", "Did you mean on_error=?"),
         (lambda: TABLE.join(), "missing 1 required positional argument", "Call Table.join("),
         (lambda: JOB.topic(), "missing 1 required positional argument", "Call Job.topic(name, [key=...], ["),
@@ -78,15 +86,33 @@ def test_parameter_for_any_number_of_values_is_shown_as_such() -> None:
 @pytest.mark.parametrize(
     ("call", "hint"),
     [
-        (lambda job: job.stream(job.topic("t")).left_join, "Here it is .join(other, how='left')"),
-        (lambda job: job.stream(job.topic("t")).union, "job.merge(stream, other)"),
-        (lambda job: job.stream(job.topic("t")).fliter, "Did you mean .filter?"),
-        (lambda job: job.table(job.topic("t")).key_by, "table.to_stream().key_by"),
+        (lambda: STREAM.left_join, "Here it is .join(other, how='left')"),
+        (lambda: STREAM.union, "job.merge(stream, other)"),
+        (lambda: STREAM.fliter, "Did you mean .filter?"),
+        (lambda: STREAM.flatMap, "Here it is .flat_map(...)"),
+        (lambda: STREAM.flatMapValues, "Here it is .flat_map(function)"),
+        (lambda: STREAM.keyBy, "Here it is .key_by(...)"),
+        (lambda: STREAM.sideOutput, "Here it is .process(handler), whose handler yields Record(topic=...)"),
+        (lambda: STREAM.assignTimestampsAndWatermarks, "job.topic(name, timestamp=..., watermark="),
+        (lambda: STREAM.toTable, "Here it is .table(name=...)"),
+        (lambda: STREAM.distinct, "Here it is .process(handler), with states=[ValueState('seen', ttl=...)]"),
+        (lambda: JOB.flatMap, "Begin a stream: job.stream(topic).flat_map(...)"),
+        (lambda: JOB.globalTable, "Here it is .global_table(...)"),
+        (lambda: JOB.execute, "a job file only declares the job"),
+        (lambda: TABLE.key_by, "table.to_stream().key_by"),
+        (lambda: TABLE.leftJoin, "Here it is .join(other, how='left')"),
+        (lambda: TABLE.map_values, "Here it is .map(function)"),
+        (lambda: TABLE.toStream, "Here it is .to_stream(...)"),
+        (lambda: JOB.global_table(JOB.topic("g")).mapValues, "Here it is .map(function)"),
+        (lambda: WINDOWED.allowed_lateness, "Say that of the windows: Tumbling(..., grace=...)."),
+        (lambda: WINDOWED.sideOutputLateData, "Name the topic of late records: window(..., late=topic)."),
+        (lambda: WINDOWED.final, "That is the default: a result is passed on when its window closes."),
+        (lambda: WINDOWED.map, "Say first what to compute: .aggregate(n=count())."),
     ],
 )
-def test_method_of_another_library_says_what_it_is_here(call: Any, hint: str) -> None:
+def test_method_of_another_library_says_what_it_is_here(call: Callable[[], Any], hint: str) -> None:
     with pytest.raises(AttributeError) as raised:
-        call(Job("j"))
+        call()
     assert hint in " ".join(getattr(raised.value, "__notes__", []))
 
 

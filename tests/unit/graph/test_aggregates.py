@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from fcluster import (
     Aggregate,
     Counted,
+    Cumulative,
+    Hopping,
     Job,
     Session,
+    Sliding,
     Tumbling,
     approx_distinct,
     collect,
@@ -208,6 +211,114 @@ def test_collect_of_a_group_tells_equal_values_of_different_types_apart() -> Non
         kept = aggregate.subtract(kept, gone)
         assert [repr(value) for value in kept] == [*left, "{'of': [1]}", "{'of': [True]}"]
     assert repr(aggregate.subtract(kept, {"of": [True]})) == "[1, {'of': [1]}]"
+
+
+def summed(kept: Any, value: Any) -> Any:
+    """Changes its first argument."""
+    kept["n"] += value["n"]
+    return kept
+
+
+def changed(result: dict[str, Any]) -> dict[str, Any]:
+    """Changes what it gets."""
+    for one in (*result["all"], result["earliest"], *result["most"], result["own"][0]):
+        one["n"] += 1_000
+    return result
+
+
+@pytest.mark.parametrize("is_one_epoch", [True, False])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        Tumbling(timedelta(milliseconds=4)),
+        Hopping(timedelta(milliseconds=4), timedelta(milliseconds=2)),
+        Cumulative(timedelta(milliseconds=4), timedelta(milliseconds=2)),
+        Session(timedelta(milliseconds=4)),
+        Sliding(timedelta(milliseconds=3)),
+        Counted(3, every=1),
+    ],
+)
+def test_what_functions_change_in_place_changes_no_other_window_and_no_other_aggregate(
+    windows: Any, is_one_epoch: bool
+) -> None:
+    """Whether the windows have been written in between or not."""
+    job = Job("j")
+    given_values = job.stream(job.topic("in")).window(windows, name="w")
+    given_values.aggregate(
+        sum=reduce(summed),
+        own_sum=Aggregate(
+            "own-sum", dict, lambda kept, value: summed(kept, value) if kept else value, merge=summed
+        ),
+        own=Aggregate(
+            "own", list, lambda kept, value: [*kept, value], merge=lambda kept, later: kept + later
+        ),
+        all=collect(),
+        earliest=first(),
+        most=top_n(1, by=lambda value: value["n"]),
+    ).map(changed).to("out")
+    with Driver(job, partitions=1, auto_barrier=not is_one_epoch) as driver:
+        for at in range(8):
+            driver.send("in", {"n": 1 << at}, key="k", timestamp=8 + at)
+        driver.settle()
+        driver.finish()
+        results = driver.read_values("out")
+    assert len(results) > 1 or isinstance(windows, Session)
+    for result in results:
+        numbers = [1 << at for at in range(8) if result["start"] <= 8 + at < result["end"]]
+        assert [one["n"] - 1_000 for one in result["all"]] == numbers
+        assert result["sum"] == result["own_sum"] == {"n": sum(numbers)}
+
+
+def test_table_of_records_keeps_values_of_its_own() -> None:
+    job = Job("j")
+    table = job.stream(job.topic("in")).aggregate(sum=reduce(summed), all=collect(), name="t")
+    table.to_stream().to("out")
+    with Driver(job, partitions=1, auto_barrier=False) as driver:
+        for number in (1, 2, 4):
+            driver.send("in", {"n": number}, key="k")
+        driver.settle()
+        assert driver.table(table) == {"k": {"sum": {"n": 7}, "all": [{"n": 1}, {"n": 2}, {"n": 4}]}}
+
+
+@pytest.mark.parametrize("windows", [Tumbling(timedelta(days=1)), Session(timedelta(days=1)), Counted(4)])
+def test_tuples_are_compared_in_windows_as_by_python_and_kept_as_lists(windows: Any) -> None:
+    job = Job("j")
+    window = job.stream(job.topic("rows")).window(windows, name="w")
+    window.aggregate(
+        least=min_(tuple),
+        most=max_(lambda row: (row[0], (row[1],))),
+        best=top_n(2, by=tuple, of=lambda row: row[1]),
+        ends=last(tuple),
+        all=collect(lambda row: (row[1], {"of": row[0]})),
+    ).to("out")
+    with Driver(job, partitions=1) as driver:
+        for row in ([2, "b"], [10, "a"], [2, "a"], [10, "b"]):
+            driver.send("rows", row, key="k", timestamp=9)
+        driver.finish()
+        (result,) = driver.read_values("out")
+    assert (result["least"], result["most"], result["ends"]) == ([2, "a"], [10, ["b"]], [10, "b"])
+    assert result["best"] == ["b", "a"]
+    assert result["all"][0] == ["b", {"of": 2}]
+
+
+def test_groups_take_tuples_away_again() -> None:
+    job = Job("j")
+    groups = job.table(job.topic("rows")).group_by(lambda row: "all", name="g")
+    table = groups.aggregate(
+        least=min_(tuple),
+        most=max_(tuple),
+        best=top_n(1, by=tuple),
+        all=collect(lambda row: (row[1], row[0])),
+    )
+    table.to_stream().to("out")
+    with Driver(job, partitions=1) as driver:
+        for key, row in (("x", [1, "a"]), ("y", [1, "b"]), ("z", [0, "c"])):
+            driver.send("rows", row, key=key)
+        driver.send("rows", None, key="y")
+        driver.send("rows", [3, "a"], key="z")
+        rows = driver.table(table)["all"]
+    assert (rows["least"], rows["most"], rows["best"]) == ([1, "a"], [3, "a"], [[3, "a"]])
+    assert rows["all"] == [["a", 1], ["a", 3]]
 
 
 def test_what_is_neither_json_nor_a_model_cannot_be_told_apart() -> None:

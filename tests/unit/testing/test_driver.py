@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -145,6 +146,27 @@ def test_partition_is_that_of_the_key_or_the_one_that_is_named() -> None:
     assert driver.send("words", "w", key="k", partition=6).partition == 6
     with pytest.raises(ValueError, match="has the partitions 0 to 6, and no 7"):
         driver.send("words", "w", key="k", partition=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"timestamp": datetime(2026, 1, 1, tzinfo=UTC)}, TypeError, r"^timestamp= of send\(\) is datetime"),
+        ({"timestamp": 1.5}, TypeError, "milliseconds since 1970 as an int"),
+        ({"timestamp": -2}, ValueError, "is -2; Kafka takes 0"),
+        ({"timestamp": 2**63}, ValueError, "Kafka takes 0"),
+        ({"headers": {"trace": b"t1"}}, TypeError, r"^headers= of send\(\) are .* pairs of a str and bytes"),
+        ({"headers": [("trace", 5)]}, TypeError, "pairs of a str and bytes or None"),
+    ],
+)
+def test_record_that_kafka_would_not_take_is_not_sent(
+    options: Any, error: type[Exception], match: str
+) -> None:
+    counting = Counting()
+    with counting.driver() as driver:
+        with pytest.raises(error, match=match):
+            driver.send(counting.words, "a", key="k", **options)
+        assert counting.calls == []
 
 
 def test_repartitioned_record_goes_to_the_shard_of_its_new_key() -> None:
