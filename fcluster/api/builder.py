@@ -21,6 +21,7 @@ from fcluster.api.nodes import (
 from fcluster.common.errors import JobError
 from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.graph.codecs import codec_name, kind_title
+from fcluster.graph.counted import Counted
 from fcluster.graph.description import rekey_description
 from fcluster.graph.operators import (
     Branch,
@@ -221,7 +222,9 @@ class Builder:
                 self._claim_process_name(
                     step.name, node.children[0] if isinstance(step, JoinStreams) else node
                 )
-            if isinstance(step, JoinStreams) or (isinstance(step, Window) and step.is_timed):
+            if isinstance(step, JoinStreams) or (
+                isinstance(step, Window) and not isinstance(step.windows, Counted)
+            ):
                 _check_in_time(step, before)
             if isinstance(step, MapAsync):
                 _check_before_calls(step, before)

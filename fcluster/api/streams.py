@@ -339,7 +339,7 @@ class Stream(Generic[K_co, V_co]):
         A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
         plus its grace: then its result goes on, once. (A session closes once event time has passed that.) The
         job uses event time; declare a `Watermark` where records come out of order. (A `Counted` window closes
-        with its last record, and needs no event time.)
+        with its last record, and needs no event time, unless results go on at intervals.)
 
         Args:
             windows: `Tumbling`, `Hopping`, `Cumulative`, `Sliding`, `Session` or `Counted`.
@@ -347,10 +347,10 @@ class Stream(Generic[K_co, V_co]):
             late: a topic, or its name, that gets the records that are too late for all their windows, as they
                 are. They are counted in any case.
             emit: "close": a result goes on once, when its window closes. "update": it goes on after each
-                record in the window, with the record's timestamp and headers. If a session grows, or two
-                become one, what was passed on of them is withdrawn. A timedelta: whenever event time passes a
-                multiple of it, the results of windows go on that have changed since; and when a window
-                closes. Not for sessions, sliding and counted windows.
+                record in the window, with the record's timestamp and headers. A timedelta: whenever event
+                time passes a multiple of it, the results of windows go on that have changed since; and when a
+                window closes. In both cases, if a session has grown, or two have become one, what was passed
+                on of them is withdrawn.
             on_error: what to do if an aggregate fails for a record, or a result can't be computed: "stop",
                 "skip" or a dead-letter topic. It also applies to late records that can't be written. Default:
                 that of the job.

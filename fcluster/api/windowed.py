@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_name, given
@@ -17,7 +17,6 @@ from fcluster.graph.counted import Counted
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.operators import Window
-from fcluster.graph.sliding import Sliding
 from fcluster.graph.windows import Gathered, Session, Sized, Windows
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class WindowedStream(Generic[K_co, V_co]):
         window = self._window
         of_sessions = isinstance(window.windows, Session)
         merged = "two sessions may become one" if of_sessions else ""
-        taken = (WITHDRAWN,) if of_sessions and window.emit == "update" else ()
+        taken = (WITHDRAWN,) if of_sessions and window.emit != "close" else ()
         checked = check_aggregates(window.name, fields, merged=merged, taken=taken)
         return self._then(replace(self._window, fields=checked))
 
@@ -85,23 +84,6 @@ class GatheredStream(Generic[V_co]):
         return self._then(
             part, together, replace(whole, windows=windows, fields=gathered(checked), late=None)
         )
-
-
-_NOT_AT_INTERVALS: Final[dict[type, tuple[str, str]]] = {
-    Session: (
-        "a session that grows or joins another has other times, and what was passed on has to be withdrawn",
-        ", which withdraws it",
-    ),
-    Sliding: (
-        "nearly each record begins and ends a window, so results are as many as with emit='update'",
-        "; or use Hopping(size, every), which has few windows",
-    ),
-    Counted: (
-        "such windows need no event time, and intervals pass in event time",
-        "; or let windows begin more often, with Counted(size, every=...)",
-    ),
-}
-"""Why windows pass no results on at intervals, and what else to do."""
 
 
 def all_together(_part: Any) -> str:
@@ -145,12 +127,6 @@ def check_windows(windows: object, name: object, late: object, emit: object) -> 
         )
     if isinstance(emit, timedelta):
         check_duration(f"the window {name!r}", "emit", emit, MILLISECOND)
-        if not isinstance(windows, Sized):
-            why, instead = _NOT_AT_INTERVALS[type(windows)]
-            raise JobError(
-                f"emit={emit!r} of the window {name!r} doesn't go with {type(windows).__name__}: {why}.",
-                remedy=f"Use emit='close' or emit='update'{instead}.",
-            )
     elif emit not in ("close", "update"):
         raise JobError(
             f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",

@@ -7,8 +7,11 @@ Invariants:
 - A shard processes no record while a handler's event-time timer is due. Which timers fire depends on what the
   shard has read, and in which order. It doesn't depend on batches, or on where barriers fell.
 - Windows that are due may wait: records that follow can't change what is in them, since event time alone
-  says what is late. So a million of them don't keep records waiting. Their results still have one order. In a
-  stage whose handlers set timers they don't wait, because a handler behind them could see the difference.
+  says what is late. So a million of them don't keep records waiting. Their results still have one order. The
+  same holds for results that windows pass on at intervals: records that come meanwhile don't change what is
+  in them (`interval_notes`). In a stage whose handlers set timers they don't wait, because a handler behind
+  them could see the difference. Nor do they in a stage with counted windows at intervals, which are closed
+  by records.
 - When event time has ended (a bounded run), all event-time timers and windows are due. They fire in the usual
   order, and event time follows them. A timer's function can't set another one in event time then: one that
   sets itself again would never come to an end.
@@ -31,7 +34,7 @@ Must not: know about epochs, transactions or the coordinator. Pure.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -45,17 +48,22 @@ from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.interval_counted import CountedAtIntervals
+from fcluster.engine.interval_notes import IntervalNotes
+from fcluster.engine.interval_sessions import OpenSessionsAtIntervals
+from fcluster.engine.interval_sliding import OpenSlidingAtIntervals
 from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.loading import Unloaded
 from fcluster.engine.pairs import AnyOpen, OpenPairs
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
-from fcluster.engine.sessions import OpenSessions
+from fcluster.engine.sessions import AnyWindows, OpenSessions
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
 from fcluster.engine.windows import OpenWindows
-from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec
+from fcluster.graph.counted import Counted
+from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec, Window
 from fcluster.graph.sliding import Sliding
 from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
@@ -71,6 +79,11 @@ due, no window closes in a record's call until `fire_due` has closed them: recor
 
 _OPEN: Final[Mapping[type, type[OpenSessions | OpenSliding]]] = {Session: OpenSessions, Sliding: OpenSliding}
 """What is open in a window step, where it isn't `OpenWindows`."""
+_OPEN_AT_INTERVALS: Final[Mapping[type, type[OpenSessionsAtIntervals | OpenSlidingAtIntervals]]] = {
+    Session: OpenSessionsAtIntervals,
+    Sliding: OpenSlidingAtIntervals,
+}
+"""The same, if results are passed on at intervals."""
 
 
 class TimerStopsError(UnreadableRecordError):
@@ -111,7 +124,8 @@ class EventTime(Protocol):
 class TimedStep(Protocol):
     """A step of the job in which something happens because time has passed.
 
-    `timers.HandlerTimers`, `windows.OpenWindows`, `sessions.OpenSessions` and `pairs.OpenPairs` are some.
+    `timers.HandlerTimers`, `windows.OpenWindows`, `sessions.OpenSessions`, `interval_notes.IntervalNotes` and
+    `pairs.OpenPairs` are some.
     """
 
     def first(self, clock: TimerClock, /) -> Timer | None:
@@ -201,12 +215,16 @@ class TimerRunner:
         self.handlers: Mapping[str, HandlerTimers] = {
             name: step for name, step in self.steps.items() if isinstance(step, HandlerTimers)
         }
-        self._compiled = [_Compiled(name, step) for name, step in self.steps.items()]
+        self._compiled = [
+            _Compiled(name, timers) for name, step in self.steps.items() for timers in _timers_within(step)
+        ]
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
         self._results_late_ms = stage.results_late_ms
         self._holds_back = bool(stage.windows or stage.joins)
-        self._may_wait = not stage.timed_processes
+        self._may_wait = not stage.timed_processes and not any(
+            isinstance(step, CountedAtIntervals) for step in self.steps.values()
+        )
         # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
         self.fired = 0
@@ -347,8 +365,15 @@ class TimerRunner:
             )
         if isinstance(step, JoinStreams):
             return OpenPairs(step, self._tables, self._clock, self._noted, self._port)
-        in_time = OpenWindowsAtIntervals if step.emit == "interval" else OpenWindows
-        of_kind = _OPEN.get(type(step.windows), in_time)
+        return self._windows_of(step)
+
+    def _windows_of(self, step: Window) -> AnyWindows:
+        if isinstance(step.windows, Counted):
+            return CountedAtIntervals(step, self._tables, self._clock, self._noted)
+        if step.emit == "interval":
+            of_kind = _OPEN_AT_INTERVALS.get(type(step.windows), OpenWindowsAtIntervals)
+        else:
+            of_kind = _OPEN.get(type(step.windows), OpenWindows)
         return of_kind(step, self._tables, self._clock, self._noted, self._port)
 
     def _event_ms(self) -> int | None:
@@ -524,6 +549,15 @@ def make_timers(
     runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset, unloaded)
     clock.tell_with(runner.told_ms)
     return runner
+
+
+def _timers_within(step: HandlerTimers | AnyOpen) -> Iterator[TimedStep]:
+    """What is due in a step, by the clock: what closes, and results at intervals."""
+    if not isinstance(step, CountedAtIntervals):
+        yield step
+    notes: IntervalNotes | None = None if isinstance(step, HandlerTimers | OpenPairs) else step.notes
+    if notes is not None:
+        yield notes
 
 
 def _nothing(*_arguments: object) -> None:

@@ -219,20 +219,23 @@ def make_timer_tables(
 def make_window_tables(
     store: WindowStore, layers: Layers, prefix_of: Callable[[str], bytes]
 ) -> list[EntryTable]:
-    """The tables of a step's open windows; see `engine.windows` and `engine.sessions`."""
-    prefix = prefix_of(store.name)
+    """The tables of a step's open windows; see `engine.windows`, `engine.sessions` and
+    `engine.interval_notes`.
+    """
+    in_time = store.kind == "windows"
     codec = _RecordsCodec() if store.kind == "sliding" else state_codec("json")
-    if store.kind == "counted":
-        return [EntryTable(store.name, prefix, store.step, layers, codec)]
-    tables: list[EntryTable] = []
-    if store.has_notes:
-        due_prefix, notes = prefix_of(store.due_name), state_codec("json" if store.at_intervals else "bytes")
-        tables.append(EntryTable(store.due_name, due_prefix, store.step, layers, notes, _one_group))
-    if store.kind != "windows":
-        return [EntryTable(store.name, prefix, store.step, layers, codec), *tables]
-    table = EntryTable(store.name, prefix, store.step, layers, codec, _one_group)
-    table.key_text = _window_text
-    return [table, *tables]
+    group_of = _one_group if in_time else None
+    table = EntryTable(store.name, prefix_of(store.name), store.step, layers, codec, group_of)
+    if in_time:
+        table.key_text = _window_text
+    notes = state_codec("json" if in_time else "bytes")
+    return [
+        table,
+        *(
+            EntryTable(name, prefix_of(name), store.step, layers, notes, _one_group)
+            for name in store.store_names[1:]
+        ),
+    ]
 
 
 def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:

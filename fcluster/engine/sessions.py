@@ -23,6 +23,7 @@ from typing import Any
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.failure import TIMER_STEP
+from fcluster.engine.interval_counted import CountedAtIntervals
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.timers import Timer, time_text
@@ -66,5 +67,5 @@ class OpenSessions(OpenByKey):
         )
 
 
-AnyWindows = OpenWindows | OpenSessions | OpenSliding
+AnyWindows = OpenWindows | OpenSessions | OpenSliding | CountedAtIntervals
 """The open windows of a step."""

@@ -36,7 +36,7 @@ from fcluster.graph.timers import TimerClock
 
 TIMESTAMP, CAME, RAW = range(3)
 """What is kept of a record."""
-_CLOSED, _NOTED, _RECORDS = range(3)
+_CLOSED, _NOTED, RECORDS = range(3)
 """What is kept of a key."""
 _NEVER: Final = -1
 Kept = list[Any]
@@ -76,26 +76,26 @@ class OpenSliding(OpenByKey):
             shorter.
         """
         found = self.table.get(key)
-        entry: list[Any] = [_NEVER, _NEVER, []] if found is ABSENT else found
+        entry: list[Any] = self._new_entry() if found is ABSENT else found
         closed_ms = max(closed_ms, entry[_CLOSED])
         if self.is_late(timestamp_ms, closed_ms):
             return None
         record = [timestamp_ms, closed_ms, raw]
-        entry[_RECORDS].append(record)
+        entry[RECORDS].append(record)
         if found is ABSENT:
             self.table.put(key, entry)
         end_ms = min(end for end in self._defined_by(record) if end > closed_ms)
         if found is ABSENT or end_ms < entry[_NOTED]:
             self._note_next(key, entry, end_ms)
-        return entry[_RECORDS]
+        return entry[RECORDS]
 
     def take_out(self, key: bytes, end_ms: int) -> list[Kept]:
         """Close the window of the key with that end. Returns its records; none if there is no such window."""
         entry = self.table.get(key)
-        records = self.records_of(entry[_RECORDS], end_ms)
+        records = self.records_of(entry[RECORDS], end_ms)
         self._due.delete(encode_time(end_ms) + key)
         entry[_CLOSED] = end_ms
-        entry[_RECORDS] = left = [one for one in entry[_RECORDS] if self._last_of(one) > end_ms]
+        entry[RECORDS] = left = [one for one in entry[RECORDS] if self._last_of(one) > end_ms]
         if left:
             self._note_next(key, entry, self._next_of(left, end_ms))
         else:
@@ -122,6 +122,9 @@ class OpenSliding(OpenByKey):
             for end in ends
             if self.start_of(end) <= at_ms < end or (end not in known and self.records_of(records, end))
         )
+
+    def _new_entry(self) -> list[Any]:
+        return [_NEVER, _NEVER, []]
 
     def _defined_by(self, record: Kept) -> tuple[int, int]:
         """The ends of the windows that a record defines."""

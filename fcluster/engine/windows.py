@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT, EntryTable
@@ -31,6 +31,9 @@ from fcluster.engine.timers import ReadAhead, Timer, time_text
 from fcluster.graph.operators import Window
 from fcluster.graph.timers import TimerClock
 from fcluster.graph.windows import InTime
+
+if TYPE_CHECKING:
+    from fcluster.engine.interval_notes import IntervalNotes
 
 CLOSE: Final = ""
 """The name of the timer that closes a window. No handler's timer has this name."""
@@ -64,7 +67,10 @@ class OpenInTime:
         table: what is open.
         clock: the shard's event time.
         port: counts late records.
+        notes: when results are passed on at intervals. None: they aren't.
     """
+
+    notes: IntervalNotes | None = None
 
     def __init__(
         self,

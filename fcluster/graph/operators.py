@@ -212,8 +212,8 @@ class Window:
 
     @property
     def is_timed(self) -> bool:
-        """Whether its windows close because time has passed."""
-        return not isinstance(self.windows, Counted)
+        """Whether windows close, or results are passed on, because time has passed."""
+        return not isinstance(self.windows, Counted) or self.emit == "interval"
 
     def describe(self) -> dict[str, Any]:
         """What the bytes of its store depend on."""

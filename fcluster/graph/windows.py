@@ -347,7 +347,7 @@ class WindowStore:
     @property
     def has_notes(self) -> bool:
         """Whether there is another store, which finds what is due."""
-        return self.at_intervals or self.kind in ("sessions", "sliding")
+        return self.kind in ("sessions", "sliding") or (self.at_intervals and self.kind == "windows")
 
     @property
     def due_name(self) -> str:
@@ -355,9 +355,15 @@ class WindowStore:
         return f"{self.step}//due"
 
     @property
+    def notes_name(self) -> str:
+        """The store that finds the results that are passed on at an interval."""
+        return self.due_name if self.kind == "windows" else f"{self.step}//results"
+
+    @property
     def store_names(self) -> tuple[str, ...]:
         """The names of all its stores."""
-        return (self.name, self.due_name) if self.has_notes else (self.name,)
+        names = (self.name, self.due_name) if self.has_notes else (self.name,)
+        return (*names, self.notes_name) if self.at_intervals and self.kind != "windows" else names
 
 
 class _Days:

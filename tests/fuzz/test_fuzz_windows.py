@@ -22,12 +22,13 @@ from fcluster.api import windowed
 from fcluster.engine import runner
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
-from fcluster.engine.interval_windows import OpenWindowsAtIntervals
+from fcluster.engine.interval_notes import IntervalNotes
 from fcluster.engine.operators import session
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.windows import OpenInTime
 from fcluster.testing import Driver, shards
 from tests.fuzz import windows
+from tests.fuzz.interval_windows import partition_of
 from tests.fuzz.windows import FAR_MS, PARTITIONS, JobPlan, Row, WindowPlan, partition_of_key
 
 EXAMPLES = int(os.environ.get("FCLUSTER_FUZZ_EXAMPLES", "0"))
@@ -65,7 +66,7 @@ def check_direct(plan: JobPlan, drawn: Any, between: list[str]) -> None:
     with Driver(windows.build(plan), partitions=PARTITIONS, auto_barrier=not between) as driver:
         play(driver, plan, rows, between)
         late = 0
-        for topic, by_partition in windows.direct(plan, rows).items():
+        for topic, by_partition in windows.direct(plan, rows, partition_of).items():
             late += sum(map(len, by_partition)) if topic.startswith("late") else 0
             found = [(one.key, one.timestamp, one.value) for one in driver.records(topic)]
             for partition, wanted in enumerate(by_partition):
@@ -188,14 +189,12 @@ def counted_windows_forget_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> 
 
 def intervals_go_by_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next interval is that behind the record, not that behind event time."""
-    plain = OpenWindowsAtIntervals.changed
+    plain = IntervalNotes.next_ms
 
-    def changed(self: OpenWindowsAtIntervals, *arguments: Any) -> None:
-        clock, self.clock = self.clock, EventClock([0])
-        plain(self, *arguments)
-        self.clock = clock
+    def next_ms(self: IntervalNotes, _start_ms: int, timestamp_ms: int) -> int:
+        return plain(self, timestamp_ms, timestamp_ms)
 
-    monkeypatch.setattr(OpenWindowsAtIntervals, "changed", changed)
+    monkeypatch.setattr(IntervalNotes, "next_ms", next_ms)
 
 
 def kafka_moves_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +246,7 @@ def test_plan_that_is_written_down_is_run() -> None:
     drawn = [(0, "a", 0, 0, 1), (0, "a", 8, 0, 2), (0, "a", 0, 3, 3), (0, "a", 9, 0, 4), (0, "a", 0, 9, 5)]
     rows = windows.rows_of(plan, drawn)
     assert [row.at for row in rows] == [20, 28, 25, 37, 10]
-    outputs = windows.direct(plan, rows)
+    outputs = windows.direct(plan, rows, partition_of)
     assert [(at, one["values"], one["number"]) for _, at, one in outputs["out-0"][0]] == [
         (32, [1, 3, 2], 1),
         (41, [4], 2),

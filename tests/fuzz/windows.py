@@ -5,6 +5,7 @@ real job of a plan, and what has to come out of it. There are two kinds of plans
 
 - *Direct*: windows on a source. Records may come in any order, so some of them are late. The interpreter goes
   through the records of a partition one by one, with a clock of its own. Every output is known, in order.
+  (`interval_windows` has it for sessions, sliding and counted windows that pass results on at intervals.)
 - *Crossed*: windows behind a repartition, and maybe windows of their results behind another one. What is late
   there depends on when event time crosses. So records are out of order by the watermark's delay at most, none
   may be late, and the interpreter sorts all records into windows without any clock.
@@ -116,9 +117,7 @@ def partition_of_key(key: str) -> int:
 def _windows(*, crossed: bool) -> Any:
     def fit(plan: WindowPlan) -> bool:
         in_time = not crossed or plan.kind != "counted"
-        at_intervals = not plan.interval or (
-            not plan.updates and plan.kind in ("tumbling", "hopping", "cumulative")
-        )
+        at_intervals = not (plan.interval and plan.updates)
         return in_time and at_intervals and plan.every <= plan.size and plan.offset < plan.every
 
     return st.builds(
@@ -389,13 +388,13 @@ class Partition:
         """Key, timestamp and value of each output."""
         self.late: list[tuple[str, int, Any]] = []
         self.now = -1
-        self._has_time = False
-        self._open: dict[tuple[int, str], Timed] = {}
+        self.has_time = False
+        self.open: dict[tuple[int, str], Timed] = {}
         """By end and key. Of sessions: by 0 and key, all records whose session hasn't closed."""
-        self._came: dict[str, list[tuple[int, tuple[int, Any]]]] = defaultdict(list)
+        self.came: dict[str, list[tuple[int, tuple[int, Any]]]] = defaultdict(list)
         """Of sliding windows: all records of a key, each with what had closed when it came."""
         self._numbers: dict[str, int] = defaultdict(int)
-        self._noted: dict[tuple[int, str], int] = {}
+        self.noted: dict[tuple[int, str], int] = {}
         """When a result of a window is passed on at an interval."""
 
     def add(self, row: Row) -> None:
@@ -408,25 +407,25 @@ class Partition:
             self._slide(row)
             return
         if plan.kind == "session":
-            rows = [*self._open.get((0, row.key), []), (row.at, row.value)]
+            rows = [*self.open.get((0, row.key), []), (row.at, row.value)]
             within = next(one for one in sessions_of(plan, rows) if one[-1][0] >= row.at >= one[0][0])
             if within[-1][0] + plan.size + plan.grace < self.now:
                 self.late.append((row.key, row.at, row.value))
                 return
             before = sessions_of(plan, rows[:-1])
-            self._open[0, row.key] = rows
+            self.open[0, row.key] = rows
             if plan.updates:
                 self._update(row, before, within)
             return
         taking = [window for window in windows_of(plan, row.at) if self.now < window[1] + plan.grace]
         for start, end in taking:
-            rows = self._open.setdefault((end, row.key), [])
+            rows = self.open.setdefault((end, row.key), [])
             rows.append((row.at, row.value))
             if plan.interval:
-                now = max(0, self.now, start) if self._has_time else row.at
-                self._noted.setdefault((end, row.key), (now // plan.interval + 1) * plan.interval)
+                now = max(0, self.now, start) if self.has_time else row.at
+                self.noted.setdefault((end, row.key), (now // plan.interval + 1) * plan.interval)
             if plan.updates:
-                self._emit(row.key, start, end, rows, row.at)
+                self.emit(row.key, start, end, rows, row.at)
         if not taking:
             self.late.append((row.key, row.at, row.value))
 
@@ -438,12 +437,12 @@ class Partition:
             former_start, former_end = former[0][0], former[-1][0] + gap
             is_in = all(one in session for one in former)
             if is_in and (former_start, former_end) != (start, end):
-                self._emit(row.key, former_start, former_end, former, row.at, withdrawn=True)
-        self._emit(row.key, start, end, session, row.at, withdrawn=False)
+                self.emit(row.key, former_start, former_end, former, row.at, withdrawn=True)
+        self.emit(row.key, start, end, session, row.at, withdrawn=False)
 
     def _count(self, row: Row) -> None:
         """A record comes to windows that are counted. All records of the key are kept, to be simple."""
-        rows = self._open.setdefault((0, row.key), [])
+        rows = self.open.setdefault((0, row.key), [])
         rows.append((row.at, row.value))
         size, every = self.plan.size, self.plan.every
         for begin in range(0, len(rows), every):
@@ -451,7 +450,7 @@ class Partition:
             is_full = begin + size == len(rows)
             if is_full or (self.plan.updates and begin + size > len(rows)):
                 times = [at for at, _value in own]
-                self._emit(row.key, min(times), max(times) + 1, own, row.at)
+                self.emit(row.key, min(times), max(times) + 1, own, row.at)
 
     def _slide(self, row: Row) -> None:
         """A record comes to sliding windows."""
@@ -459,16 +458,16 @@ class Partition:
         if row.at + plan.size < closed:
             self.late.append((row.key, row.at, row.value))
             return
-        before = self._sliding(row.key)
-        self._came[row.key].append((closed, (row.at, row.value)))
+        before = self.sliding(row.key)
+        self.came[row.key].append((closed, (row.at, row.value)))
         if plan.updates:
-            for (start, end), rows in sorted(self._sliding(row.key).items(), key=lambda one: one[0][1]):
+            for (start, end), rows in sorted(self.sliding(row.key).items(), key=lambda one: one[0][1]):
                 if end > closed and before.get((start, end)) != rows:
-                    self._emit(row.key, start, end, rows, row.at)
+                    self.emit(row.key, start, end, rows, row.at)
 
-    def _sliding(self, key: str) -> dict[tuple[int, int], Timed]:
+    def sliding(self, key: str) -> dict[tuple[int, int], Timed]:
         """The sliding windows of a key that there have been so far."""
-        came = self._came[key]
+        came = self.came[key]
         ends = {end for _closed, (at, _) in came for _start, end in sliding(self.plan.size, [(at, 0)])}
         ends |= {at + self.plan.size + 2 for _closed, (at, _) in came}
         found: dict[tuple[int, int], Timed] = {}
@@ -486,16 +485,16 @@ class Partition:
         if self.plan.kind == "sliding":
             closing = [
                 (end, key.encode(), start, rows)
-                for key in list(self._came)
-                for (start, end), rows in self._sliding(key).items()
+                for key in list(self.came)
+                for (start, end), rows in self.sliding(key).items()
                 if before < end + self.plan.grace <= now
             ]
             for end, raw_key, start, rows in sorted(closing, key=lambda one: one[:2]):
                 if not self.plan.updates:
-                    self._emit(raw_key.decode(), start, end, rows, end - 1)
+                    self.emit(raw_key.decode(), start, end, rows, end - 1)
             return
         due: list[tuple[int, bytes, Timed]] = []
-        for (end, key), rows in self._open.items():
+        for (end, key), rows in self.open.items():
             if self.plan.kind != "session":
                 due.append((end, key.encode(), rows))
                 continue
@@ -503,7 +502,7 @@ class Partition:
                 (session[-1][0] + self.plan.size, key.encode(), session)
                 for session in sessions_of(self.plan, rows)
             ]
-        self._has_time = True
+        self.has_time = True
         if self.plan.interval:
             self._pass_on(due)
             return
@@ -513,33 +512,33 @@ class Partition:
                 continue
             key, start = raw_key.decode(), rows[0][0]
             if self.plan.kind == "session":
-                self._open[0, key] = [row for row in self._open[0, key] if row not in rows]
+                self.open[0, key] = [row for row in self.open[0, key] if row not in rows]
             else:
                 start = next(one[0] for one in windows_of(self.plan, rows[0][0]) if one[1] == end)
-                del self._open[end, key]
+                del self.open[end, key]
             if not self.plan.updates:
-                self._emit(key, start, end, rows, end - 1)
+                self.emit(key, start, end, rows, end - 1)
 
     def _pass_on(self, due: list[tuple[int, bytes, Timed]]) -> None:
         """Results at intervals, and of windows that close, in the order of time, key, and closing first."""
         events = [(end + self.plan.grace, key, 0, end, rows) for end, key, rows in due]
         ends = {(end, key.decode()): rows for end, key, rows in due}
-        noted = [(at, of[1].encode(), 1, of[0], ends[of]) for of, at in self._noted.items()]
+        noted = [(at, of[1].encode(), 1, of[0], ends[of]) for of, at in self.noted.items()]
         for at, raw_key, is_noted, end, rows in sorted((*events, *noted), key=lambda one: one[:4]):
             key = raw_key.decode()
             if (
                 at > self.now
-                or (end, key) not in self._open
-                or (is_noted and self._noted.get((end, key)) != at)
+                or (end, key) not in self.open
+                or (is_noted and self.noted.get((end, key)) != at)
             ):
                 continue
             start = next(one[0] for one in windows_of(self.plan, rows[0][0]) if one[1] == end)
-            self._noted.pop((end, key), None)
+            self.noted.pop((end, key), None)
             if not is_noted:
-                del self._open[end, key]
-            self._emit(key, start, end, rows, at if is_noted else end - 1)
+                del self.open[end, key]
+            self.emit(key, start, end, rows, at if is_noted else end - 1)
 
-    def _emit(self, key: str, start: int, end: int, rows: Timed, at: int, **further: Any) -> None:
+    def emit(self, key: str, start: int, end: int, rows: Timed, at: int, **further: Any) -> None:
         result = {**result_of(key, start, end, rows), **further}
         if self.plan.counted:
             self._numbers[key] += 1
@@ -547,9 +546,15 @@ class Partition:
         self.out.append((key, at, result))
 
 
-def direct(plan: JobPlan, rows: list[Row]) -> dict[str, list[list[tuple[str, int, Any]]]]:
-    """The outputs of a direct job, by topic and by partition of the source. All windows close at the end."""
-    steps = [[Partition(window) for _ in range(PARTITIONS)] for window in plan.windows]
+def direct(
+    plan: JobPlan, rows: list[Row], partition_of: Callable[[WindowPlan], Partition]
+) -> dict[str, list[list[tuple[str, int, Any]]]]:
+    """The outputs of a direct job, by topic and by partition of the source. All windows close at the end.
+
+    Args:
+        partition_of: gives the interpreter of a window step.
+    """
+    steps = [[partition_of(window) for _ in range(PARTITIONS)] for window in plan.windows]
     for row in rows:
         for window, partitions in zip(plan.windows, steps, strict=True):
             for value in _CHANGES[window.before](row.value):

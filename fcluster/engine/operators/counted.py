@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.interval_counted import CountedAtIntervals
+from fcluster.engine.interval_notes import RESULT
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.operators.window import (
     OfWindow,
+    ResultOf,
     apart,
     compile_fields,
     compile_result,
     in_no_window,
 )
-from fcluster.engine.records import SourceRecord
+from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.counted import Counted
 
@@ -22,7 +26,8 @@ class CountedOperator(OfWindow):
     """Adds each value to the open windows of its key, and passes on the result of one that is full.
 
         counted   key of the stream  ->  [records since a window began, [window, ...]], oldest window first
-        window    [records, earliest timestamp, latest timestamp, what each aggregate keeps]
+        window    [records, earliest timestamp, latest timestamp, what each aggregate keeps], and if results
+                  are passed on at intervals, when one is noted
 
     Nothing is stored for a key whose windows have all closed, unless windows overlap.
     """
@@ -36,6 +41,12 @@ class CountedOperator(OfWindow):
         size, every, updates = node.windows.size, node.windows.step, node.emit == "update"
         inits, add_all = compile_fields(node)
         result_of = compile_result(node, surroundings)
+        noting: CountedAtIntervals | None = None
+        if node.emit == "interval":
+            noting = cast("CountedAtIntervals", surroundings.timers[node.name])
+            pass_on = self._compile_pass_on(surroundings, noting, result_of, following)
+            surroundings.fire[node.name, RESULT] = (place, pass_on)
+        further = () if noting is None else (0,)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
@@ -46,7 +57,7 @@ class CountedOperator(OfWindow):
                 entry: list[Any] = [0, []] if found is ABSENT else found
                 windows: list[list[Any]] = entry[1]
                 if entry[0] == 0:
-                    windows.append([0, timestamp_ms, timestamp_ms, [init() for init in inits]])
+                    windows.append([0, timestamp_ms, timestamp_ms, [init() for init in inits], *further])
                 entry[0] = (entry[0] + 1) % every
                 for window in windows:
                     window[0] += 1
@@ -55,9 +66,13 @@ class CountedOperator(OfWindow):
                     elif timestamp_ms > window[2]:
                         window[2] = timestamp_ms
                     add_all(window[3], value, timestamp_ms)
+                if noting is not None:
+                    noting.changed(key, windows, timestamp_ms)
                 results = list(windows) if updates else []
                 if windows[0][0] == size:
                     full = windows.pop(0)
+                    if noting is not None:
+                        noting.full(key, full, windows)
                     if not updates:
                         results.append(full)
                 if not windows and entry[0] == 0:
@@ -65,7 +80,7 @@ class CountedOperator(OfWindow):
                         table.delete(key)
                 elif found is ABSENT:
                     table.put(key, entry)
-                for _records, start_ms, last_ms, kept in results:
+                for _records, start_ms, last_ms, kept, *_noted in results:
                     result = result_of(key, start_ms, last_ms + 1, kept)
                     following(record, key, apart(result) if updates else result)
             except passing:
@@ -74,3 +89,28 @@ class CountedOperator(OfWindow):
                 raise StepFailure(place, error) from error
 
         return step
+
+    def _compile_pass_on(
+        self,
+        surroundings: Surroundings,
+        windows: CountedAtIntervals,
+        result_of: ResultOf,
+        following: Step,
+    ) -> Callable[[TimerRecord, bytes], None]:
+        place, passing = self.place, surroundings.passing
+
+        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                noted = windows.take_noted(key, timer_record.timestamp()[1])
+                values = [
+                    apart(result_of(key, start_ms, last_ms + 1, kept))
+                    for _records, start_ms, last_ms, kept, _noted in noted
+                ]
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            for value in values:
+                following(timer_record, key, value)
+
+        return pass_on

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT
+from fcluster.engine.interval_notes import RESULT
+from fcluster.engine.interval_sessions import OpenSessionsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.operators.window import (
     OfWindow,
+    ResultOf,
     apart,
     compile_fields,
     compile_late,
@@ -34,6 +37,12 @@ class SessionOperator(OfWindow):
         open_sessions = cast("OpenSessions", surroundings.timers[node.name])
         close = self._compile_close(surroundings, open_sessions, following)
         surroundings.fire[node.name, CLOSE] = (place, close)
+        noting = open_sessions if isinstance(open_sessions, OpenSessionsAtIntervals) else None
+        if noting is not None:
+            surroundings.fire[node.name, RESULT] = (
+                place,
+                self._compile_pass_on(surroundings, noting, following),
+            )
         clock, table, note = open_sessions.clock, open_sessions.table, open_sessions.note
         self.name_fields(table, lambda sessions: [session[2] for session in sessions])
         late = compile_late(node, place, surroundings, open_sessions.port)
@@ -63,8 +72,13 @@ class SessionOperator(OfWindow):
                     late(record, key, value)
                     return
                 former = [apart(result_of(key, *sessions[at])) for at in near] if updates else []
+                if noting is not None:
+                    for at in near:
+                        noting.changing(sessions[at])
                 if not near:
                     session: list[Any] = [timestamp_ms, end_ms, [init() for init in inits]]
+                    if noting is not None:
+                        session += noting.nothing_yet()
                     at = sum(one[0] < timestamp_ms for one in sessions)
                     if not sessions:
                         table.put(key, sessions)
@@ -75,8 +89,12 @@ class SessionOperator(OfWindow):
                     if len(near) == 2:
                         session[1], later = sessions[near[1]][1], sessions.pop(near[1])
                         merge(session[2], later[2])
+                        if noting is not None:
+                            noting.merged(key, session, later)
                     session[0], session[1] = min(session[0], timestamp_ms), max(session[1], end_ms)
                 add_all(session[2], value, timestamp_ms)
+                if noting is not None:
+                    noting.changed(key, session, timestamp_ms)
                 for result in former:
                     if (result["start"], result["end"]) != (session[0], session[1]):
                         following(record, key, {**result, WITHDRAWN: True})
@@ -100,14 +118,44 @@ class SessionOperator(OfWindow):
                 session = open_sessions.take_out(key, timer_record.timestamp()[1] + 1)
                 if updates:
                     return
-                value = result_of(key, *session)
+                if isinstance(open_sessions, OpenSessionsAtIntervals):
+                    values = _told(result_of, key, open_sessions.passed_on(session))
+                else:
+                    values = [result_of(key, *session)]
             except passing:
                 raise
             except BaseException as error:
                 raise StepFailure(place, error) from error
-            following(timer_record, key, value)
+            for value in values:
+                following(timer_record, key, value)
 
         return close
+
+    def _compile_pass_on(
+        self, surroundings: Surroundings, open_sessions: OpenSessionsAtIntervals, following: Step
+    ) -> Callable[[TimerRecord, bytes], None]:
+        place, passing = self.place, surroundings.passing
+        result_of = compile_result(self._node, surroundings)
+
+        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                told = open_sessions.take_noted(key, timer_record.timestamp()[1])
+                values = _told(result_of, key, told)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            for value in values:
+                following(timer_record, key, value)
+
+        return pass_on
+
+
+def _told(result_of: ResultOf, key: bytes, told: list[tuple[bool, list[Any]]]) -> list[dict[str, Any]]:
+    """What is passed on of a session at an interval, or when it closes; see
+    `OpenSessionsAtIntervals.take_noted`.
+    """
+    return [{**apart(result_of(key, *result)), WITHDRAWN: withdrawn} for withdrawn, result in told]
 
 
 def _compile_merge(node: Window) -> Callable[[list[Any], list[Any]], None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from fcluster.engine.interval_notes import RESULT
+from fcluster.engine.interval_sliding import OpenSlidingAtIntervals
 from fcluster.engine.operators.base import Surroundings, compile_raw
 from fcluster.engine.operators.window import (
     OfWindow,
@@ -36,6 +38,12 @@ class SlidingOperator(OfWindow):
             place,
             self._compile_close(surroundings, windows, result_of, following),
         )
+        noting = windows if isinstance(windows, OpenSlidingAtIntervals) else None
+        if noting is not None:
+            surroundings.fire[node.name, RESULT] = (
+                place,
+                self._compile_pass_on(surroundings, noting, result_of, following),
+            )
         clock, add, is_late = windows.clock, windows.add, windows.is_late
         late = compile_late(node, place, surroundings, windows.port)
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
@@ -55,9 +63,13 @@ class SlidingOperator(OfWindow):
                 raw = raw_of(record, value)
                 # A value that an aggregate can't take fails now, and is in no window.
                 add_all([init() for init in inits], value, timestamp_ms)
+                if noting is not None:
+                    noting.changing(key)
                 records = add(key, timestamp_ms, closed_ms, raw)
                 if records is None:
                     late(record, key, value)
+                elif noting is not None:
+                    noting.changed(key, timestamp_ms)
                 elif updates:
                     for end_ms in windows.changed_by(records):
                         own = windows.records_of(records, end_ms)
@@ -85,6 +97,28 @@ class SlidingOperator(OfWindow):
             return result_of(key, windows.start_of(end_ms), end_ms, kept)
 
         return result
+
+    def _compile_pass_on(
+        self,
+        surroundings: Surroundings,
+        windows: OpenSlidingAtIntervals,
+        result_of: Callable[[bytes, list[Kept], int], dict[str, Any]],
+        following: Step,
+    ) -> Callable[[TimerRecord, bytes], None]:
+        place, passing = self.place, surroundings.passing
+
+        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                noted = windows.take_noted(key, timer_record.timestamp()[1])
+                values = [result_of(key, records, end_ms) for end_ms, records in noted]
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            for value in values:
+                following(timer_record, key, value)
+
+        return pass_on
 
     def _compile_close(
         self,

@@ -7,7 +7,8 @@ from copy import deepcopy
 from typing import Any, Final, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
-from fcluster.engine.interval_windows import RESULT, OpenWindowsAtIntervals
+from fcluster.engine.interval_notes import RESULT
+from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
@@ -69,6 +70,7 @@ class WindowOperator(OfWindow):
         inits, add_all = compile_fields(node)
         after = self._compile_after(surroundings, windows, following)
         noting = () if node.emit != "interval" else (0,)
+        changing = windows.changing if isinstance(windows, OpenWindowsAtIntervals) else None
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
@@ -90,6 +92,8 @@ class WindowOperator(OfWindow):
                         kept += noting
                         put(entry, kept)
                         opened(own, end_ms)
+                    elif changing is not None:
+                        changing(own, end_ms, kept)
                     add_all(kept, value, timestamp_ms)
                     if after is not None:
                         after(record, key, own, end_ms, kept)

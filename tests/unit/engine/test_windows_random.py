@@ -146,9 +146,8 @@ def job(windows: AnyWindows) -> Job:
 class Run:
     """Runs the plan, with barriers, crashes, limits and writes to the store at random places."""
 
-    def __init__(self, windows: AnyWindows, plan: Plan, chance: random.Random, crashes: bool) -> None:
+    def __init__(self, made: Job, plan: Plan, chance: random.Random, crashes: bool) -> None:
         self.plan, self.chance, self.crashes = plan, chance, crashes
-        made = job(windows)
         # Keys are bytes here, which JSON can't hold: `map` drops them.
         self.bench = TimersBench(made, cache_entries_max=chance.choice((0, 2, 100)))
         self.limit = chance.choice((0, 1, 2, 1_000))
@@ -159,7 +158,8 @@ class Run:
         self.bench.barrier(flush=self.chance.random() < 0.5)
         self.committed = self.at
 
-    def go(self) -> list[Result]:
+    def go(self) -> list[tuple[str, bytes, Any, int]]:
+        """Topic, key, value and timestamp of each output."""
         bench, chance = self.bench, self.chance
         while True:
             while bench.timers.event_is_due() and chance.random() < 0.7:  # windows may wait
@@ -181,19 +181,24 @@ class Run:
             bench.run(value, at, key)
             self.at += 1
         bench.barrier()
-        found: list[Result] = []
-        for topic, raw, key, *_rest in bench.outputs:
-            value = orjson.loads(raw)
-            found.append((topic, key, value if topic == "out" else [value]))
         # Late records don't wait for windows that are due, so only the order within each kind is defined.
-        return sorted(found, key=lambda one: one[0])
+        outputs = sorted(bench.outputs, key=lambda one: one[0])
+        return [(topic, key, orjson.loads(raw), at) for topic, raw, key, at, *_rest in outputs]
 
 
-def run(windows: AnyWindows, plan: Plan, chance: random.Random, *, crashes: bool) -> list[Result]:
+def run_job(
+    made: Job, plan: Plan, chance: random.Random, *, crashes: bool
+) -> list[tuple[str, bytes, Any, int]]:
+    """The committed outputs: topic, key, value and timestamp of each. Those of a topic are in order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_timers, "READ_AHEAD_TIMERS", chance.choice((1, 2, 5, 64)))
         patch.setattr(firing, "CLOSED_AT_ONCE_MAX", chance.choice((0, 1, 3, 100)))
-        return Run(windows, plan, chance, crashes).go()
+        return Run(made, plan, chance, crashes).go()
+
+
+def run(windows: AnyWindows, plan: Plan, chance: random.Random, *, crashes: bool) -> list[Result]:
+    outputs = run_job(job(windows), plan, chance, crashes=crashes)
+    return [(topic, key, value if topic == "out" else [value]) for topic, key, value, _at in outputs]
 
 
 @given(st.sampled_from(sorted(WINDOWS)), plans, st.integers(0, 2**32))
