@@ -19,6 +19,7 @@ import msgspec
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.graph.codecs import decode_json, encode_json
+from fcluster.graph.exact import exact, quotient, rounded, shifted, squared, sum_of_squared_distances
 from fcluster.graph.generics import T, V, V_contra
 from fcluster.graph.models import is_model, model_codec
 from fcluster.graph.signatures import counted_arguments, declared_otherwise, does_yield, is_async, name_of
@@ -147,16 +148,22 @@ def count() -> Aggregate[int]:
 
 
 def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
-    """The sum of `of(value)`; of the values themselves by default."""
+    """The sum of `of(value)`; of the values themselves by default. For groups of a table it is exact,
+    rounded once.
+    """
     check_of("sum_()", of)
 
     def add(kept: Any, value: Any) -> Any:
         return kept + of(value)
 
-    def subtract(kept: Any, value: Any) -> Any:
-        return kept - of(value)
+    def put(kept: Any, value: Any) -> Any:
+        return shifted(kept, of(value), 1)
 
-    return Aggregate("sum", int, add, merge=operator.add, subtract=subtract, takes_copies=False)
+    def subtract(kept: Any, value: Any) -> Any:
+        return shifted(kept, of(value), -1)
+
+    changing = Aggregate("sum", int, put, rounded, subtract=subtract, takes_copies=False)
+    return Aggregate("sum", int, add, merge=operator.add, for_groups=changing, takes_copies=False)
 
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -172,7 +179,9 @@ def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
 
 
 def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
-    """The arithmetic mean of `of(value)`. None for a group of a table without rows."""
+    """The arithmetic mean of `of(value)`. That of a group of a table is exact, rounded once; None for one
+    without rows.
+    """
     check_of("mean()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
@@ -180,13 +189,29 @@ def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
         kept[1] += 1
         return kept
 
+    def put(kept: list[Any], value: Any) -> list[Any]:
+        return [shifted(kept[0], of(value), 1), kept[1] + 1]
+
     def subtract(kept: list[Any], value: Any) -> list[Any]:
-        return [kept[0] - of(value), kept[1] - 1]
+        return [shifted(kept[0], of(value), -1), kept[1] - 1]
 
     def result(kept: list[Any]) -> Any:
-        return kept[0] / kept[1] if kept[1] else None
+        return kept[0] / kept[1]
 
-    return Aggregate("mean", lambda: [0, 0], add, result, _added, subtract=subtract, takes_copies=False)
+    def result_of_group(kept: list[Any]) -> Any:
+        return quotient(exact(kept[0]), kept[1]) if kept[1] else None
+
+    return Aggregate(
+        "mean",
+        lambda: [0, 0],
+        add,
+        result,
+        _added,
+        for_groups=Aggregate(
+            "mean", lambda: [0, 0], put, result_of_group, subtract=subtract, takes_copies=False
+        ),
+        takes_copies=False,
+    )
 
 
 def first(of: Callable[[V], T] = _same) -> Aggregate[T, V]:
@@ -310,7 +335,7 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         sample: whether the records are a sample: then the sum is divided by n - 1, and the result is None if
             there is only one record.
 
-    For groups of a table's rows, each value that leaves may cost some of the last digits.
+    That of a group of a table is exact, rounded once.
     """
     check_of("variance()", of)
 
@@ -326,20 +351,33 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         average = kept[1] + apart * later[0] / number
         return [number, average, kept[2] + later[2] + apart * apart * kept[0] * later[0] / number]
 
-    def subtract(kept: list[Any], value: Any) -> list[Any]:
-        number, average, squares = kept
-        if number == 1:
-            return [0, 0.0, 0.0]
-        gone = of(value)
-        shifted = average + (average - gone) / (number - 1)
-        return [number - 1, shifted, max(0.0, squares - (gone - average) * (gone - shifted))]
-
     def result(kept: list[Any]) -> float | None:
         divisor = kept[0] - 1 if sample else kept[0]
         return kept[2] / divisor if divisor > 0 else None
 
+    def put(kept: list[Any], value: Any) -> list[Any]:
+        new = of(value)
+        return [kept[0] + 1, shifted(kept[1], new, 1), squared(kept[2], new, 1)]
+
+    def subtract(kept: list[Any], value: Any) -> list[Any]:
+        gone = of(value)
+        return [kept[0] - 1, shifted(kept[1], gone, -1), squared(kept[2], gone, -1)]
+
+    def result_of_group(kept: list[Any]) -> float | None:
+        number = kept[0]
+        divisor = number * (number - 1 if sample else number)
+        return quotient(sum_of_squared_distances(*kept), divisor) if divisor > 0 else None
+
     return Aggregate(
-        "variance", lambda: [0, 0.0, 0.0], add, result, merge, subtract=subtract, takes_copies=False
+        "variance",
+        lambda: [0, 0.0, 0.0],
+        add,
+        result,
+        merge,
+        for_groups=Aggregate(
+            "variance", lambda: [0, 0, 0], put, result_of_group, subtract=subtract, takes_copies=False
+        ),
+        takes_copies=False,
     )
 
 
