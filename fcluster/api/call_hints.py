@@ -112,6 +112,7 @@ def no_such(owner: object, name: str) -> Any:
 def _with_hint(method: FunctionType) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*arguments: Any, **named: Any) -> Any:
+        __tracebackhide__ = True  # pytest shows the line of the call
         try:
             return method(*arguments, **named)
         except TypeError as error:

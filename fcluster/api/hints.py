@@ -109,6 +109,21 @@ _CALLED_HERE: Final = {
     "windowed_by": "window(...)",
 }
 """How streams of other libraries call what streams have here. Names in camel case count as these."""
+_CALLED_IN_TESTS: Final = {
+    "advance_wall_clock_time": "advance(by_ms=...)",
+    "create_input_topic": "send(topic, value, key=...)",
+    "create_output_topic": "read(topic)",
+    "get_key_value_store": "state(handler, key) of a handler, and .table(table) of a table",
+    "get_state_store": "state(handler, key) of a handler, and .table(table) of a table",
+    "pipe_input": "send(topic, value, key=...)",
+    "poll": "read(topic)",
+    "produce": "send(topic, value, key=...)",
+    "process": "send(topic, value, key=...)",
+    "read_output": "read(topic)",
+    "read_record": "read(topic)",
+    "read_values_to_list": "read_values(topic)",
+}
+"""What test drivers of other libraries call what `fcluster.testing.Driver` has."""
 _LETTERS_MIN: Final = 5
 """A shorter name of ours says nothing if another one begins with it."""
 _HANDLER: Final = "a function, def handler(ctx, value), for job.stream(topic).process(handler)"
@@ -216,6 +231,8 @@ def _hint_of_attribute(owner: Any, name: str) -> str:
         return of_stream if of_stream.startswith("job.") else f"Begin a stream: job.stream(topic){of_stream}"
     if isinstance(owner, Table | GlobalTable) and snake in _CALLED_IN_TABLES:
         return f"Here it is .{_CALLED_IN_TABLES[snake]}"
+    if kind.__module__.startswith("fcluster.testing.") and snake in _CALLED_IN_TESTS:
+        return f"Here it is .{_CALLED_IN_TESTS[snake]}"
     if snake != name and snake in _public(kind) and kind.__module__.startswith("fcluster."):
         return f"Here it is .{snake}(...)"
     if isinstance(owner, Table) and snake in _public(GroupedTable):

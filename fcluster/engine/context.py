@@ -6,7 +6,7 @@ Responsible for: the `ctx` object of handlers. The shell provides tables with th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import bounded_repr, describe_exception
@@ -48,6 +48,28 @@ _FOR_HANDLERS = (
     "partition",
     "offset",
 )
+_TIMER = "timer(name, at=...)"
+_WALL_TIMER = "timer(name, at=..., clock='processing')"
+_CALLED_HERE: Final = {
+    "collect": "",
+    "current_key": "key",
+    "current_processing_time": "processing_time",
+    "delete_event_time_timer": "cancel_timer(name)",
+    "emit": "",
+    "forward": "",
+    "get": "state",
+    "get_current_key": "key",
+    "get_state": "state",
+    "now": "processing_time",
+    "output": "",
+    "register_event_time_timer": _TIMER,
+    "register_processing_time_timer": _WALL_TIMER,
+    "schedule": _TIMER,
+    "set": "state",
+    "set_timer": _TIMER,
+    "timer_service": _TIMER,
+}
+"""What contexts of other libraries have, and where it is here. Nothing: in what the handler returns."""
 
 
 class AnyTable(Protocol):
@@ -182,7 +204,10 @@ class HandlerContext:
 
         Not in `__getattr__`: with that, Python looks up every attribute of a context in its slow way.
         """
-        near = near_names(name, _FOR_HANDLERS)
+        here = _CALLED_HERE.get(name)
+        if here:
+            return f"ctx has no {name!r}; here it is ctx.{here}"
+        near = [] if here == "" else near_names(name, _FOR_HANDLERS)
         hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(_FOR_HANDLERS)}"
         return f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
 

@@ -42,7 +42,8 @@ def plain(value: Any) -> Any:
     if kind in _UNCHANGING_TYPES:
         return value
     if kind is dict:
-        return {name: plain(item) for name, item in cast("dict[Any, Any]", value).items()}
+        items = cast("dict[Any, Any]", value).items()
+        return {name: item if type(item) in _UNCHANGING_TYPES else plain(item) for name, item in items}
     if kind is list or isinstance(value, tuple):
         return [plain(item) for item in cast("Sequence[Any]", value)]
     return decode_json(encode_json(value)) if is_model(kind) else value
@@ -51,7 +52,8 @@ def plain(value: Any) -> Any:
 def unshared(value: Any) -> Any:
     """`value` with dicts and lists of its own."""
     if type(value) is dict:
-        return {name: unshared(item) for name, item in cast("dict[Any, Any]", value).items()}
+        items = cast("dict[Any, Any]", value).items()
+        return {name: item if type(item) in _UNCHANGING_TYPES else unshared(item) for name, item in items}
     if type(value) is list:
         return [unshared(item) for item in cast("list[Any]", value)]
     return value

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.job import GlobalTable, Job, Table
 from fcluster.api.tables import described_table
 from fcluster.common.errors import FclusterError, IncompatibleState, JobError, ProcessingError
@@ -105,6 +106,7 @@ class DeadLetter:
     is_stub: bool
 
 
+@hints_at_calls
 class Driver:
     """Runs a job in this process, without Kafka. Use it in a `with` block.
 
@@ -151,6 +153,11 @@ class Driver:
         auto_barrier: bool = True,
         now_ms: int = START_MS,
     ) -> None:
+        if not isinstance(job, Job):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"Driver got {bounded_repr(job)}, not a job.",
+                remedy="Import the job from its file: from shop import job.",
+            )
         resolved = _resolved(job, settings)
         self.topology: Topology = job.build(resolved)
         self.now_ms = now_ms
@@ -357,12 +364,16 @@ class Driver:
                 sees.
 
         Raises:
-            ValueError: not exactly one of `by_ms` and `to_ms` is given, or the clock is unknown.
+            TypeError, ValueError: not exactly one of `by_ms` and `to_ms` is given, it isn't an int, or the
+                clock is unknown.
             JobStopped: a timer, or a record that it caused, has stopped the job.
         """
         __tracebackhide__ = True
         if (by_ms is None) == (to_ms is None) or clock not in TIMER_CLOCKS:
             raise ValueError("advance takes by_ms or to_ms, and clock='event' or 'processing'")
+        for name, given in (("by_ms", by_ms), ("to_ms", to_ms)):
+            if not isinstance(given, int | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{name}={bounded_repr(given)} of advance() is no number of milliseconds")
         self._check_running()
         if clock == "processing":
             self.now_ms = self.now_ms + by_ms if by_ms is not None else max(self.now_ms, to_ms or 0)

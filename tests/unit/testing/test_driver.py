@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -146,6 +146,34 @@ def test_partition_is_that_of_the_key_or_the_one_that_is_named() -> None:
     assert driver.send("words", "w", key="k", partition=6).partition == 6
     with pytest.raises(ValueError, match="has the partitions 0 to 6, and no 7"):
         driver.send("words", "w", key="k", partition=7)
+
+
+def test_driver_of_something_else_than_a_job_is_refused() -> None:
+    with pytest.raises(JobError, match=r"^Driver got 'shop\.py', not a job"):
+        Driver("shop.py")  # type: ignore[arg-type]
+
+
+def test_time_that_is_no_number_of_milliseconds_does_not_pass() -> None:
+    with Counting().driver() as driver:
+        for options in ({"by_ms": timedelta(minutes=1)}, {"to_ms": datetime(2026, 1, 1, tzinfo=UTC)}):
+            with pytest.raises(TypeError, match=r"of advance\(\) is no number of milliseconds"):
+                driver.advance(**options)  # type: ignore[arg-type]
+
+
+def test_names_of_other_test_drivers_say_what_they_are_here() -> None:
+    with Counting().driver() as driver:
+        for name, hint in (
+            ("pipe_input", "Here it is .send(topic, value, key=...)"),
+            ("advanceWallClockTime", "Here it is .advance(by_ms=...)"),
+            ("getStateStore", "Here it is .state(handler, key)"),
+            ("red", "Did you mean .read?"),
+        ):
+            with pytest.raises(AttributeError) as raised:
+                getattr(driver, name)
+            assert raised.value.__notes__[0].startswith(hint)
+        with pytest.raises(TypeError) as missing:
+            driver.advance(1_000)  # type: ignore[misc]
+        assert missing.value.__notes__ == ["Call Driver.advance([by_ms=...], [to_ms=...], [clock=...])."]
 
 
 @pytest.mark.parametrize(
