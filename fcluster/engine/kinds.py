@@ -14,6 +14,7 @@ the key of the record that is being processed. To add a kind, add a class here a
     //timers     group of the key | name of the timer  -> clock (1 byte) | time (8 bytes)
     //due        clock | time | ended key | name       -> nothing: the timers in the order in which they fire
     //windows    end (8 bytes) | key of the stream     -> what is kept of the window, an element per aggregate
+    //grace      nothing                               -> the grace, what had closed when it changed
     //sessions   key of the stream                     -> its sessions in order: start, end, and what is kept
       //due      end (8 bytes) | key of the stream     -> nothing: when a session of the key may end
     //left       end (8 bytes) | key of the stream     -> records of some time: timestamp, bytes, has partner
@@ -235,6 +236,7 @@ def make_window_tables(
             EntryTable(name, prefix_of(name), store.step, layers, notes, _one_group)
             for name in store.store_names[1:]
         ),
+        *([] if store.kind == "counted" else [_make_grace_table(store, layers, prefix_of)]),
     ]
 
 
@@ -278,7 +280,15 @@ def make_pair_tables(store: PairStore, layers: Layers, prefix_of: Callable[[str]
         table.key_text = _window_text
     due_prefix = prefix_of(store.due_name)
     due = EntryTable(store.due_name, due_prefix, store.step, layers, state_codec("bytes"), _one_group)
-    return [*sides, due]
+    return [*sides, due, _make_grace_table(store, layers, prefix_of)]
+
+
+def _make_grace_table(
+    store: WindowStore | PairStore, layers: Layers, prefix_of: Callable[[str], bytes]
+) -> EntryTable:
+    """What remembers the grace of a step; see `engine.grace`."""
+    name = store.grace_name
+    return EntryTable(name, prefix_of(name), store.step, layers, state_codec("json"))
 
 
 def clock_of_due(due: bytes) -> bytes:

@@ -13,7 +13,8 @@ record are in two stretches at most, and are found without a scan. A stretch is 
 Invariants:
 - A record closes when its time and the interval behind it have passed. It is open while event time hasn't
   passed its closing and the grace. Two records become a pair if both are open when the later one comes.
-  Event time alone decides that, whether a record is still stored or not.
+  Event time alone decides that, whether a record is still stored or not. A record that has closed stays
+  closed, with a longer grace after a restart, too; see `grace`.
 - There is a note in `due` for each time at which records of a key are alone, if the join passes those on, and
   for the end of each stretch. What they stand for is removed in the same epoch (invariant 6).
 """
@@ -26,6 +27,7 @@ from typing import Any, Final, cast
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import TIMER_STEP
+from fcluster.engine.grace import closed_floor
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time, ended, take_ended
 from fcluster.engine.records import OutputPort
 from fcluster.engine.sessions import AnyWindows
@@ -60,6 +62,7 @@ class OpenPairs:
         due: the table of notes.
         clock: the shard's event time.
         port: counts late records.
+        floor_ms: what has closed for good, by its closing; see `grace.closed_floor`.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class OpenPairs:
         self.due = cast("EntryTable", tables[join.store.due_name])
         self._open_ms: Mapping[Side, int] = {"left": join.open_ms("left"), "right": join.open_ms("right")}
         self._grace_ms = join.grace_ms
+        kept_grace = cast("EntryTable", tables[join.store.grace_name])
+        self.floor_ms = closed_floor(kept_grace, join.grace_ms, clock.now_ms)
         self._noted = noted
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of, self._timer_of)
 

@@ -73,7 +73,7 @@ class OpenSliding(OpenByKey):
 
         Returns:
             All records of the key that are kept. None: it is late after all, because the grace used to be
-            shorter.
+            shorter, and the state is of a version that didn't remember that.
         """
         found = self.table.get(key)
         entry: list[Any] = self._new_entry() if found is ABSENT else found

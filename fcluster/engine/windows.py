@@ -13,7 +13,8 @@ Invariants:
   a record.
 - Windows are due in the order of their ends, then of the key's bytes. They are found by a range scan over all
   layers, so the order doesn't depend on where barriers fell.
-- A window that has closed is deleted in the epoch of its result (invariant 6).
+- A window that has closed is deleted in the epoch of its result (invariant 6). With a longer grace after a
+  restart it stays closed; see `grace`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import TIMER_STEP
+from fcluster.engine.grace import closed_floor
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
 from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import ReadAhead, Timer, time_text
@@ -68,6 +70,7 @@ class OpenInTime:
         clock: the shard's event time.
         port: counts late records.
         notes: when results are passed on at intervals. None: they aren't.
+        floor_ms: what has closed for good, by its end; see `grace.closed_floor`.
     """
 
     notes: IntervalNotes | None = None
@@ -87,6 +90,8 @@ class OpenInTime:
         self.table = cast("EntryTable", tables[window.store.name])
         self._due = cast("EntryTable", tables[due_name])
         self._closes_after_ms = window.closes_after_ms
+        kept_grace = cast("EntryTable", tables[window.store.grace_name])
+        self.floor_ms = closed_floor(kept_grace, self._closes_after_ms, clock.now_ms)
         self._noted = noted
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of, self._timer_of)
 

@@ -44,8 +44,13 @@ class PairStore:
         return f"{self.step}//due"
 
     @property
+    def grace_name(self) -> str:
+        """The store that remembers the grace; see `engine.grace`."""
+        return f"{self.step}//grace"
+
+    @property
     def store_names(self) -> tuple[str, ...]:
-        """The names of all its stores."""
+        """The names of the stores that records change."""
         return self.left_name, self.right_name, self.due_name
 
 

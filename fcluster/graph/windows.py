@@ -360,8 +360,13 @@ class WindowStore:
         return self.due_name if self.kind == "windows" else f"{self.step}//results"
 
     @property
+    def grace_name(self) -> str:
+        """The store that remembers the grace; see `engine.grace`."""
+        return f"{self.step}//grace"
+
+    @property
     def store_names(self) -> tuple[str, ...]:
-        """The names of all its stores."""
+        """The names of the stores that records change."""
         names = (self.name, self.due_name) if self.has_notes else (self.name,)
         return (*names, self.notes_name) if self.at_intervals and self.kind != "windows" else names
 

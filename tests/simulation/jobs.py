@@ -1060,6 +1060,8 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
     for window in stage.windows:
         store = window.store
         readers[store_prefix(store.name)] = store.name, of_kind.get(store.kind, _read_window)
+        if window.is_timed:
+            readers[store_prefix(store.grace_name)] = (store.grace_name, _read_by_key)
         if store.has_notes:
             readers[store_prefix(store.due_name)] = (store.due_name, _read_window_at)
     for kept in stage.all_stores:

@@ -1200,14 +1200,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a watermark that goes back, so a late record gets in",
-        WINDOWS_SEEDS_FROM + 57,
+        WINDOWS_SEEDS_FROM + 3,
         "the outputs should be",
         ForgetsTime,
         harm_only=True,
     ),
     Mutation(
         "sessions that become one after a move lose one side",
-        WINDOWS_SEEDS_FROM + 30,
+        WINDOWS_SEEDS_FROM + 2,
         "the deltas make",
         LosesOneSide,
     ),
@@ -1264,7 +1264,7 @@ MUTATIONS = [
     ),
     Mutation("records behind the end", BOUNDED_SEEDS_FROM, "but the run ends at", ReadsOn),
     Mutation(
-        "the end told before the last windows", BOUNDED_SEEDS_FROM + 3, "is said to be at", TellsEndAtOnce
+        "the end told before the last windows", BOUNDED_SEEDS_FROM + 20, "is said to be at", TellsEndAtOnce
     ),
     Mutation(
         "event time ended too early", BOUNDED_SEEDS_FROM + 3, "ends before all inputs are read", EndsEarly
@@ -1278,7 +1278,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a run over before its windows have closed",
-        BOUNDED_SEEDS_FROM,
+        BOUNDED_SEEDS_FROM + 5,
         "the run is said to be over",
         coordinator_class=JudgesByOffsets,
     ),

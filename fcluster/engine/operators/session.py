@@ -47,6 +47,7 @@ class SessionOperator(OfWindow):
         self.name_fields(table, lambda sessions: [session[2] for session in sessions])
         late = compile_late(node, place, surroundings, open_sessions.port)
         gap_ms, closes_after_ms = node.windows.gap_ms, node.closes_after_ms
+        floor_ms = open_sessions.floor_ms
         inits, add_all = compile_fields(node)
         merge, updates = _compile_merge(node), node.emit == "update"
         result_of = compile_result(node, surroundings)
@@ -60,7 +61,9 @@ class SessionOperator(OfWindow):
                 found = table.get(key)
                 sessions: list[list[Any]] = [] if found is ABSENT else found
                 now_ms = clock.now_ms
-                closed_ms = -1 if now_ms is None else now_ms - closes_after_ms
+                closed_ms = floor_ms if now_ms is None else now_ms - closes_after_ms
+                if closed_ms < floor_ms:
+                    closed_ms = floor_ms
                 # Of the sessions that take records, it is at most two, because they are more than the gap
                 # apart.
                 near = [

@@ -47,7 +47,7 @@ class SlidingOperator(OfWindow):
         clock, add, is_late = windows.clock, windows.add, windows.is_late
         late = compile_late(node, place, surroundings, windows.port)
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
-        grace_ms, updates = node.windows.grace_ms, node.emit == "update"
+        grace_ms, floor_ms, updates = node.windows.grace_ms, windows.floor_ms, node.emit == "update"
         inits, add_all = compile_fields(node)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -56,7 +56,9 @@ class SlidingOperator(OfWindow):
                 if key is None or timestamp_ms < 0:
                     raise in_no_window(key)
                 now_ms = clock.now_ms
-                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                closed_ms = floor_ms if now_ms is None else now_ms - grace_ms
+                if closed_ms < floor_ms:
+                    closed_ms = floor_ms
                 if is_late(timestamp_ms, closed_ms):
                     late(record, key, value)
                     return

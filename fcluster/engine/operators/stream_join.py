@@ -17,8 +17,6 @@ from fcluster.graph.codecs import value_codec
 from fcluster.graph.joins import Side
 from fcluster.graph.operators import JoinStreams
 
-_NEVER_MS = -1
-"""Nothing has closed before event time begins."""
 _TIMESTAMP, _RAW, _HAS_PARTNER = range(3)
 """What is kept of a record."""
 
@@ -51,6 +49,7 @@ class JoinStreamsOperator:
         raw_of = compile_raw(kind, is_unchanged=node.is_unchanged)
         ahead_ms, behind_ms, grace_ms = node.reach_ms(side), node.reach_ms(other_side), node.grace_ms
         open_ms, others_open_ms = node.open_ms(side), node.open_ms(other_side)
+        floor_ms = pairs.floor_ms
         stretch_ms = node.stretch_ms
         notes_own, notes_others = side in node.passes_on, other_side in node.passes_on
         alone, over, others_alone = ALONE[side], OVER[side], ALONE[other_side]
@@ -93,7 +92,9 @@ class JoinStreamsOperator:
                 if key is None or timestamp_ms < 0:
                     raise _without_time_or_key(key)
                 now_ms = clock.now_ms
-                closed_ms = _NEVER_MS if now_ms is None else now_ms - grace_ms
+                closed_ms = floor_ms if now_ms is None else now_ms - grace_ms
+                if closed_ms < floor_ms:
+                    closed_ms = floor_ms
                 if timestamp_ms + open_ms < closed_ms:
                     late(record, key, value)
                     return

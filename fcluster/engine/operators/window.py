@@ -66,7 +66,7 @@ class WindowOperator(OfWindow):
         self.name_fields(table, lambda kept: [kept])
         get, put, late = table.get, table.put, compile_late(node, place, surroundings, windows.port)
         ends_of = node.windows.ends_of()
-        grace_ms, keyed = node.windows.grace_ms, not node.keyless
+        grace_ms, floor_ms, keyed = node.windows.grace_ms, windows.floor_ms, not node.keyless
         inits, add_all = compile_fields(node)
         after = self._compile_after(surroundings, windows, following)
         noting = () if node.emit != "interval" else (0,)
@@ -79,7 +79,9 @@ class WindowOperator(OfWindow):
                 if own is None or timestamp_ms < 0:
                     raise in_no_window(own)
                 now_ms = clock.now_ms
-                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                closed_ms = floor_ms if now_ms is None else now_ms - grace_ms
+                if closed_ms < floor_ms:
+                    closed_ms = floor_ms
                 is_late = True
                 for end_ms in ends_of(timestamp_ms):
                     if end_ms <= closed_ms:

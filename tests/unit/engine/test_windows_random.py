@@ -234,6 +234,7 @@ def test_a_record_that_reopens_a_closed_window_is_caught(monkeypatch: pytest.Mon
             self.clock = self
             self.now_ms = None
             self.table, self.port, self.opened = windows.table, windows.port, windows.opened
+            self.floor_ms = windows.floor_ms
 
     def compile_it(operator: WindowOperator, surroundings: Any, following: Any) -> Any:
         timers = {name: Timeless(one) for name, one in surroundings.timers.items()}
