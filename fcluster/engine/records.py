@@ -267,6 +267,16 @@ class PassedRecord:
         return kind, own_ms if self._at_ms is None else self._at_ms
 
 
+_IN_ITS_PLACE: Final = (LaterRecord, RowRecord, PassedRecord)
+
+
+def origin_of(record: SourceRecord) -> SourceRecord:
+    """The record with which the chain has begun, in whose place a step has passed this one on."""
+    while isinstance(record, _IN_ITS_PLACE):
+        record = record._record  # pyright: ignore[reportPrivateUsage]
+    return record
+
+
 def describe_record(record: SourceRecord) -> str:
     """Which record it is, for messages: topic, partition and offset. Or which timer."""
     if isinstance(record, TimerRecord):

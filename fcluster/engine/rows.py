@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 from fcluster.engine.entries import ABSENT, DELETED, PLAIN, TIMED, EntryTable
 from fcluster.engine.ordered_keys import TIME_BYTES
-from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
+from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord, origin_of
 from fcluster.graph.operators import GroupTable
 
 _TIME = Struct(">q")
@@ -66,7 +66,7 @@ class FollowedTable(EntryTable):
         undone: how often changes were undone.
 
     A record changes a row in one chain, and others follow the change in chains of their own, which come later
-    for the same record. `changes_by` gives them what that record has changed.
+    for the same record. `changes_by` gives them what that record has changed, with which chains begin.
     """
 
     __slots__ = ("_changed_by", "_changes", "undone")
@@ -78,9 +78,10 @@ class FollowedTable(EntryTable):
         self.undone = 0
 
     def note(self, record: SourceRecord, change: RowChange) -> None:
-        """`record` has made this change."""
-        if self._changed_by is not record:
-            self._changed_by, self._changes = record, []
+        """`record` has made this change, or one that a step has passed on in its place."""
+        origin = origin_of(record)
+        if self._changed_by is not origin:
+            self._changed_by, self._changes = origin, []
         self._changes.append(change)
 
     def changes_by(self, record: SourceRecord) -> list[RowChange]:

@@ -1,12 +1,12 @@
 """Tables that are computed of kept ones: their rows, and their changes.
 
 Responsible for: compiling a table of the graph into two functions. `Lookup` gives the present row of a key.
-`Delta` gives the change of a row that follows from the change of a row in one of the kept tables. Neither
+`Delta` gives the change of a row that follows from what a record has changed in the kept tables. Neither
 keeps anything: both compute the value anew, so each caller gets values of its own. Pure.
 
 Invariants:
-- A change in a kept table leads to at most one change of the same key in a table that is computed of it,
-  however many ways there are from the one to the other.
+- What a record has changed of a key leads to at most one change of that key in a table that is computed of
+  it, however many kept tables it has changed, and however many ways there are from the one to the other.
 - A change has an old or a new value, or both: where there was no row and is none, nothing is told.
 - A function that fails for a new value fails the record, by the rule of its step. For an old value, and for
   the row on the other side of a join, it then failed already: unless the rule is "stop", there is no row.
@@ -44,6 +44,7 @@ from fcluster.graph.operators import (
     KeptTable,
     MappedTable,
     OnError,
+    kept_in,
     rules_of_table,
     title_of_table,
 )
@@ -66,7 +67,10 @@ class Told(NamedTuple):
 
 Lookup = Callable[[bytes, int | None], Row | None]
 """Takes a key, and the time whose row is wanted of tables with a history. None: the present one."""
-Delta = Callable[[RowChange], Told | None]
+Changes = Mapping[str, RowChange]
+"""What a record has made of the row of a key, by the name of the kept table."""
+Delta = Callable[[bytes, Changes], Told | None]
+"""Takes a key, and its changes."""
 Passing = tuple[type[BaseException], ...]
 _Apply = Callable[[Any], Any]
 
@@ -153,29 +157,24 @@ def compile_find(
 
 def compile_delta(
     table: AnyTable,
-    source: str,
     tables: Mapping[str, StoredTable],
     passing: Passing,
     *,
     tells_all: bool = False,
-) -> Delta | None:
-    """The function that gives the change of the table that follows from one of the kept table `source`. None
-    if it doesn't depend on that. See `compile_lookup` and `TellChanges` for the other arguments.
+) -> Delta:
+    """The function that gives the change of the table. See `compile_lookup` and `TellChanges` for the
+    arguments.
     """
     if isinstance(table, KeptTable):
-        if table.name != source:
-            return None
-        return _group_delta if isinstance(table, GroupTable) else _kept_delta(table, tells_all)
+        return _group_delta(table) if isinstance(table, GroupTable) else _kept_delta(table, tells_all)
     if isinstance(table, JoinedTable):
-        return _joined_delta(table, source, tables, passing, tells_all)
-    below = compile_delta(table.table, source, tables, passing, tells_all=tells_all)
-    if below is None:
-        return None
+        return _joined_delta(table, tables, passing, tells_all)
+    below = compile_delta(table.table, tables, passing, tells_all=tells_all)
     apply = _compile_apply(table, passing)
     apply_to_old = _lenient(apply, table.on_error)
 
-    def delta(change: RowChange) -> Told | None:
-        told = below(change)
+    def delta(key: bytes, changes: Changes) -> Told | None:
+        told = below(key, changes)
         if told is None:
             return None
         new = None if told.new is None else apply(told.new)
@@ -211,9 +210,13 @@ def _compile_row(
 
 
 def _kept_delta(table: KeepTable | ForeignTable, tells_all: bool) -> Delta:
+    name = table.name
     decode: Decode = value_codec(table.value)[0]
 
-    def delta(change: RowChange) -> Told | None:
+    def delta(_key: bytes, changes: Changes) -> Told | None:
+        change = changes.get(name)
+        if change is None:
+            return None
         old = None if change.old is None else decode(change.old[VALUE_AT:])
         new = None if change.new is None else decode(change.new[VALUE_AT:])
         return None if new is None and old is None and not tells_all else Told(old, new, change.at_ms)
@@ -234,11 +237,17 @@ def _group_lookup(table: GroupTable, tables: Mapping[str, StoredTable]) -> Looku
     return look_up
 
 
-def _group_delta(change: RowChange) -> Told | None:
-    if change.old is None and change.new is None:
-        return None
-    # Several may follow the change, and each may change what it gets.
-    return Told(apart(change.old), apart(change.new), change.at_ms)
+def _group_delta(table: GroupTable) -> Delta:
+    name = table.name
+
+    def delta(_key: bytes, changes: Changes) -> Told | None:
+        change = changes.get(name)
+        if change is None or (change.old is None and change.new is None):
+            return None
+        # Several may follow the change, and each may change what it gets.
+        return Told(apart(change.old), apart(change.new), change.at_ms)
+
+    return delta
 
 
 # --- joins ------------------------------------------------------------------------------------------------
@@ -257,30 +266,19 @@ def _joined_lookup(table: JoinedTable, tables: Mapping[str, StoredTable], passin
 
 
 def _joined_delta(
-    table: JoinedTable,
-    source: str,
-    tables: Mapping[str, StoredTable],
-    passing: Passing,
-    tells_all: bool,
-) -> Delta | None:
-    deltas = [
-        compile_delta(side, source, tables, passing, tells_all=tells_all)
-        for side in (table.left, table.right)
-    ]
-    if deltas == [None, None]:
-        return None
+    table: JoinedTable, tables: Mapping[str, StoredTable], passing: Passing, tells_all: bool
+) -> Delta:
     left_of, right_of = (
-        _compile_side(side, delta, tables, passing)
-        for side, delta in zip((table.left, table.right), deltas, strict=True)
+        _compile_side(side, tables, passing, tells_all) for side in (table.left, table.right)
     )
     combine = _compile_combine(table, passing)
     combine_old = _lenient(combine, table.on_error)
 
     may_fail = any(rule != "stop" for rule in rules_of_table(table))
 
-    def delta(change: RowChange) -> Told | None:
-        is_told_left, left = left_of(change)
-        is_told_right, right = right_of(change)
+    def delta(key: bytes, changes: Changes) -> Told | None:
+        is_told_left, left = left_of(key, changes)
+        is_told_right, right = right_of(key, changes)
         if not is_told_left and not is_told_right:
             return None
         new, old = combine(left.new, right.new), combine_old(left.old, right.old)
@@ -296,21 +294,23 @@ def _joined_delta(
 
 
 def _compile_side(
-    table: AnyTable, delta: Delta | None, tables: Mapping[str, StoredTable], passing: Passing
-) -> Callable[[RowChange], tuple[bool, Told]]:
-    """Whether a change reaches a side of a join, and the former and the present value there. If it doesn't
+    table: AnyTable, tables: Mapping[str, StoredTable], passing: Passing, tells_all: bool
+) -> Callable[[bytes, Changes], tuple[bool, Told]]:
+    """Whether changes reach a side of a join, and the former and the present value there. If they don't
     reach it, both are the present one, as values of their own.
     """
+    delta = compile_delta(table, tables, passing, tells_all=tells_all)
     look_up = compile_lenient_lookup(table, tables, passing)
+    names = frozenset(kept.name for kept in kept_in(table))
 
-    def side(change: RowChange) -> tuple[bool, Told]:
-        told = None if delta is None else delta(change)
+    def side(key: bytes, changes: Changes) -> tuple[bool, Told]:
+        told = None if names.isdisjoint(changes) else delta(key, changes)
         if told is not None:
             return True, told
-        row = look_up(change.key, None)
+        row = look_up(key, None)
         if row is None:
             return False, _NOTHING
-        again = look_up(change.key, None)
+        again = look_up(key, None)
         assert again is not None
         return False, Told(again.value, row.value, row.at_ms)
 

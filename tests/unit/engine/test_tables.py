@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fcluster import Change, Job, Table
+from fcluster import Change, Job, Record, Table
 from fcluster.engine.memory import StateMemory
 from fcluster.engine.rows import row_of, time_of_row
 from fcluster.engine.state import ShardState, StoreMeta, store_prefix
@@ -221,6 +222,82 @@ def test_table_of_a_tables_stream_is_up_to_date_for_all_who_read_it() -> None:
         driver.send("t", 1, key="a")
         driver.send("t", 2, key="a")
         assert driver.read_values("out") == [{"left": 1, "right": 10}, {"left": 2, "right": 20}]
+
+
+def test_record_that_changes_both_tables_of_a_join_is_told_once_from_what_was_told_to_what_is() -> None:
+    def grow(job: Job) -> Table:
+        stream = job.stream(job.topic("s"))
+        left = stream.table(name="left")
+        others = stream.map(lambda value: None if value is None or value % 5 == 0 else -value)
+        return left.join(others.table(name="right"), lambda a, b: [a, b], how="left")
+
+    sent = [("s", "a", value, at) for at, value in enumerate([1, 2, 5, 7, None, 3], start=1)]
+    assert told(grow, *sent, changes=True) == [
+        ("a", [None, [1, -1]], 1),
+        ("a", [[1, -1], [2, -2]], 2),
+        ("a", [[2, -2], [5, None]], 3),
+        ("a", [[5, None], [7, -7]], 4),
+        ("a", [[7, -7], None], 5),
+        ("a", [None, [3, -3]], 6),
+    ]
+
+
+def test_topic_that_is_two_tables_is_told_once() -> None:
+    def grow(job: Job) -> Table:
+        topic = job.topic("t")
+        all_rows = job.stream(topic).table(name="all")
+        return job.table(topic).filter(even).join(all_rows, lambda a, b: [a, b], how="outer")
+
+    assert told(grow, ("t", "a", 2, 1), ("t", "a", 3, 2), ("t", "a", None, 3), changes=True) == [
+        ("a", [None, [2, 2]], 1),
+        ("a", [[2, 2], [None, 3]], 2),
+        ("a", [[None, 3], None], 3),
+    ]
+
+
+def test_several_changes_of_a_record_in_both_tables_follow_each_other() -> None:
+    def grow(job: Job) -> Table:
+        values = job.stream(job.topic("s")).flat_map(lambda values: values)
+        left, right = values.table(name="left"), values.map(lambda value: -value).table(name="right")
+        return left.join(right, lambda a, b: [a, b])
+
+    assert told(grow, ("s", "a", [1, 2, 3], 1), ("s", "a", [4], 2), ("s", "b", [5, 5], 3), changes=True) == [
+        ("a", [None, [1, -3]], 1),  # the other table's changes count with the first one
+        ("a", [[1, -3], [2, -3]], 1),
+        ("a", [[2, -3], [3, -3]], 1),
+        ("a", [[3, -3], [4, -4]], 2),
+        ("b", [None, [5, -5]], 3),
+        ("b", [[5, -5], [5, -5]], 3),
+    ]
+
+
+def test_table_behind_a_handler_that_yields_records_is_told() -> None:
+    def grow(job: Job) -> Table:
+        def later(ctx: Any, value: Any) -> Record:
+            return Record(value=value, timestamp=ctx.timestamp + 10)
+
+        return job.stream(job.topic("s")).process(later).table(name="kept")
+
+    assert told(grow, ("s", "a", 1, 1)) == [("a", 1, 11)]
+
+
+def test_table_of_pairs_of_two_streams_is_told_whichever_record_is_later() -> None:
+    def grow(job: Job) -> Table:
+        left, right = job.stream(job.topic("l")), job.stream(job.topic("r"))
+        pairs = left.join(right, lambda a, b: [a, b], within=timedelta(milliseconds=10), name="pairs")
+        return pairs.table(name="kept")
+
+    assert told(grow, ("l", "a", 1, 5), ("r", "a", 2, 7), ("l", "a", 3, 6)) == [
+        ("a", [1, 2], 7),
+        ("a", [3, 2], 7),
+    ]
+
+
+def test_changes_of_a_table_of_a_tables_stream_are_told() -> None:
+    def grow(job: Job) -> Table:
+        return plain(job).to_stream().map(lambda value: value * 10).table(name="tens")
+
+    assert told(grow, ("t", "a", 1, 1), ("t", "a", 2, 2)) == [("a", 10, 1), ("a", 20, 2)]
 
 
 def test_rows_may_be_kept_as_a_model() -> None:

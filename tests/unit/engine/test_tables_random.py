@@ -16,17 +16,21 @@ import pytest
 from fcluster import Job, Table, collect, count, first, last, max_, sum_, top_n
 from fcluster.engine import views
 from fcluster.engine.entries import EntryTable
-from fcluster.engine.operators import group
+from fcluster.engine.operators import changes, group
 from fcluster.engine.operators.table import KeepTableOperator
 from fcluster.engine.rows import FollowedTable, RowChange, RowTable
 from fcluster.testing import Driver
 
 KEYS = "abc"
 TOPICS = ("t0", "t1", "t2")
+ANOTHER = "t3"
+"""Another table of the stream of the last topic."""
 Row = tuple[int, int]
 """A value and its time."""
 Rows = dict[tuple[str, str], Row]
 """By name of a kept table, and key."""
+Sources = tuple[str, ...]
+"""The kept tables that a record changes."""
 
 
 # --- the model ------------------------------------------------------------------------------------------
@@ -39,10 +43,12 @@ class Kept:
     def row(self, rows: Rows, key: str) -> Row | None:
         return rows.get((self.name, key))
 
-    def is_reached(self, before: Rows, after: Rows, key: str, source: str) -> bool:
-        return source == self.name and (self.row(before, key) is not None or self.row(after, key) is not None)
+    def is_reached(self, before: Rows, after: Rows, key: str, sources: Sources) -> bool:
+        return self.name in sources and (
+            self.row(before, key) is not None or self.row(after, key) is not None
+        )
 
-    def told_at_ms(self, before: Rows, after: Rows, key: str, source: str, at_ms: int) -> int:
+    def told_at_ms(self, before: Rows, after: Rows, key: str, sources: Sources, at_ms: int) -> int:
         return at_ms
 
 
@@ -58,16 +64,16 @@ class Computed:
         value = self.function(*(None if row is None else row[0] for row in found))
         return None if value is None else (value, max(row[1] for row in found if row is not None))
 
-    def is_reached(self, before: Rows, after: Rows, key: str, source: str) -> bool:
-        if not any(one.is_reached(before, after, key, source) for one in self.below):
+    def is_reached(self, before: Rows, after: Rows, key: str, sources: Sources) -> bool:
+        if not any(one.is_reached(before, after, key, sources) for one in self.below):
             return False
         return self.row(before, key) is not None or self.row(after, key) is not None
 
-    def told_at_ms(self, before: Rows, after: Rows, key: str, source: str, at_ms: int) -> int:
+    def told_at_ms(self, before: Rows, after: Rows, key: str, sources: Sources, at_ms: int) -> int:
         times_ms: list[int] = []
         for one in self.below:
-            if one.is_reached(before, after, key, source):
-                times_ms.append(one.told_at_ms(before, after, key, source, at_ms))
+            if one.is_reached(before, after, key, sources):
+                times_ms.append(one.told_at_ms(before, after, key, sources, at_ms))
             elif (row := one.row(after, key)) is not None:
                 times_ms.append(row[1])
         return max(times_ms)
@@ -76,12 +82,12 @@ class Computed:
 Model = Kept | Computed
 
 
-def changes_of(model: Model, source: str, key: str, before: Rows, after: Rows, at_ms: int) -> list[Any]:
-    """What is told of a record that has changed a row of `source`."""
-    if not model.is_reached(before, after, key, source):
+def changes_of(model: Model, sources: Sources, key: str, before: Rows, after: Rows, at_ms: int) -> list[Any]:
+    """What is told of a record that has changed a row of each of `sources`."""
+    if not model.is_reached(before, after, key, sources):
         return []
     old, new = model.row(before, key), model.row(after, key)
-    time_ms = model.told_at_ms(before, after, key, source, at_ms)
+    time_ms = model.told_at_ms(before, after, key, sources, at_ms)
     return [(None if old is None else old[0], None if new is None else new[0], time_ms)]
 
 
@@ -129,6 +135,11 @@ def random_table(chance: random.Random, kept: list[tuple[Table, Model]], depth: 
     return table.join(other, combined, how=how), Computed((model, other_model), joined)
 
 
+def in_another_table(value: int | None) -> int | None:
+    """What a value of the stream is in the other table."""
+    return None if value is None or value % 4 == 0 else value + 100
+
+
 def check(seed: int) -> None:
     """Play the records of a seed, and compare what is told with the model."""
     chance = random.Random(seed)
@@ -136,6 +147,7 @@ def check(seed: int) -> None:
     kept: list[tuple[Table, Model]] = [(job.table(job.topic(name)), Kept(name)) for name in TOPICS[:2]]
     stream = job.stream(job.topic(TOPICS[2])).filter(lambda value: value != 5)
     kept.append((stream.map(lambda value: value).table(name=TOPICS[2]), Kept(TOPICS[2])))
+    kept.append((stream.map(in_another_table).table(name=ANOTHER), Kept(ANOTHER)))
     for table, _model in kept:
         table.to_stream().to(job.topic("used"))
     tables = [random_table(chance, kept, 3) for _ in range(2)]
@@ -157,11 +169,13 @@ def check(seed: int) -> None:
             if topic == TOPICS[2] and value == 5:
                 continue
             before = dict(rows)
-            rows.pop((topic, key), None)
-            if value is not None:
-                rows[topic, key] = (value, at_ms)
+            made = {topic: value, ANOTHER: in_another_table(value)} if topic == TOPICS[2] else {topic: value}
+            for name, row in made.items():
+                rows.pop((name, key), None)
+                if row is not None:
+                    rows[name, key] = (row, at_ms)
             for at, (_table, model) in enumerate(tables):
-                told = changes_of(model, topic, key, before, rows, at_ms)
+                told = changes_of(model, tuple(made), key, before, rows, at_ms)
                 expected.setdefault((at, key), []).extend(told)
         driver.settle()
         found: dict[tuple[int, str], list[Any]] = {}
@@ -230,7 +244,7 @@ def check_groups(seed: int) -> None:
             rows.pop((topic, key), None)
             if value is not None:
                 rows[topic, key] = (value, number + 1)
-            if not model.is_reached(before, rows, key, topic):
+            if not model.is_reached(before, rows, key, (topic,)):
                 continue
             left, _value = parts_of(model.row(before, key))
             entered, _value = parts_of(model.row(rows, key))
@@ -376,10 +390,16 @@ def test_model_notices_a_change_that_is_told_although_there_was_no_row(
 def test_model_notices_a_join_that_sees_only_one_way_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = views._compile_side
 
-    def side(table: Any, delta: Any, *arguments: Any) -> Any:
-        return plain(table, None if isinstance(table, views.FilteredTable) else delta, *arguments)
+    def side(table: Any, *arguments: Any) -> Any:
+        found = plain(table, *arguments)
+        return (lambda key, _changes: found(key, {})) if isinstance(table, views.FilteredTable) else found
 
     monkeypatch.setattr(views, "_compile_side", side)
+    assert_caught()
+
+
+def test_model_notices_a_record_that_is_told_for_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "_by_key", lambda changes: {})
     assert_caught()
 
 
