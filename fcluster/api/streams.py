@@ -675,13 +675,13 @@ class Stream(Generic[K_co, V_co]):
         return Stream(self._declared, self._declared.join_up(sides, self._declared.joins))
 
     def table(
-        self,
+        self: Stream[_K, _V | None],
         *,
         name: str,
         value: ValueKind | type[Any] | None = None,
         history: timedelta | None = None,
         on_error: OnError | None = None,
-    ) -> Table[K_co, V_co]:
+    ) -> Table[_K, _V]:
         """The newest value of each key of this stream, as a table.
 
         A value puts the row of its key. None deletes it: a tombstone, or what a map or a handler has made of
@@ -778,8 +778,13 @@ class Stream(Generic[K_co, V_co]):
         self._check_open()
         return Table(self._declared, table, {table.name: self._node.add(table)}, Stream)
 
-    def to(self: Stream[_K, _V], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None) -> None:
+    def to(
+        self: Stream[_K, _V | None], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None
+    ) -> None:
         """Write the records to `topic`. The stream ends here.
+
+        A tombstone, whose value is None, is written as one. (A None that a map has made is JSON's null. Other
+        kinds of values have none, so the record fails.)
 
         Args:
             topic: the target, or its name: a topic that isn't declared has the kinds of the stream's keys and
@@ -791,9 +796,17 @@ class Stream(Generic[K_co, V_co]):
         rule = None if on_error is None else self._declared.rule(on_error, "to()")
         self._then(Sink(topic, rule))
 
+    @overload
     def through(
         self: Stream[_K, _V], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None
-    ) -> Stream[_K, _V]:
+    ) -> Stream[_K, _V]: ...
+    @overload
+    def through(
+        self: Stream[_K, _V | None], topic: TopicSpec[_K, _V] | str, *, on_error: OnError | None = None
+    ) -> Stream[_K, _V | None]: ...
+    def through(
+        self: Stream[Any, Any], topic: TopicSpec | str, *, on_error: OnError | None = None
+    ) -> Stream[Any, Any]:
         """Write the records to `topic`, and go on with the stream of that topic.
 
         It is short for `.to(topic)` and `job.stream(topic)`: the stream has all records of the topic, whoever

@@ -417,7 +417,7 @@ class Table(Generic[K_co, V_co]):
 
         return GroupedTable(name, table, model_of(self._known_kind()) if value is None else None)
 
-    def to_stream(self) -> Stream[K_co, V_co]:
+    def to_stream(self) -> Stream[K_co, V_co | None]:
         """A stream of the table's changes: the new value of each row that is put or changed, and None (a
         tombstone) for one that is deleted.
 

@@ -70,7 +70,12 @@ assert_type(accounts, Table[str, Payment])
 assert_type(accounts.filter(lambda p: p.amount > 5), Table[str, Payment])
 amounts = accounts.map(lambda p: p.amount)
 assert_type(amounts, Table[str, int])
-assert_type(amounts.to_stream(), Stream[str, int])
+assert_type(amounts.to_stream(), Stream[str, int | None])
+assert_type(amounts.to_stream().table(name="again"), Table[str, int])
+assert_type(amounts.to_stream().flat_map(lambda n: [] if n is None else [n]), Stream[str, int])
+accounts.to_stream().to(payments)
+accounts.to_stream().to(loose)
+assert_type(accounts.to_stream().through(payments), Stream[str, Payment | None])
 assert_type(amounts.changes(), Stream[str, Change[int]])
 assert_type(settled.map(lambda p: p.status).table(name="states"), Table[str, str])
 assert_type(accounts.join(amounts), Table[str, dict[str, Any]])
@@ -166,6 +171,8 @@ WRONG: dict[str, str] = {
     "settled.key_by(lambda p: p.acount)": 'attribute "acount" for class "Payment"',
     "settled.join(rows, lambda p, total: total.amnt)": 'attribute "amnt" for class "Total"',
     "settled.join(rows, lambda p, t: t.amount, how='left')": '"amount" is not a known attribute of "None"',
+    "accounts.to_stream().map(lambda p: p.amount)": '"amount" is not a known attribute of "None"',
+    "amounts.to_stream().to(totals)": '"TopicSpec[str, Total]" cannot be assigned',
     "settled.to(totals)": '"TopicSpec[str, Total]" cannot be assigned',
     "settled.process(lambda ctx, p: p.ammount, name='h')": 'attribute "ammount" for class "Payment"',
     "job.process(totals)(some)": "is not assignable to",
