@@ -40,6 +40,7 @@ from fcluster.coordinator.core.topics import Role, roles_of
 from fcluster.coordinator.owned_topics import own_names
 from fcluster.graph.codecs import BoundCodec
 from fcluster.graph.outline import changes_to_state, outline
+from fcluster.graph.remarks import remarks_on
 from fcluster.graph.topology import Topology
 from fcluster.kafka.brokers import broker_setting, connect_or_raise
 from fcluster.kafka.clients import Admin, make_admin, make_consumer
@@ -52,7 +53,7 @@ _T = TypeVar("_T")
 
 Form = Literal["text", "mermaid", "svg", "json"]
 Level = Literal["ok", "note", "warning", "error"]
-Subject = Literal["brokers", "topics", "rights", "formats", "state"]
+Subject = Literal["job", "brokers", "topics", "rights", "formats", "state"]
 _SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """In the order in which a reader asks for them: without topics, for example, state doesn't matter."""
 
@@ -116,15 +117,21 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
     if options.form == "svg":
         write(as_svg(diagram_of(outline(topology)), f"the job {topology.job}"))
         return ExitCode.DONE
-    findings = None
+    findings = check_job(topology)
     if not options.offline:
-        topology, findings = check_on_brokers(with_known_brokers(settings, or_offline=True), topology)
+        topology, found = check_on_brokers(with_known_brokers(settings, or_offline=True), topology)
+        findings += found
     if options.form == "json":
-        write(as_json(outline(topology), findings))
+        write(as_json(outline(topology), findings, offline=options.offline))
     else:
-        write("\n".join([*as_text(outline(topology)), *findings_as_text(findings or ())]))
-    failed = findings is not None and any(finding.level == "error" for finding in findings)
+        write("\n".join([*as_text(outline(topology)), *findings_as_text(findings)]))
+    failed = any(finding.level == "error" for finding in findings)
     return ExitCode.MISTAKE if failed else ExitCode.DONE
+
+
+def check_job(topology: Topology) -> list[Finding]:
+    """Find out whether the job does something that may not be meant. It is none of the brokers' business."""
+    return [Finding("warning", "job", remark.message, remark.remedy) for remark in remarks_on(topology)]
 
 
 def check_on_brokers(settings: Settings, topology: Topology) -> tuple[Topology, list[Finding]]:

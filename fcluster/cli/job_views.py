@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 _LEVEL_WIDTH = len("warning")
 
 
-def as_json(job: JobOutline, findings: Sequence[Finding] | None) -> str:
-    """One JSON document. `findings` is null if the brokers weren't asked."""
-    return orjson.dumps({"job": job, "findings": findings}, option=orjson.OPT_INDENT_2).decode()
+def as_json(job: JobOutline, findings: Sequence[Finding], *, offline: bool) -> str:
+    """One JSON document. `findings` is null if the brokers weren't asked, and the job alone is as it should
+    be.
+    """
+    found = None if offline and not findings else findings
+    return orjson.dumps({"job": job, "findings": found}, option=orjson.OPT_INDENT_2).decode()
 
 
 # --- text ----------------------------------------------------------------------------------------------

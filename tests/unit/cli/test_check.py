@@ -114,6 +114,24 @@ def test_job_is_shown_as_json() -> None:
     assert steps[0]["state"] == ["total"]
 
 
+def test_aggregate_that_counts_a_window_several_times_is_a_warning_without_brokers_too() -> None:
+    Path("shop.py").write_text(
+        """
+from fcluster import Job, Tumbling, count, minutes
+
+job = Job("shop")
+windows = job.stream(job.topic("orders")).window(Tumbling(minutes(1)), name="w", emit="update")
+windows.aggregate(n=count()).key_by("key", name="by-key").count(name="results").to_stream().to("out")
+"""
+    )
+    result = run("--offline")
+    assert result.exit_code == 0, result.output
+    assert "warning  The running aggregate 'results' adds up results of the window 'w'" in result.output
+    assert result.output.endswith("1 warning\n")
+    (finding,) = json.loads(run("--offline", "--format", "json").output)["findings"]
+    assert (finding["level"], finding["subject"]) == ("warning", "job")
+
+
 def test_job_is_shown_as_a_diagram_without_brokers() -> None:
     result = run("--format", "mermaid")
     assert result.exit_code == 0, result.output

@@ -1,0 +1,95 @@
+"""What a job does as its file says, but perhaps not as its author meant it.
+
+Responsible for: finding, in a topology, aggregates that count values several times, because they follow
+windows whose results are passed on before they close. `fcluster check` says so. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from fcluster.graph.operators import (
+    GroupTable,
+    JoinTable,
+    KeepTable,
+    KeptTable,
+    Map,
+    Operator,
+    Peek,
+    Window,
+    is_running,
+)
+from fcluster.graph.stages import Chain, Stage
+from fcluster.graph.topology import Topology
+
+_REPEATABLE: Final = frozenset({"min", "max", "first", "last", "count_distinct", "approx_distinct"})
+"""The aggregates that mean the same if results that are replaced by later ones count, too."""
+_REMEDY: Final = (
+    "leave out emit=, so that each window has one result. Or keep the newest result of each window in a "
+    "table, and let table.group_by() take away what is replaced (docs/windows.md, Results that are added "
+    "up). If it is meant, nothing is wrong."
+)
+
+
+class Remark(NamedTuple):
+    """What may not be meant, and what to do then."""
+
+    message: str
+    remedy: str
+
+
+def remarks_on(topology: Topology) -> list[Remark]:
+    """What may not be meant in a job."""
+    return [
+        Remark(_message(window, step), _REMEDY)
+        for stage in topology.stages
+        for chain in stage.chains
+        for at, window in enumerate(chain.operators)
+        if isinstance(window, Window) and window.emit != "close"
+        for step in _aggregates_behind(topology, chain, chain.operators[at + 1 :])
+        if _counts_again(step)
+    ]
+
+
+def _aggregates_behind(
+    topology: Topology, chain: Chain, operators: Sequence[Operator]
+) -> Iterator[Window | KeptTable]:
+    """The windows and running aggregates that all values reach which come to these operators, the rest of the
+    chain. What a filter or a function with state makes of values is its own business.
+    """
+    for step in operators:
+        if isinstance(step, Window) or (isinstance(step, KeptTable) and is_running(step)):
+            yield step
+            return
+        if not isinstance(step, Map | Peek | JoinTable):
+            return
+    if chain.rekey is None or chain.sink is None:
+        return
+    for reader, number in _readers(topology, chain.sink.name):
+        for following in reader.chains_of(number):
+            yield from _aggregates_behind(topology, following, following.operators)
+
+
+def _readers(topology: Topology, topic: str) -> Iterator[tuple[Stage, int]]:
+    """The input that reads a repartition topic."""
+    for stage in topology.stages:
+        for number, source in enumerate(stage.inputs):
+            if source.internal and source.topic.name == topic:
+                yield stage, number
+
+
+def _counts_again(step: Window | KeptTable) -> bool:
+    if isinstance(step, Window | GroupTable):
+        return any(aggregate.name not in _REPEATABLE for _name, aggregate in step.fields)
+    return isinstance(step, KeepTable)
+
+
+def _message(window: Window, step: Window | KeptTable) -> str:
+    kind = "window" if isinstance(step, Window) else "running aggregate"
+    when = "after each record" if window.emit == "update" else "at intervals"
+    again = ", and those that are withdrawn" if window.store.of_sessions else ""
+    return (
+        f"The {kind} {step.name!r} adds up results of the window {window.name!r}, which are passed on "
+        f"{when}: former results of a window count besides the newest one{again}."
+    )
