@@ -88,9 +88,8 @@ def test_nothing_remains_in_the_store() -> None:
         bench.barrier()
     bench.run(0, 1_000, key=b"x")
     bench.barrier()
-    assert (
-        len(bench.store.scan(b"", b"\xff", 100, reverse=False)) == 3
-    )  # the last window, its note and the grace
+    # The last window, its note and the grace.
+    assert len(bench.store.scan(b"", b"\xff", 100, reverse=False)) == 3
 
 
 def test_what_is_noted_survives_a_crash() -> None:
