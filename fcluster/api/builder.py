@@ -21,7 +21,6 @@ from fcluster.api.nodes import (
 from fcluster.common.errors import JobError
 from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.graph.codecs import codec_name, kind_title
-from fcluster.graph.counted import Counted
 from fcluster.graph.description import rekey_description
 from fcluster.graph.operators import (
     Branch,
@@ -222,9 +221,7 @@ class Builder:
                 self._claim_process_name(
                     step.name, node.children[0] if isinstance(step, JoinStreams) else node
                 )
-            if isinstance(step, JoinStreams) or (
-                isinstance(step, Window) and not isinstance(step.windows, Counted)
-            ):
+            if isinstance(step, JoinStreams) or (isinstance(step, Window) and step.may_be_late):
                 _check_in_time(step, before)
             if isinstance(step, MapAsync):
                 _check_before_calls(step, before)
@@ -456,10 +453,13 @@ def _check_in_time(step: Window | JoinStreams, before: Sequence[Operator]) -> No
             isinstance(former, JoinStreams) and former.how != "inner"
         ):
             kind = "window" if isinstance(former, Window) else "join"
+            remedy = _KEY_BETWEEN[kind]
+            if isinstance(step, Window):
+                remedy += " Or give it clock='processing', for which no record is late."
             raise JobError(
                 f"The {what} {step.name!r} follows the {kind} {former.name!r} directly: results of "
                 f"{former.name!r} would be too late for it, as event time has passed them.",
-                remedy=_KEY_BETWEEN[kind],
+                remedy=remedy,
             )
 
 

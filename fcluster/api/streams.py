@@ -60,6 +60,7 @@ from fcluster.graph.operators import (
 )
 from fcluster.graph.record import Record
 from fcluster.graph.states import State
+from fcluster.graph.timers import TimerClock
 from fcluster.graph.windows import Sized, Windows
 
 _K = TypeVar("_K")
@@ -332,14 +333,19 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         late: TopicSpec | str | None = None,
         emit: Literal["close", "update"] | timedelta = "close",
+        clock: TimerClock = "event",
         on_error: OnError | None = None,
     ) -> WindowedStream[K_co, V_co]:
-        """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
+        """Gather the records of each key in windows of time. `.aggregate(...)` says what to compute.
 
         A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
         plus its grace: then its result goes on, once. (A session closes once event time has passed that.) The
         job uses event time; declare a `Watermark` where records come out of order. (A `Counted` window closes
         with its last record, and needs no event time, unless results go on at intervals.)
+
+        With `clock="processing"`, a record is in the windows of the time at which it is processed, by the
+        clock of the worker's host. A window closes when that clock reaches its end, also if no record comes.
+        Each record counts once, but which windows it is in differs from run to run.
 
         Args:
             windows: `Tumbling`, `Hopping`, `Cumulative`, `Sliding`, `Session` or `Counted`.
@@ -351,16 +357,18 @@ class Stream(Generic[K_co, V_co]):
                 time passes a multiple of it, the results of windows go on that have changed since; and when a
                 window closes. In both cases, if a session has grown, or two have become one, what was passed
                 on of them is withdrawn.
+            clock: "event" or "processing". With "processing" there is neither `late` nor a grace, and
+                intervals pass by the clock, too.
             on_error: what to do if an aggregate fails for a record, or a result can't be computed: "stop",
                 "skip" or a dead-letter topic. It also applies to late records that can't be written. Default:
                 that of the job.
         """
-        check_windows(windows, name, late, emit)
+        check_windows(windows, name, late, emit, clock)
         late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         kept, same = value_of(self._node)
-        window = Window(name, windows, (), late, rule, value=kept, is_unchanged=same)
+        window = Window(name, windows, (), late, rule, clock=clock, value=kept, is_unchanged=same)
         what = f"the window {name!r}"
         self._declared.begin(what)
 
@@ -380,14 +388,17 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         late: TopicSpec | str | None = None,
         emit: Literal["close"] = "close",
+        clock: TimerClock = "event",
         on_error: OnError | None = None,
     ) -> GatheredStream[V_co]:
-        """Gather all records in windows of event time, whatever their keys are. `.aggregate(...)` says what
-        to compute.
+        """Gather all records in windows of time, whatever their keys are. `.aggregate(...)` says what to
+        compute.
 
         Each shard computes its part of a window. When event time has passed the window's end and its grace in
         all of them, one shard gathers the parts through a repartition topic, and the result goes on, once. So
         the aggregates must be mergeable, as all of fcluster's are.
+
+        With `clock="processing"`, one shard gets all records, and counts them by when it processes them.
 
         Args:
             windows: `Tumbling`, `Hopping` or `Cumulative`.
@@ -395,20 +406,24 @@ class Stream(Generic[K_co, V_co]):
             late: as in `window`.
             emit: "close". For results before a window closes, put all records into one shard:
                 `.key_by(lambda value: "all").window(..., emit="update")`.
+            clock: as in `window`.
             on_error: as in `window`. It also applies to parts that can't be written.
         """
-        check_all_windows(windows, name, emit)
+        check_all_windows(windows, name, late, emit, clock)
         late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         what = f"the window {name!r}"
         self._declared.begin(what)
 
-        def then(part: Window, together: KeyBy, whole: Window) -> Stream[Any, Any]:
+        def then(steps: Sequence[Window | KeyBy]) -> Stream[Any, Any]:
             self._declared.complete(what)
-            return self._then(part)._then(together)._then(whole)
+            stream: Stream[Any, Any] = self
+            for step in steps:
+                stream = stream._then(step)
+            return stream
 
-        return GatheredStream(then, Window(name, windows, (), late, rule, keyless=True))
+        return GatheredStream(then, Window(name, windows, (), late, rule, keyless=True, clock=clock))
 
     @overload
     def join(

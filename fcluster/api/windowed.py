@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, cast
@@ -14,9 +14,10 @@ from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import WITHDRAWN, Aggregate, check_aggregates, gathered, parted
 from fcluster.graph.counted import Counted
-from fcluster.graph.durations import MILLISECOND, check_duration
+from fcluster.graph.durations import MILLISECOND, check_duration, shown
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.operators import Window
+from fcluster.graph.timers import TIMER_CLOCKS
 from fcluster.graph.windows import Gathered, Session, Sized, Windows
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class GatheredStream(Generic[V_co]):
 
     __slots__ = ("_then", "_window")
 
-    def __init__(self, then: Callable[[Window, KeyBy, Window], Stream[Any, Any]], window: Window) -> None:
+    def __init__(self, then: Callable[[Sequence[Window | KeyBy]], Stream[Any, Any]], window: Window) -> None:
         self._then = then
         self._window = window
 
@@ -77,13 +78,16 @@ class GatheredStream(Generic[V_co]):
             JobError: there are none, one isn't an aggregate or has no `merge`, or its name is taken.
         """
         whole = self._window
+        if whole.clock == "processing":
+            # Nobody could tell when the parts of all shards have come.
+            together = KeyBy(all_together, None, "text", None, whole.on_error, "1")
+            return self._then((together, replace(whole, fields=check_aggregates(whole.name, fields))))
         checked = check_aggregates(whole.name, fields, merged="it is computed in parts, one for each shard")
         part = replace(whole, name=f"{whole.name}-parts", fields=parted(checked))
         together = KeyBy(all_together, None, "text", "json", whole.on_error, "1")
         windows = Gathered(cast("Sized", whole.windows))
-        return self._then(
-            part, together, replace(whole, windows=windows, fields=gathered(checked), late=None)
-        )
+        gathering = replace(whole, windows=windows, fields=gathered(checked), late=None)
+        return self._then((part, together, gathering))
 
 
 def all_together(_part: Any) -> str:
@@ -91,7 +95,7 @@ def all_together(_part: Any) -> str:
     return "all"
 
 
-def check_all_windows(windows: object, name: object, emit: object) -> None:
+def check_all_windows(windows: object, name: object, late: object, emit: object, clock: object) -> None:
     """Check the arguments of `Stream.window_all`.
 
     Raises:
@@ -111,9 +115,10 @@ def check_all_windows(windows: object, name: object, emit: object) -> None:
             remedy="To have results before, put all records into one shard: .key_by(lambda value: "
             "'all').window(..., emit=...).",
         )
+    _check_clock(windows, name, late, clock)
 
 
-def check_windows(windows: object, name: object, late: object, emit: object) -> None:
+def check_windows(windows: object, name: object, late: object, emit: object, clock: object) -> None:
     """Check the arguments of `Stream.window`.
 
     Raises:
@@ -136,4 +141,30 @@ def check_windows(windows: object, name: object, late: object, emit: object) -> 
         raise JobError(
             f"late= of the window {name!r} doesn't go with Counted: no record is late for such windows.",
             remedy="Leave it out.",
+        )
+    _check_clock(windows, name, late, clock)
+
+
+def _check_clock(windows: Windows, name: object, late: object, clock: object) -> None:
+    """Check by which clock the windows are, and whether the rest goes with it."""
+    if clock not in TIMER_CLOCKS:
+        raise JobError(
+            f"clock={bounded_repr(clock)} of the window {name!r} is unknown.",
+            remedy="Use clock='event', the time of the records, or clock='processing', that of the host.",
+        )
+    if clock == "event":
+        return
+    what = f"clock='processing' of the window {name!r} doesn't go with"
+    if isinstance(windows, Counted):
+        raise JobError(
+            f"{what} Counted: such windows close with their last record, whatever the time is.",
+            remedy="Leave it out.",
+        )
+    grace = windows.grace_ms * MILLISECOND
+    given_late = "late=" if late is not None else f"grace={shown(grace)}" if grace else ""
+    if given_late:
+        raise JobError(
+            f"{what} {given_late}: a record is in the windows of the time at which it is processed, so none "
+            "is late.",
+            remedy=f"Leave out {given_late.partition('=')[0]}=, or clock=.",
         )

@@ -1,4 +1,4 @@
-"""Fires a shard's timers when they are due. A window that closes is such a timer, in event time.
+"""Fires a shard's timers when they are due. A window that closes is such a timer.
 
 Responsible for: `TimerRunner`, which knows when the shard's next timers are due, calls their functions, and
 handles their failures.
@@ -12,9 +12,9 @@ Invariants:
   in them (`interval_notes`). In a stage whose handlers set timers they don't wait, because a handler behind
   them could see the difference. Nor do they in a stage with counted windows at intervals, which are closed
   by records.
-- When event time has ended (a bounded run), all event-time timers and windows are due. They fire in the usual
-  order, and event time follows them. A timer's function can't set another one in event time then: one that
-  sets itself again would never come to an end.
+- When event time has ended (a bounded run), all event-time timers and all windows are due, also those in
+  processing time. They fire in the usual order, and event time follows those that go by it. A timer's
+  function can't set another one in event time then: one that sets itself again would never come to an end.
 - Due timers fire in the order of time, then of the key's bytes, then of the name, then of the handlers in the
   job. Timers that are set in the meantime are put into that order. One that a timer sets for no later than
   its own time waits until the clock moves on. So whatever timers do, those that are due come to an end, and
@@ -37,7 +37,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import Failure
@@ -47,6 +47,7 @@ from fcluster.engine.clock import END_MS, EventClock
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
+from fcluster.engine.entries import EntryTable
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.interval_counted import CountedAtIntervals
 from fcluster.engine.interval_notes import IntervalNotes
@@ -55,13 +56,14 @@ from fcluster.engine.interval_sliding import OpenSlidingAtIntervals
 from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.loading import Unloaded
 from fcluster.engine.pairs import AnyOpen, OpenPairs
+from fcluster.engine.processing_time import ProcessingTime
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
 from fcluster.engine.sessions import AnyWindows, OpenSessions
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
-from fcluster.engine.windows import OpenWindows
+from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
 from fcluster.graph.counted import Counted
 from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec, Window
 from fcluster.graph.sliding import Sliding
@@ -155,10 +157,15 @@ class TimedStep(Protocol):
 
 @dataclass(slots=True)
 class _Compiled:
-    """A step with timers, and the chain through which its outputs go."""
+    """A step with timers, and the chain through which its outputs go.
+
+    Attributes:
+        clock: the processing time of a step whose windows go by it.
+    """
 
     name: str
     timers: TimedStep
+    clock: ProcessingTime | None = None
     chain: CompiledChain | None = None
 
 
@@ -216,8 +223,11 @@ class TimerRunner:
             name: step for name, step in self.steps.items() if isinstance(step, HandlerTimers)
         }
         self._compiled = [
-            _Compiled(name, timers) for name, step in self.steps.items() for timers in _timers_within(step)
+            _Compiled(name, timers, _processing_time_of(step))
+            for name, step in self.steps.items()
+            for timers in _timers_within(step)
         ]
+        self._in_processing_time = [one.timers for one in self._compiled if one.clock is not None]
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
         self._results_late_ms = stage.results_late_ms
@@ -227,6 +237,10 @@ class TimerRunner:
         )
         # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
+        # At the end of event time, windows in processing time are due, too.
+        self._nothing_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, NEVER_MS)
+        if self._in_processing_time:
+            self._nothing_ms["event"] = END_MS
         self.fired = 0
         self.at_once_max = FIRED_AT_ONCE_MAX
         self.begun: Callable[[TimerRecord], None] = _nothing
@@ -299,7 +313,9 @@ class TimerRunner:
             due_ms = self._clock.now_ms
             if due_ms is None:
                 return None
-        return (due_ms if found is None else min(due_ms, found[1].at_ms - 1)) - self._results_late_ms
+        waiting = [None if found is None else found[1]]
+        waiting += [step.first("processing") for step in self._in_processing_time]
+        return min([due_ms, *(one.at_ms - 1 for one in waiting if one is not None)]) - self._results_late_ms
 
     # --- firing ---------------------------------------------------------------------------------------
 
@@ -374,7 +390,10 @@ class TimerRunner:
             of_kind = _OPEN_AT_INTERVALS.get(type(step.windows), OpenWindowsAtIntervals)
         else:
             of_kind = _OPEN.get(type(step.windows), OpenWindows)
-        return of_kind(step, self._tables, self._clock, self._noted, self._port)
+        clock: ClockInEventTime = self._clock
+        if step.clock == "processing":
+            clock = ProcessingTime(cast("EntryTable", self._tables[step.store.clock_name]), self._wall_ms)
+        return of_kind(step, self._tables, clock, self._noted, self._port)
 
     def _event_ms(self) -> int | None:
         return self._clock.now_ms
@@ -390,13 +409,14 @@ class TimerRunner:
         if self._next_ms[clock] > now_ms:
             return None
         found = self._first(clock)
-        next_ms = self._next_ms[clock] = NEVER_MS if found is None else found[1].at_ms
+        next_ms = self._next_ms[clock] = self._nothing_ms[clock] if found is None else found[1].at_ms
         return found if next_ms <= now_ms else None
 
     def _first(self, clock: TimerClock) -> tuple[_Compiled, Timer] | None:
         found: tuple[_Compiled, Timer] | None = None
+        all_windows = clock == "event" and self._clock.ended
         for handler in self._compiled:
-            timer = handler.timers.first(clock)
+            timer = handler.timers.first("processing" if all_windows and handler.clock is not None else clock)
             if timer is not None and (found is None or timer < found[1]):
                 found = handler, timer
         return found
@@ -416,7 +436,7 @@ class TimerRunner:
         held = chain.held
         assert held is not None
         condemnations = self._condemned.get(record.title, ()) if self._condemned else ()
-        if clock == "event" and self._clock.ended:
+        if clock == "event" and self._clock.ended and handler.clock is None:
             self._clock.follow(timer.at_ms)
         # This comes before what can be undone: a skipped timer is removed as well.
         handler.timers.take(clock, timer)
@@ -463,6 +483,8 @@ class TimerRunner:
         for one in condemnations:
             if not one.topic:
                 raise StepFailure(place, RecordError(one.failure))
+        if handler.clock is not None:
+            handler.clock.closing(timer.at_ms)
         call(record, timer.key)
         try:
             for table in chain.tables:
@@ -486,7 +508,7 @@ class TimerRunner:
         if rule != "stop":
             self._port.skipped += 1
             if not isinstance(rule, TopicSpec):
-                handler.timers.skipped(timer)
+                _give_up(handler, timer)
                 return
             step, produce = failure.place.name, self._checked_produce(failure.place)
             try:
@@ -494,7 +516,7 @@ class TimerRunner:
             except RecordError as error:
                 stops_with = dead_letter_trouble(record, error)
             else:
-                handler.timers.skipped(timer)
+                _give_up(handler, timer)
                 self._port.records += 1
                 return
         handler.timers.put(clock, timer)
@@ -558,6 +580,20 @@ def _timers_within(step: HandlerTimers | AnyOpen) -> Iterator[TimedStep]:
     notes: IntervalNotes | None = None if isinstance(step, HandlerTimers | OpenPairs) else step.notes
     if notes is not None:
         yield notes
+
+
+def _processing_time_of(step: HandlerTimers | AnyOpen) -> ProcessingTime | None:
+    """The processing time of a step whose windows go by it."""
+    if isinstance(step, OpenInTime) and isinstance(step.clock, ProcessingTime):
+        return step.clock
+    return None
+
+
+def _give_up(handler: _Compiled, timer: Timer) -> None:
+    """The timer has failed, and what it changed has been undone. It won't fire again."""
+    if handler.clock is not None:
+        handler.clock.closing(timer.at_ms)
+    handler.timers.skipped(timer)
 
 
 def _nothing(*_arguments: object) -> None:

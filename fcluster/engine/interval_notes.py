@@ -1,13 +1,13 @@
 """When a step of windows passes results on at intervals, in one shard.
 
-Responsible for: `IntervalNotes`. For `firing`, a note is an event-time timer. What is passed on then is known
-to those who keep the windows: `interval_windows`, `interval_sessions`, `interval_sliding`,
+Responsible for: `IntervalNotes`. For `firing`, a note is a timer by the clock of the step. What is passed on
+then is known to those who keep the windows: `interval_windows`, `interval_sessions`, `interval_sliding`,
 `interval_counted`. Pure.
 
     time (8 bytes) | key of the stream   ->  what those who keep the windows note
 
 Invariants:
-- When a record changes a window, a result is noted for the next multiple of the interval in event time,
+- When a record changes a window, a result is noted for the next multiple of the interval by that clock,
   after the window's start, unless one is noted for that time or before it. So a window that doesn't change
   passes nothing on, and no result has a time before its window.
 - Records may come while results are due (see `firing`). A result that is due is that of the window as it was
@@ -40,7 +40,7 @@ class IntervalNotes:
     Args:
         window: the declaration of the step.
         tables: the shard's tables, by the name of the store.
-        clock: the shard's event time.
+        clock: the shard's event time, or the step's processing time.
         noted: called with the clock and time of each timer that is set.
         forget: called with the key and time of results that have failed and are given up.
     """
@@ -57,6 +57,7 @@ class IntervalNotes:
         self._interval_ms = window.interval_ms
         self._table = cast("EntryTable", tables[window.store.notes_name])
         self._clock = clock
+        self._goes_by: TimerClock = window.clock
         self._noted = noted
         self._forget = forget
         self._ahead = ReadAhead(b"", BEHIND_ALL, _note_of, _timer_of)
@@ -88,7 +89,7 @@ class IntervalNotes:
         timer = Timer(at_ms, key, RESULT)
         self._table.put(_note_of(timer), value)
         self._ahead.add(timer)
-        self._noted("event", at_ms)
+        self._noted(self._goes_by, at_ms)
 
     def delete(self, key: bytes, at_ms: int) -> None:
         """Nothing of the key is passed on then any more."""
@@ -98,7 +99,7 @@ class IntervalNotes:
 
     def first(self, clock: TimerClock) -> Timer | None:
         """See `firing.TimedStep`."""
-        return self._ahead.first(self._table, self._is_noted) if clock == "event" else None
+        return self._ahead.first(self._table, self._is_noted) if clock == self._goes_by else None
 
     def _is_noted(self, timer: Timer) -> bool:
         return self._table.get(_note_of(timer)) is not ABSENT

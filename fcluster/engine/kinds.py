@@ -229,11 +229,18 @@ def make_window_tables(
     table = EntryTable(store.name, prefix_of(store.name), store.step, layers, codec, group_of)
     if in_time:
         table.key_text = _window_text
-    notes = state_codec("json" if in_time else "bytes")
+    notes, clock = state_codec("json" if in_time else "bytes"), state_codec("int")
     return [
         table,
         *(
-            EntryTable(name, prefix_of(name), store.step, layers, notes, _one_group)
+            EntryTable(
+                name,
+                prefix_of(name),
+                store.step,
+                layers,
+                clock if name == store.clock_name else notes,
+                _one_group,
+            )
             for name in store.store_names[1:]
         ),
         *([] if store.kind == "counted" else [_make_grace_table(store, layers, prefix_of)]),

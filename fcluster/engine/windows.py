@@ -1,16 +1,17 @@
 """The open windows of one step in one shard: which are due, and the aggregates of each.
 
 Responsible for: `OpenInTime`, which windows and sessions share, and `OpenWindows`, over the table that
-`kinds.make_window_tables` makes. For `firing`, a window is an event-time timer: it is due when event time
-reaches the window's end plus its grace, and for a session a millisecond later, because a record exactly at
-its end belongs to it. The operator (`operators.window`) fills windows and closes the due ones. Pure.
+`kinds.make_window_tables` makes. For `firing`, a window is a timer in event time or, with
+`clock="processing"`, in processing time: it is due when that reaches the window's end plus its grace, and for
+a session a millisecond later, because a record exactly at its end belongs to it. The operator
+(`operators.window`) fills windows and closes the due ones. Pure.
 
     end (8 bytes) | key of the stream  ->  what each aggregate keeps, in the order of the fields
 
 Invariants:
 - A window is open from its first record until it has closed. Event time decides: a record is late for a
   window if event time has reached its end plus its grace, whether the window has already closed or never had
-  a record.
+  a record. In processing time no record is late (`engine.processing_time`).
 - Windows are due in the order of their ends, then of the key's bytes. They are found by a range scan over all
   layers, so the order doesn't depend on where barriers fell.
 - A window that has closed is deleted in the epoch of its result (invariant 6). With a longer grace after a
@@ -44,7 +45,9 @@ BEHIND_ALL: Final = b"\xff" * TIME_BYTES
 
 
 class ClockInEventTime(Protocol):
-    """A shard's event-time clock. Implemented by `engine.clock.EventClock`."""
+    """A shard's event-time clock, or the processing time of a step that goes by it. Implemented by
+    `engine.clock.EventClock` and `engine.processing_time.ProcessingTime`.
+    """
 
     @property
     def now_ms(self) -> int | None:
@@ -53,7 +56,7 @@ class ClockInEventTime(Protocol):
 
 
 class OpenInTime:
-    """What is open in a step until event time is `closes_after_ms` behind its end: windows, sessions.
+    """What is open in a step until its clock is `closes_after_ms` behind its end: windows, sessions.
 
     For `firing` it is a `TimedStep`.
 
@@ -61,13 +64,14 @@ class OpenInTime:
         window: the declaration of the step.
         tables: the shard's tables, by the name of the store.
         due_name: the store whose keys are those of `_entry_of`, in the order in which they are due.
-        clock: the shard's event time.
+        clock: the shard's event time, or the step's processing time.
         noted: called with the clock and time of each timer that is set.
         port: counts late records.
 
     Attributes:
         table: what is open.
-        clock: the shard's event time.
+        clock: the time by which it closes.
+        goes_by: which clock that is.
         port: counts late records.
         notes: when results are passed on at intervals. None: they aren't.
         floor_ms: what has closed for good, by its end; see `grace.closed_floor`.
@@ -86,6 +90,7 @@ class OpenInTime:
     ) -> None:
         self.step = window.name
         self.clock = clock
+        self.goes_by: TimerClock = window.clock
         self.port = port
         self.table = cast("EntryTable", tables[window.store.name])
         self._due = cast("EntryTable", tables[due_name])
@@ -99,12 +104,12 @@ class OpenInTime:
         """Something of the key with this end may be due."""
         timer = Timer(end_ms + self._closes_after_ms, key, CLOSE)
         self._ahead.add(timer)
-        self._noted("event", timer.at_ms)
+        self._noted(self.goes_by, timer.at_ms)
         return timer
 
     def first(self, clock: TimerClock) -> Timer | None:
         """What closes next. Don't call it within a record that may still be undone."""
-        return self._ahead.first(self._due, self._is_due) if clock == "event" else None
+        return self._ahead.first(self._due, self._is_due) if clock == self.goes_by else None
 
     def _is_due(self, timer: Timer) -> bool:
         return self._due.get(self._entry_of(timer)) is not ABSENT and self._is_exact(timer)

@@ -263,6 +263,7 @@ def _changed_windows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
             ("aggregates", "compute"),
             ("value", "keep"),
             ("emits", "emit"),
+            ("closes", "close"),
         ):
             if before.get(part) != now.get(part):
                 texts = [_windows_text(described.get(part)) for described in (before, now)]

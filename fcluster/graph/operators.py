@@ -18,7 +18,7 @@ from fcluster.graph.joins import How, PairStore, Side
 from fcluster.graph.sliding import Sliding
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
-from fcluster.graph.timers import TimerFunction, TimerStore
+from fcluster.graph.timers import TimerClock, TimerFunction, TimerStore
 from fcluster.graph.windows import Session, StoreKind, Windows, WindowStore
 
 KeyKind = Kind
@@ -180,6 +180,7 @@ class Window:
             when it closes.
         interval_ms: how long an interval is.
         keyless: whether its windows are those of all records of a shard, whatever their keys are.
+        clock: whether records are in windows by their timestamps, or by when they are processed.
         value: the codec in which values are kept, if windows keep values.
         is_unchanged: the values are those that were read, so their bytes can be kept.
         on_error: what a record leads to that fails in it, and a window whose result does.
@@ -193,6 +194,7 @@ class Window:
     emit: Literal["close", "update", "interval"] = "close"
     interval_ms: int = 0
     keyless: bool = False
+    clock: TimerClock = "event"
     value: ValueKind = "json"
     is_unchanged: bool = False
 
@@ -200,7 +202,8 @@ class Window:
     def store(self) -> WindowStore:
         """Where its open windows are kept."""
         kinds: dict[type, StoreKind] = {Session: "sessions", Sliding: "sliding", Counted: "counted"}
-        return WindowStore(self.name, kinds.get(type(self.windows), "windows"), self.emit == "interval")
+        kind = kinds.get(type(self.windows), "windows")
+        return WindowStore(self.name, kind, self.emit == "interval", self.clock == "processing")
 
     @property
     def closes_after_ms(self) -> int:
@@ -215,12 +218,19 @@ class Window:
         """Whether windows close, or results are passed on, because time has passed."""
         return not isinstance(self.windows, Counted) or self.emit == "interval"
 
+    @property
+    def may_be_late(self) -> bool:
+        """Whether records may be too late for its windows."""
+        return not isinstance(self.windows, Counted) and self.clock == "event"
+
     def describe(self) -> dict[str, Any]:
         """What the bytes of its store depend on."""
         aggregates = [[name, aggregate.name] for name, aggregate in self.fields]
         described: dict[str, Any] = {"windows": self.windows.describe(), "aggregates": aggregates}
         if self.emit == "interval":
             described["emits"] = "at intervals"
+        if self.clock == "processing":
+            described["closes"] = "in processing time"
         if isinstance(self.windows, Sliding):
             described["value"] = f"{codec_name(self.value)} values"
         return {**described, "keyless": True} if self.keyless else described

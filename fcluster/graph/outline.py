@@ -216,6 +216,8 @@ def _step(step: Operator) -> StepOutline:
         described = step.windows.describe()
         sizes = ", ".join(f"{part}={value}" for part, value in described.items() if part != "kind")
         details["windows"] = f"{described['kind']} ({sizes})"
+        if step.clock == "processing":
+            details["clock"] = "processing time"
         if step.keyless:
             details["of"] = "all records, whatever their keys are"
         if step.windows.grace_ms:

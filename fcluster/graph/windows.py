@@ -328,11 +328,13 @@ class WindowStore:
         step: the step's name.
         kind: what is in them.
         at_intervals: whether results are passed on at intervals.
+        in_processing_time: whether windows close in processing time.
     """
 
     step: str
     kind: StoreKind = "windows"
     at_intervals: bool = False
+    in_processing_time: bool = False
 
     @property
     def name(self) -> str:
@@ -365,10 +367,17 @@ class WindowStore:
         return f"{self.step}//grace"
 
     @property
+    def clock_name(self) -> str:
+        """The store that keeps up to when windows have closed in processing time."""
+        return f"{self.step}//clock"
+
+    @property
     def store_names(self) -> tuple[str, ...]:
         """The names of the stores that records change."""
         names = (self.name, self.due_name) if self.has_notes else (self.name,)
-        return (*names, self.notes_name) if self.at_intervals and self.kind != "windows" else names
+        if self.at_intervals and self.kind != "windows":
+            names = (*names, self.notes_name)
+        return (*names, self.clock_name) if self.in_processing_time else names
 
 
 class _Days:

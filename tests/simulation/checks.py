@@ -698,6 +698,8 @@ class Checks:
                     self.fail(f"outputs of {stage}, {at[0]}, key {at[1]}: {there}, a recount gives {wanted}")
         if self.job.models and not self.job.has_results:
             self._check_repartition()
+        if self.job.judge is not None and (finding := self.job.judge(self._idents(SOURCE), self.outputs())):
+            self.fail(finding)
         for (topic, number), (offset, metadata, _) in self.kafka.offsets.items():
             shard = ShardId(self.job.stages_reading[topic], number)
             which = self.inputs[shard.stage].index(topic)

@@ -249,7 +249,9 @@ class _FaultPlanner:
     def _schedule_faults_at_timers(self) -> None:
         """Kill or stop a worker after timers have fired, in some runs of jobs with timers."""
         own = Random(f"strikes at timers {self.world.seed}")
-        if any(model.has_timers for model in self.cluster.job.models.values()) and own.random() < 0.3:
+        job = self.cluster.job
+        has_timers = job.awaits_timers or any(model.has_timers for model in job.models.values())
+        if has_timers and own.random() < 0.3:
             kind, countdown = own.choice(("crash", "crash", "stop")), own.choice((1, 2, 4, 8))
             self.cluster.faults_at_steps.append(FaultAtStep("worker: timers fired", countdown, kind, 1200))
 

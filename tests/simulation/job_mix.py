@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Literal
 
+from tests.simulation.clock_job import clock_job
 from tests.simulation.jobs import (
     MAX_DRIFT_MS,
     SimJob,
@@ -27,14 +28,15 @@ TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
 TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
 WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
 SLIDING_SEEDS_FROM = 6 * SEEDS_OF_A_JOB
+CLOCK_SEEDS_FROM = 6 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 TABLES_SEEDS_FROM = 7 * SEEDS_OF_A_JOB
 RUNNING_SEEDS_FROM = 7 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
 DRIFT_SEEDS_FROM = 9 * SEEDS_OF_A_JOB
 """Seeds from these numbers on play: the merged job, the one with declared states, the first job with event
-time, the one with timers, those with windows, the one with further kinds of windows, the one with tables, and
-the one with running aggregates. The last but one are bounded runs of some of them. In the last, partitions
-wait for each other.
+time, the one with timers, those with windows, the one with further kinds of windows, the one with windows in
+processing time, the one with tables, and the one with running aggregates. The last but one are bounded runs
+of some of them. In the last, partitions wait for each other.
 """
 WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
 _WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
@@ -66,8 +68,8 @@ _SEEDS_FROM = (
 
 
 def seeds(first: int, count: int) -> Iterator[int]:
-    """Seeds from this number on, of all jobs alike. Bounded runs, and jobs whose partitions wait for each
-    other, have seeds of their own.
+    """Seeds from this number on, of all jobs alike. Bounded runs, the job with windows in processing time,
+    and jobs whose partitions wait for each other, have seeds of their own.
     """
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
@@ -84,6 +86,8 @@ def job_of(seed: int) -> SimJob:
         return running_job()
     if seed >= TABLES_SEEDS_FROM:
         return tables_job()
+    if seed >= CLOCK_SEEDS_FROM:
+        return clock_job()
     if seed >= SLIDING_SEEDS_FROM:
         return sliding_job()
     if seed >= WINDOWS_SEEDS_FROM:

@@ -932,6 +932,9 @@ class SimJob:
             the coordinator has to know how many there are.
         awaits_timers: whether a run goes on until all timers in processing time have fired. Jobs with models
             always do.
+        clock_error_ms_max: how wrong the clocks of hosts may be.
+        judge: looks at the idents of all records in `SOURCE` and at what a read_committed reader finds in the
+            topics that the job writes. Returns what is wrong. For jobs without models.
     """
 
     topology: Topology
@@ -946,6 +949,8 @@ class SimJob:
     tables: frozenset[str] = frozenset()
     awaits_timers: bool = False
     dead_letters_max: int = 0
+    clock_error_ms_max: int = 20
+    judge: Callable[[Sequence[int], Mapping[str, list[list[Written]]]], str] | None = None
 
     def as_in(self, topic: str, record: Written) -> Written:
         """A record that was drawn, as that source has it."""
@@ -1011,7 +1016,7 @@ class SimJob:
                 ends = [(session[1], key) for key, sessions in entries.items() for session in sessions]
             else:
                 ends = list(entries)
-            yield from (("event", end + window.closes_after_ms, key, window.name) for end, key in ends)
+            yield from ((window.clock, end + window.closes_after_ms, key, window.name) for end, key in ends)
 
     def changelog(self, shard: ShardId) -> tuple[str, int]:
         """The partition with the shard's deltas."""
@@ -1064,6 +1069,11 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
             readers[store_prefix(store.grace_name)] = (store.grace_name, _read_by_key)
         if store.has_notes:
             readers[store_prefix(store.due_name)] = (store.due_name, _read_window_at)
+        if store.in_processing_time:
+            readers[store_prefix(store.clock_name)] = (
+                store.clock_name,
+                lambda _key, raw: ("", time_of(raw[1:])),
+            )
     for kept in stage.all_stores:
         if isinstance(kept, TableStore):
             readers[store_prefix(kept.name)] = (kept.name, _READ_TABLE[kept.of])

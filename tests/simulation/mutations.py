@@ -27,9 +27,12 @@ from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.clock import END_MS, EventClock, _Source
 from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.processing_time import ProcessingTime
 from fcluster.engine.rows import FollowedTable, RowTable
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.engine.timers import NEVER_MS
 from fcluster.engine.watermarks import make_clock
+from fcluster.engine.windows import OpenInTime
 from fcluster.graph.operators import Window
 from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TimerStore
@@ -51,6 +54,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.job_mix import (
     BOUNDED_SEEDS_FROM,
+    CLOCK_SEEDS_FROM,
     DRIFT_SEEDS_FROM,
     KINDS_SEEDS_FROM,
     MERGED_SEEDS_FROM,
@@ -825,6 +829,33 @@ class LateByWorker(_ChangesWindows):
         return replace(window, windows=windows)
 
 
+class ForgetsClosed(SimWorker):
+    """After a restore, windows in processing time go by the clock of the host alone, although some have
+    closed.
+    """
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        for step in () if runner.timers is None else runner.timers.steps.values():
+            if isinstance(step, OpenInTime) and isinstance(step.clock, ProcessingTime):
+                step.clock.now_ms = -1
+        return runner
+
+
+class ForgetsWindowsOfTheClock(SimWorker):
+    """After a restore, windows in processing time wait for the next record of their step."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        if runner.timers is not None:
+            runner.timers._next_ms["processing"] = NEVER_MS
+        return runner
+
+
 class ReportsTooMuch(SimWorker):
     """Reports event time to the stages behind, although results of earlier windows are still to come."""
 
@@ -1244,6 +1275,13 @@ MUTATIONS = [
         "the outputs should be",
         LosesNotes,
         harm_only=True,
+    ),
+    Mutation("closed windows opened again", CLOCK_SEEDS_FROM + 46, "has two results", ForgetsClosed),
+    Mutation(
+        "windows that wait for a record",
+        CLOCK_SEEDS_FROM + 3,
+        "is due in processing time, but hasn't fired",
+        ForgetsWindowsOfTheClock,
     ),
     Mutation("times in values forgotten", SLIDING_SEEDS_FROM + 6, "the outputs should be", ForgetsStamps),
     Mutation("contributions that aren't in the delta", TABLES_SEEDS_FROM, "the deltas make", LosesMembers),

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.__main__ import main, play, replay_command
-from tests.simulation.job_mix import BOUNDED_SEEDS_FROM
+from tests.simulation.job_mix import BOUNDED_SEEDS_FROM, CLOCK_SEEDS_FROM
 from tests.simulation.run import run
 
 SEEDS = 2000
 BOUNDED_SEEDS = 400
+CLOCK_SEEDS = 100
 ROOT = Path(__file__).parents[2]
 
 MUST_LAND = (
@@ -124,6 +125,17 @@ def test_bounded_runs_are_safe_and_end() -> None:
         landed += result.landed
     assert landed["run came to its end"] == BOUNDED_SEEDS
     assert landed["crash of a worker"]
+
+
+@pytest.mark.timeout(300)
+def test_windows_in_processing_time_are_safe_and_close() -> None:
+    landed: Counter[str] = Counter()
+    for seed in range(CLOCK_SEEDS_FROM, CLOCK_SEEDS_FROM + CLOCK_SEEDS):
+        result = run(seed)
+        assert not result.failure, f"seed {seed}: {result.failure}"
+        landed += result.landed
+    assert landed["crash of a worker"]
+    assert landed["crash at worker: timers fired"]
 
 
 @pytest.mark.parametrize("seed", [3, 16])

@@ -364,7 +364,8 @@ class SimWorker(Process):
         self._searched_ms = -(10**9)
         self._highest_term = 0
         self._misled = False
-        self._clock_error_ms = Random(f"{self.world.seed} {host}").randint(-20, 20)
+        error_ms_max = cluster.job.clock_error_ms_max
+        self._clock_error_ms = Random(f"{self.world.seed} {host}").randint(-error_ms_max, error_ms_max)
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 

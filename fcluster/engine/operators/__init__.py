@@ -22,6 +22,7 @@ from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.peek import PeekOperator
 from fcluster.engine.operators.process import ProcessOperator
+from fcluster.engine.operators.processing_time import InProcessingTime
 from fcluster.engine.operators.session import SessionOperator
 from fcluster.engine.operators.sliding import SlidingOperator
 from fcluster.engine.operators.stream_join import JoinStreamsOperator
@@ -98,6 +99,11 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
 
 
 def _window_operator(node: Window) -> CompiledOperator:
+    operator = _operator_of_windows(node)
+    return InProcessingTime(operator, node.name) if node.clock == "processing" else operator
+
+
+def _operator_of_windows(node: Window) -> CompiledOperator:
     if isinstance(node.windows, Session):
         return SessionOperator(node)
     if isinstance(node.windows, Sliding):

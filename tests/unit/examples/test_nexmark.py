@@ -101,7 +101,7 @@ WRONG = {
     "q8": ("seconds(10)", "seconds(30)"),
     "q9": ('winning_bids(job, "q9")', 'winning_bids(job, "q9").filter(lambda won: won["price"] % 9)'),
     "q11": ("seconds(10)", "seconds(9.8)"),
-    "q12": ("10_000", "9_000"),
+    "q12": ("seconds(10)", "seconds(9)"),
     "q13": ("% ROWS", "// 2 % ROWS"),
     "q14": ("8 <= hour", "7 <= hour"),
     "q15": ('name="q15-days"', 'name="q15-days", emit="update"'),

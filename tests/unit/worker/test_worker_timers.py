@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fcluster import Job
+from fcluster import Job, Tumbling, count, milliseconds
 from fcluster.common import clocks
 from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
@@ -110,6 +110,25 @@ def test_timer_in_processing_time_fires_between_records_and_makes_the_epoch_dirt
     assert pumping.pump.records == 1  # a timer doesn't count as a record
     assert pumping.pump.wait_s(10.0) == 10.0
     assert pumping.record_watch.record is None
+
+
+def test_window_in_processing_time_closes_between_records_and_while_none_come(wall: Wall) -> None:
+    job = Job("j")
+    windows = job.stream(job.topic("in")).window(Tumbling(milliseconds(50)), name="w", clock="processing")
+    windows.aggregate(n=count()).to(job.topic("out"))
+    pumping = Pumping(job.build(Settings()))
+    runner = pumping.start()
+    pumping.read(Message(0), Message(1))
+    pumping.run()
+    assert not pumping.pump.has_work
+    assert pumping.pump.wait_s(10.0) == pytest.approx(0.05)
+    wall.now_ms += 50
+    assert pumping.pump.has_work
+    pumping.run()
+    assert pumping.counts() == [2]
+    assert runner.is_touched
+    assert pumping.pump.wait_s(10.0) == 10.0
+    pumping.close()
 
 
 def test_timer_in_event_time_fires_before_the_next_record_of_the_same_chunk(pumping: Pumping) -> None:
