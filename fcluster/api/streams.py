@@ -35,7 +35,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_running_aggregates, count
 from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
-from fcluster.graph.codecs import Codec, codec_name, kind_title
+from fcluster.graph.codecs import Codec, Kind, codec_name, kind_title, may_take
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
@@ -364,7 +364,7 @@ class Stream(Generic[K_co, V_co]):
                 that of the job.
         """
         check_windows(windows, name, late, emit, clock)
-        late = None if late is None else self._target(late, "late=")
+        late = self._late(late, f"the window {name!r}", self._node)
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         kept, same = value_of(self._node)
@@ -410,7 +410,7 @@ class Stream(Generic[K_co, V_co]):
             on_error: as in `window`. It also applies to parts that can't be written.
         """
         check_all_windows(windows, name, late, emit, clock)
-        late = None if late is None else self._target(late, "late=")
+        late = self._late(late, f"the window {name!r}", self._node)
         rule = self._declared.rule(on_error, f"the window {name!r}")
         self._check_open()
         what = f"the window {name!r}"
@@ -678,10 +678,10 @@ class Stream(Generic[K_co, V_co]):
             )
         before_ms, after_ms = interval_ms(name, within)
         grace_ms = 0 if grace is None else duration_ms(name, "grace", grace)
-        late = None if late is None else self._target(late, "late=")
         rule = self._declared.rule(on_error, f"the join {name!r}")
         self._check_open()
         nodes = self._node, other._open_node(self._declared, "join")
+        late = self._late(late, f"the join {name!r}", *nodes)
         (left, left_same), (right, right_same) = map(value_of, nodes)
         made = JoinStreams(
             name, "left", with_, before_ms, after_ms, left, right, left_same, how, grace_ms, late, rule
@@ -839,6 +839,33 @@ class Stream(Generic[K_co, V_co]):
     def _target(self, topic: TopicSpec | str, where: str) -> TopicSpec:
         return self._declared.target(topic, where, key_of(self._node), value_of(self._node)[0])
 
+    def _late(self, late: TopicSpec | str | None, what: str, *nodes: Node) -> TopicSpec | None:
+        """The topic of late records. If it isn't declared, it takes the values behind these nodes.
+
+        Raises:
+            JobError: it doesn't take the keys, or the values of one of them. That would show only when a
+                record is late.
+        """
+        if late is None:
+            return None
+        kinds = [value_of(node) for node in nodes]
+        kind = kinds[0][0] if len({kind_title(one) for one, _is_known in kinds}) == 1 else "json"
+        key = key_of(self._node)
+        topic = self._declared.target(late, "late=", key, kind)
+        checked: list[tuple[str, Kind, Kind]] = [("key", topic.key, key)]
+        for found, is_known in kinds:
+            if is_known:
+                checked.append(("value", topic.value, found))
+        for part, taken, found in checked:
+            if not may_take(taken, found):
+                instead: Kind = found if part == "key" else "msgpack" if found == "bytes" else "json"
+                raise JobError(
+                    f"late= of {what} is the topic {topic.name!r} of {kind_title(taken)} {part}s, but its "
+                    f"records have {kind_title(found)} {part}s: each late one would fail.",
+                    remedy=f"Declare the topic with {part}={_named(instead)}, which takes them.",
+                )
+        return topic
+
     def _then(self, step: Sink | KeyBy | Operator) -> Stream[Any, Any]:
         self._check_open()
         return Stream(self._declared, self._node.add(step))
@@ -859,6 +886,11 @@ class Stream(Generic[K_co, V_co]):
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
+
+
+def _named(kind: Kind) -> str:
+    """The kind as a job file names it."""
+    return repr(kind) if isinstance(kind, str) else kind_title(kind)
 
 
 def _check_no_on(on: object, what: str) -> None:

@@ -452,6 +452,21 @@ def kind_title(kind: Kind) -> str:
     return kind.model.__name__ if isinstance(kind, ModelCodec) else codec_name(kind)
 
 
+def may_take(kind: Kind, values_of: Kind) -> bool:
+    """Whether a topic of this kind may take values that were read as those of another one. False: never."""
+    if kind_title(kind) == kind_title(values_of) or kind == "msgpack":
+        return True
+    if isinstance(values_of, Codec) and not isinstance(values_of, ModelCodec):
+        return True  # nobody knows
+    if isinstance(kind, Codec):
+        return not isinstance(kind, ModelCodec)
+    if kind == "json":
+        return values_of != "bytes"
+    if values_of == "json":
+        return kind != "bytes"
+    return values_of == "msgpack"
+
+
 def id_header(kind: Kind, part: Literal["key", "value"]) -> str | None:
     """See `Codec.id_header`."""
     return kind.id_header(part) if isinstance(kind, Codec) else None

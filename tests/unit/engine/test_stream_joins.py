@@ -479,3 +479,26 @@ def test_results_are_those_of_the_model_whatever_barriers_and_crashes(seed: int)
         driver.advance(to_ms=10_000, clock="event")
         driver.settle()
         assert not rest(driver)
+
+
+@dataclass
+class Bid:
+    cents: int
+
+
+@dataclass
+class Ask:
+    cents: int
+
+
+def test_late_records_of_both_sides_go_to_one_topic_though_they_have_other_models() -> None:
+    job = Job("j")
+    bids, asks = job.topic("bids", value=Bid), job.topic("asks", value=Ask)
+    pairs = job.stream(bids).join(job.stream(asks), within=5 * MS, name="pairs", late="late")
+    pairs.to("out")
+    with Driver(job, partitions=1) as driver:
+        for at in (100, 5):
+            driver.send(bids, Bid(at), key="k", timestamp=at)
+            driver.send(asks, Ask(at), key="k", timestamp=at)
+        assert driver.read_values("late") == [{"cents": 5}, {"cents": 5}]
+        assert driver.late == 2

@@ -11,7 +11,8 @@ from fcluster import Codec, CodecUse, Job, ListState, MapState, ValueState
 from fcluster.common.errors import JobError
 from fcluster.engine.kinds import state_codec
 from fcluster.engine.values import UnkeptError
-from fcluster.graph.codecs import CODEC_NAMES, key_codec, value_codec
+from fcluster.graph.codecs import CODEC_NAMES, key_codec, kind_title, may_take, value_codec
+from fcluster.graph.models import model_codec
 from fcluster.testing import Driver
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -266,3 +267,39 @@ def test_states_of_a_handler_are_checked(states: Any) -> None:
     job = Job("j")
     with pytest.raises(JobError, match="of the handler 'h'"):
         job.process(job.topic("in"), name="h", states=states)(lambda ctx, value: None)
+
+
+@dataclass
+class Bid:
+    cents: int
+
+
+@dataclass
+class Ask:
+    cents: int
+
+
+VALUES: dict[Any, Any] = {
+    "json": {"cents": 5},
+    "text": "a",
+    "bytes": b"a",
+    "int": 5,
+    "msgpack": {"cents": 5},
+    model_codec(Bid): Bid(5),
+    model_codec(Ask): Ask(5),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=kind_title)
+@pytest.mark.parametrize("values_of", VALUES, ids=kind_title)
+def test_kind_that_never_takes_values_of_another_one_refuses_them(kind: Any, values_of: Any) -> None:
+    if not may_take(kind, values_of):
+        with pytest.raises((TypeError, ValueError)):
+            value_codec(kind)[1](VALUES[values_of])
+
+
+def test_kinds_that_nobody_knows_may_take_all() -> None:
+    own = Codec("own", encode=str.encode, decode=bytes.decode)
+    assert may_take(own, "json")
+    assert may_take("text", own)
+    assert may_take(model_codec(Bid), own)
