@@ -99,9 +99,9 @@ def compile_chain(
     def record_writer(place: Place, following: Step | None) -> WriteRecord:
         is_last = last is not None and place is last.place and chain.rekey is None
         if is_last or following is None:
-            return compile_record_writer(chain.sink, place, sink_place, port_at, writable)
+            return compile_record_writer(chain.sink, source, place, sink_place, port_at, writable)
         pass_on = compile_passing_on(following, source, place)
-        return compile_record_writer(None, place, sink_place, port_at, writable, pass_on)
+        return compile_record_writer(None, source, place, sink_place, port_at, writable, pass_on)
 
     surroundings = Surroundings(
         source,

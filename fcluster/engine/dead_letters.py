@@ -1,7 +1,8 @@
 """Dead letters: a failed record, unchanged, with headers that say what happened.
 
-A dead letter that is too large to be written becomes a stub, without its value and its own headers. A stub's
-headers say where the record came from, why it is a stub, how large the record was, and its SHA-256. Pure.
+A dead letter that is too large to be written becomes a stub, without its value and its own headers, except
+the id of the key's schema. A stub's headers say where the record came from, why it is a stub, how large the
+record was, and its SHA-256. Pure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fcluster.engine.records import (
     where_of,
 )
 from fcluster.engine.steps import RecordError
+from fcluster.graph.codecs import KEY_ID_HEADER
 from fcluster.graph.operators import TopicSpec
 
 ERROR_CHARACTERS_MAX = 2_000
@@ -74,8 +76,9 @@ def write_dead_letter(
     try:
         produce(topic.name, value, key, timestamp_ms, [*_headers(read), *ours])
     except OutputRefusedError as refusal:
-        stub = [*ours, *_stub_headers(key, value, str(refusal.failure))]
         kept_key = key if key is None or len(key) <= STUB_KEY_BYTES_MAX else None
+        ids = [] if kept_key is None else _key_ids(read)
+        stub = [*ids, *ours, *_stub_headers(key, value, str(refusal.failure))]
         try:
             produce(topic.name, None, kept_key, timestamp_ms, stub)
         except OutputRefusedError as second:
@@ -93,6 +96,15 @@ def _headers(record: SourceRecord) -> Headers:
         return record.headers() or ()
     except OUTPUT_TROUBLE:
         return ()  # the names of its headers can't be decoded
+
+
+def _key_ids(record: SourceRecord) -> Headers:
+    """The id of the key's schema, if it is in a header: without it, the key could be taken for another."""
+    return [
+        (name, found)
+        for name, found in _headers(record)
+        if name == KEY_ID_HEADER and len(found or b"") <= STUB_KEY_BYTES_MAX
+    ]
 
 
 def _stub_headers(key: bytes | None, value: bytes | None, reason: str) -> Headers:

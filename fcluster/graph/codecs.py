@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import orjson
@@ -295,6 +295,11 @@ INT_BYTES_MIN = 8
 """The size that Kafka's `LongSerializer` writes. Longer ints take as many bytes as they need."""
 
 
+KEY_ID_HEADER: Final = "__key_schema_id"
+VALUE_ID_HEADER: Final = "__value_schema_id"
+"""The headers in which a schema's id may be. Those who decode with a schema registry look there first."""
+
+
 UNNAMED_KEY_BY = "key_by"
 """The name in a `CodecUse` for a `key_by` without a name."""
 
@@ -378,6 +383,10 @@ class Codec(Generic[_T]):
         """The name of a header that may have the first bytes of a key or value: the id of its schema."""
         return None
 
+    def header_bytes(self, raw: bytes) -> int:  # noqa: ARG002  for codecs that write some
+        """How many of the first bytes of what `encode` returns are written to that header. 0: none."""
+        return 0
+
     def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:  # noqa: ARG002  for codecs that know some
         """What `fcluster check` says about one use. It may ask other services, and must change nothing.
 
@@ -402,6 +411,10 @@ class BoundCodec(Codec[_T]):
     def id_header(self, part: Literal["key", "value"]) -> str | None:
         """See `Codec`."""
         return self.declared.id_header(part)
+
+    def header_bytes(self, raw: bytes) -> int:
+        """See `Codec`."""
+        return self.declared.header_bytes(raw)
 
 
 class ModelError(ValueError):

@@ -40,7 +40,8 @@ _MISWRITTEN: Final = ("Record.__init__() takes 1 positional", "Record.__init__()
 class Record:
     """An output of a handler that sets more than the value.
 
-    Fields that are left out carry over from the record being processed. If steps follow the handler, they get
+    Fields that are left out carry over from the record being processed; a key gets the form that the target
+    topic declares. If steps follow the handler, they get
     the value of a record without a topic, with its timestamp and headers. It can't set a key then.
 
     Example::

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ import msgspec
 from fcluster.common.errors import FclusterError, FormatUnusable, JobError
 from fcluster.common.failures import bounded_repr, describe_exception, type_of
 from fcluster.graph.codecs import (
+    KEY_ID_HEADER,
     UNNAMED_KEY_BY,
+    VALUE_ID_HEADER,
     Codec,
     CodecNote,
     CodecUse,
@@ -62,10 +65,15 @@ _FRAME_BYTES: Final = 5
 """A magic byte (0) and a schema's id; or 1 and the 16 bytes of a schema's GUID."""
 _GUID_BYTES: Final = 16
 _MAGIC: Final = (0, 1)
+_WITH_GUID: Final = b"\1"
 _NATIVE: Final = (bytes, bytearray, datetime, date, time, Decimal, UUID)
 """What Avro's logical types have values of."""
 _AMBIGUOUS: Final = ("map", "float", "double")
 """Avro types of which equal values may have different bytes."""
+SchemaIdSerializer = Callable[[bytes, Any, Any], bytes]
+"""The type of `header_schema_id_serializer` and `prefix_schema_id_serializer` in
+confluent_kafka.schema_registry.
+"""
 
 
 def _unopened(_value: Any) -> NoReturn:
@@ -77,14 +85,28 @@ class RegistryFormat(Codec[_T]):
 
     Attributes:
         auto_register: whether the schema is registered when the first record is written.
+        ids_in_headers: whether schemas' ids are written to headers.
         kind: what the registry calls the format.
     """
 
     kind: str
 
-    def __init__(self, name: str, identity: tuple[Any, ...], text: str, auto_register: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        identity: tuple[Any, ...],
+        text: str,
+        auto_register: bool,
+        schema_id_serializer: SchemaIdSerializer | None,
+    ) -> None:
         super().__init__(name, _unopened, _unopened, self._open)
-        self._identity: tuple[Any, ...] = (type(self).__name__, auto_register, *identity)
+        self.ids_in_headers = _writes_to_headers(schema_id_serializer, type(self).__name__)
+        self._identity: tuple[Any, ...] = (
+            type(self).__name__,
+            auto_register,
+            self.ids_in_headers,
+            *identity,
+        )
         self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.auto_register = auto_register
 
@@ -117,7 +139,8 @@ class RegistryFormat(Codec[_T]):
         if use.part != "key":
             return self.name
         self.check_key(use.name)
-        return f"{self.name}-{self._fingerprint}"
+        form = "-guid" if self.ids_in_headers else ""
+        return f"{self.name}-{self._fingerprint}{form}"
 
     @abstractmethod
     def check_key(self, topic: str) -> None:
@@ -129,7 +152,15 @@ class RegistryFormat(Codec[_T]):
 
     def id_header(self, part: Literal["key", "value"]) -> str | None:
         """See `Codec`. What the header has is also a valid beginning of the data."""
-        return f"__{part}_schema_id"
+        return KEY_ID_HEADER if part == "key" else VALUE_ID_HEADER
+
+    def header_bytes(self, raw: bytes) -> int:
+        """See `Codec`: the GUID. An id stays in front of the data, where all readers find it."""
+        return self.guid_bytes(raw) if self.ids_in_headers and raw[:1] == _WITH_GUID else 0
+
+    def guid_bytes(self, raw: bytes) -> int:  # noqa: ARG002  for formats that have more there
+        """How many bytes of data that begins with a GUID belong to it."""
+        return 1 + _GUID_BYTES
 
     def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:
         """See `Codec`."""
@@ -145,6 +176,7 @@ class RegistryFormat(Codec[_T]):
                     reads=reads,
                     writes=writes,
                     auto_register=self.auto_register,
+                    needs_guids=self.ids_in_headers,
                 )
             )
         except ImportError as error:
@@ -193,8 +225,11 @@ class RegistryFormat(Codec[_T]):
         # that.
         return {"subject.name.strategy": topic_subject_name_strategy}
 
-    def _writing_conf(self) -> dict[str, Any]:
-        return {**self._conf(), "auto.register.schemas": self.auto_register}
+    def _writing_conf(self, registry: Registry) -> dict[str, Any]:
+        conf = {**self._conf(), "auto.register.schemas": self.auto_register}
+        if self.ids_in_headers:
+            conf["schema.id.serializer"] = _guid_in_front(registry)
+        return conf
 
 
 class _TextFormat(RegistryFormat[_T]):
@@ -249,6 +284,8 @@ class Avro(_TextFormat[_T]):
         auto_register: whether the schema is registered when the first record is written. If not, it has to be
             registered already. The same holds for its references.
         references: the schemas of other subjects to which it refers, each as a `Reference`.
+        schema_id_serializer: confluent-kafka's `header_schema_id_serializer` writes schemas' ids to headers.
+            Default: in front of the data.
 
     Raises:
         JobError: the schema isn't valid, refers to what isn't declared, or the extra `schema-registry` isn't
@@ -264,6 +301,7 @@ class Avro(_TextFormat[_T]):
         model: type[_T] | None = None,
         auto_register: bool = True,
         references: Sequence[Reference] = (),
+        schema_id_serializer: SchemaIdSerializer | None = None,
     ) -> None:
         parsed = parsed_schema(schema, "Avro")
         self._references = checked_references(references, "Avro")
@@ -274,7 +312,7 @@ class Avro(_TextFormat[_T]):
         self._convert = _Conversion.of(model, "Avro")
         self._text = json.dumps(parsed)
         identity, text = _with_references(self._text, self._references)
-        super().__init__("avro", (*identity, model), text, auto_register)
+        super().__init__("avro", (*identity, model), text, auto_register, schema_id_serializer)
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`."""
@@ -291,7 +329,7 @@ class Avro(_TextFormat[_T]):
         from confluent_kafka.schema_registry import avro
 
         # A field that the schema doesn't have would be left out silently.
-        conf = {**self._writing_conf(), "validate.strict.allow.default": True}
+        conf = {**self._writing_conf(registry), "validate.strict.allow.default": True}
         library, client = cast("Any", avro), registry.client
         check = _checking(self._checked, self._convert.to_plain)
         return self._pair(
@@ -325,6 +363,7 @@ class JsonSchema(_TextFormat[_T]):
         model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: as in JSON.
         auto_register: as in `Avro`.
         references: as in `Avro`.
+        schema_id_serializer: as in `Avro`.
 
     Raises:
         JobError: as in `Avro`.
@@ -339,6 +378,7 @@ class JsonSchema(_TextFormat[_T]):
         model: type[_T] | None = None,
         auto_register: bool = True,
         references: Sequence[Reference] = (),
+        schema_id_serializer: SchemaIdSerializer | None = None,
     ) -> None:
         try:
             from jsonschema.validators import validator_for
@@ -356,7 +396,7 @@ class JsonSchema(_TextFormat[_T]):
         self._convert = _Conversion.of(model, "JsonSchema")
         self._text = json.dumps(parsed)
         identity, text = _with_references(self._text, self._references)
-        super().__init__("json-schema", (*identity, model), text, auto_register)
+        super().__init__("json-schema", (*identity, model), text, auto_register, schema_id_serializer)
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`. Keys are written with sorted names."""
@@ -370,7 +410,7 @@ class JsonSchema(_TextFormat[_T]):
         return self._pair(
             registry,
             lambda schema: library.JSONSerializer(
-                schema, client, to_plain, self._writing_conf(), json_encode=_json_text
+                schema, client, to_plain, self._writing_conf(registry), json_encode=_json_text
             ),
             lambda knowing, schema: library.JSONDeserializer(
                 schema, from_plain, knowing, self._conf(), json_decode=decode_json
@@ -394,6 +434,7 @@ class Protobuf(RegistryFormat[_T]):
     Attributes:
         message: the class.
         auto_register: as in `Avro`.
+        schema_id_serializer: as in `Avro`.
 
     Raises:
         JobError: it isn't a class of messages, or the extra `schema-registry` isn't installed.
@@ -401,7 +442,13 @@ class Protobuf(RegistryFormat[_T]):
 
     kind = "PROTOBUF"
 
-    def __init__(self, message: type[_T], *, auto_register: bool = True) -> None:
+    def __init__(
+        self,
+        message: type[_T],
+        *,
+        auto_register: bool = True,
+        schema_id_serializer: SchemaIdSerializer | None = None,
+    ) -> None:
         try:
             from google.protobuf.message import Message
         except ImportError as error:
@@ -414,7 +461,8 @@ class Protobuf(RegistryFormat[_T]):
         self._message: type[_T] = message
         self._descriptor: Any = cast("Any", message).DESCRIPTOR
         text = str(self._descriptor.file.serialized_pb)
-        super().__init__("protobuf", (message,), f"{self._descriptor.full_name} {text}", auto_register)
+        identity = f"{self._descriptor.full_name} {text}"
+        super().__init__("protobuf", (message,), identity, auto_register, schema_id_serializer)
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`."""
@@ -432,9 +480,15 @@ class Protobuf(RegistryFormat[_T]):
 
         library, client = cast("Any", protobuf), registry.client
         return (
-            library.ProtobufSerializer(self._message, client, self._writing_conf()),
+            library.ProtobufSerializer(self._message, client, self._writing_conf(registry)),
             library.ProtobufDeserializer(self._message, self._conf(), client),
         )
+
+    def guid_bytes(self, raw: bytes) -> int:
+        """See `RegistryFormat`: the place of the message in its file follows."""
+        from confluent_kafka.schema_registry.common.serde import SchemaId
+
+        return cast("Any", SchemaId)(self.kind).from_bytes(io.BytesIO(raw)).tell()
 
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
@@ -473,6 +527,47 @@ def _with_references(text: str, references: Sequence[Reference]) -> tuple[tuple[
     """What tells a schema with its references from others; and the same as text, for its fingerprint."""
     identities = tuple(one.identity for one in references)
     return (text, identities), f"{text} {identities}" if references else text
+
+
+def _writes_to_headers(schema_id_serializer: object, what: str) -> bool:
+    """Whether a schema's id is written to a header.
+
+    Raises:
+        JobError: it isn't one of the two serializers of ids, or the extra isn't installed.
+    """
+    if schema_id_serializer is None:
+        return False
+    try:
+        from confluent_kafka import schema_registry
+    except ImportError as error:
+        raise _not_installed(what, error) from error
+    if schema_id_serializer is schema_registry.prefix_schema_id_serializer:
+        return False
+    if schema_id_serializer is schema_registry.header_schema_id_serializer:
+        return True
+    raise JobError(
+        f"{what} got schema_id_serializer={bounded_repr(schema_id_serializer)}.",
+        remedy="Give header_schema_id_serializer of confluent_kafka.schema_registry to write schemas' ids to "
+        "headers, or leave it out: then they are in front of the data.",
+    )
+
+
+def _guid_in_front(registry: Registry) -> SchemaIdSerializer:
+    """Writes what `header_schema_id_serializer` writes to a header in front of the data. It is put into the
+    header when the record is written: what keeps bytes until then keeps both.
+    """
+
+    def serialize(data: bytes, _context: Any, schema_id: Any) -> bytes:
+        if schema_id.guid is None:
+            raise FormatUnusable(
+                f"the schema registry {registry.url} gives no GUID for a schema, which is what is written to "
+                "headers",
+                remedy="Use a registry that does, or leave out schema_id_serializer= of the format: then ids "
+                "are in front of the data.",
+            )
+        return schema_id.guid_to_bytes() + data
+
+    return serialize
 
 
 # --- values and objects -----------------------------------------------------------------------------------

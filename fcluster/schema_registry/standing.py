@@ -35,6 +35,7 @@ def standing_of(
     reads: bool,
     writes: bool,
     auto_register: bool,
+    needs_guids: bool,
 ) -> Iterator[CodecNote]:
     """What is known about a topic's schema.
 
@@ -47,6 +48,7 @@ def standing_of(
         why_unreadable: whether other schemas can be read.
         reads, writes: what the job does with the topic.
         auto_register: whether the job registers its schema.
+        needs_guids: whether the job writes schemas' GUIDs to headers.
 
     Raises:
         FormatUnusable: the registry can't be asked.
@@ -61,11 +63,18 @@ def standing_of(
         yield _nothing_registered(subject, writes, auto_register)
         return
     newest_first = sorted(versions, reverse=True)[:VERSIONS_MAX]
-    texts = {
-        version: registry.ask("get_version", subject, version, subject=subject).schema
-        for version in newest_first
+    found = {
+        version: registry.ask("get_version", subject, version, subject=subject) for version in newest_first
     }
+    texts = {version: one.schema for version, one in found.items()}
     newest = texts[newest_first[0]]
+    if writes and needs_guids and found[newest_first[0]].guid is None:
+        yield CodecNote(
+            "error",
+            f"the registry has no GUID for the newest version of {subject!r}, and the job writes that to "
+            "headers",
+            "Use a registry that has them, or leave out schema_id_serializer= of the format.",
+        )
     # A registry leaves the type out if it is Avro.
     registered = newest.schema_type or "AVRO"
     if registered != kind:

@@ -25,6 +25,7 @@ from fcluster.common.settings import Settings, resolve
 from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
+from fcluster.engine.framing import compile_parting
 from fcluster.engine.loading import is_loaded_mark
 from fcluster.engine.operators.write import checked_headers, checked_timestamp
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
@@ -234,6 +235,11 @@ class Driver:
         spec = self._source(topic)
         raw_value = None if value is None else value_codec(spec.value)[1](value)
         raw_key = None if key is None else key_codec(spec.key)[1](key)
+        part = compile_parting(spec)
+        if part is not None:
+            pairs = checked_headers(headers, "headers= of send()")
+            raw_key, raw_value, pairs = part(raw_key, raw_value, pairs)
+            headers = pairs or ()
         return self.send_raw(
             spec, raw_value, key=raw_key, timestamp=timestamp, headers=headers, partition=partition
         )

@@ -16,7 +16,7 @@ from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.values import describing_fields
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.aggregates import Aggregate, unshared
-from fcluster.graph.codecs import codec_name, key_codec
+from fcluster.graph.codecs import key_codec
 from fcluster.graph.operators import GroupTable, JoinStreams, Window
 from fcluster.graph.record import Record
 from fcluster.graph.windows import InTime
@@ -241,9 +241,8 @@ def compile_late(
     node: Window | JoinStreams, place: Place, surroundings: Surroundings, port: OutputPort
 ) -> Callable[[SourceRecord, bytes | None, Any], None]:
     """What to do with a record that comes too late."""
-    topic, source = node.late, surroundings.source
+    topic = node.late
     write_record = surroundings.record_writer(place, None)
-    decode_key = key_codec(source.key)[0]
 
     def drop(_record: SourceRecord, _key: bytes | None, _value: Any) -> None:
         port.late += 1
@@ -252,14 +251,7 @@ def compile_late(
         port.late += 1
         write_record(record, key, Record(topic=topic, value=value))
 
-    def write_with_key(record: SourceRecord, key: bytes | None, value: Any) -> None:
-        port.late += 1
-        decoded = None if key is None else decode_key(key)
-        write_record(record, key, Record(topic=topic, key=decoded, value=value))
-
-    if topic is None:
-        return drop
-    return write if codec_name(topic.key) == codec_name(source.key) else write_with_key
+    return drop if topic is None else write
 
 
 def in_no_window(key: bytes | None) -> RecordError:

@@ -2,6 +2,9 @@
 
 What no step has changed is written with its original bytes. A null value that was read as null is written as
 null, whatever the codec. A handler's output isn't null unless a `Record` says so, also if steps follow.
+
+Invariant: equal keys are equal bytes in a topic, whichever output of the job they belong to: results, a
+`Record` without a key, a late record.
 """
 
 from __future__ import annotations
@@ -14,13 +17,19 @@ import orjson
 
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.common.ids import is_internal_topic
+from fcluster.engine.framing import ID_HEADERS, compile_parting, without_stale_ids
 from fcluster.engine.operators.base import WriteRecord, field_of, without_field
-from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, PassedRecord, SourceRecord
+from fcluster.engine.records import OUTPUT_TROUBLE, Headers, OutputPort, PassedRecord, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import (
+    KEY_ID_HEADER,
+    VALUE_ID_HEADER,
+    Decode,
     Encode,
+    codec_name,
     encode_json,
     encode_json_without_models,
+    id_header,
     key_codec,
     value_codec,
 )
@@ -60,12 +69,15 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
     sink, place = target.topic, target.place
     topic = sink.name
     value_bytes = _value_bytes(target, source)
-    transcode = _key_transcoder(source, sink)
+    transcode, part = _key_transcoder(source, sink), compile_parting(sink)
     nulls_stay = not target.is_behind_handler
 
     def write_unchanged(record: SourceRecord, key: bytes | None, _value: Any) -> None:
         try:
-            port.produce(topic, record.value(), key, record.timestamp()[1], record.headers())
+            value, headers = record.value(), record.headers()
+            if headers:
+                headers = without_stale_ids(headers, record, key, value)
+            port.produce(topic, value, key, record.timestamp()[1], headers)
         except OUTPUT_TROUBLE as error:
             raise StepFailure(place, error) from error
         port.records += 1
@@ -81,7 +93,10 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
         except BaseException:  # noqa: BLE001  tried again in the slow path
             encoded = _encode_anew(value, place)
         try:
-            port.produce(topic, encoded, key, record.timestamp()[1], record.headers())
+            headers = record.headers()
+            if headers:
+                headers = without_stale_ids(headers, record, key, encoded)
+            port.produce(topic, encoded, key, record.timestamp()[1], headers)
         except OUTPUT_TROUBLE as error:
             raise StepFailure(place, error) from error
         port.records += 1
@@ -93,16 +108,21 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
         except BaseException as error:
             raise StepFailure(place, error) from error
         try:
-            port.produce(topic, encoded, written_key, record.timestamp()[1], record.headers())
+            headers = record.headers()
+            if headers:
+                headers = without_stale_ids(headers, record, written_key, encoded)
+            if part is not None:
+                written_key, encoded, headers = part(written_key, encoded, headers)
+            port.produce(topic, encoded, written_key, record.timestamp()[1], headers)
         except OUTPUT_TROUBLE as error:
             raise StepFailure(place, error) from error
         port.records += 1
 
-    if transcode is None and value_bytes is unchanged:
+    if transcode is not None or part is not None:
+        return write
+    if value_bytes is unchanged:
         return write_unchanged
-    if transcode is None and sink.value == "json":
-        return write_json
-    return write
+    return write_json if sink.value == "json" else write
 
 
 def compile_rekeyed_write(
@@ -112,7 +132,7 @@ def compile_rekeyed_write(
     sink, place = target.topic, target.place
     topic = sink.name
     function = field_of(rekey, "key_by") if isinstance(rekey, str) else rekey
-    encode_key = key_codec(sink.key)[1]
+    encode_key, part = key_codec(sink.key)[1], compile_parting(sink)
     value_bytes = _value_bytes(target, source)
 
     def write(record: SourceRecord, _key: bytes | None, value: Any) -> None:
@@ -128,7 +148,12 @@ def compile_rekeyed_write(
         except BaseException as error:
             raise StepFailure(place, error) from error
         try:
-            port.produce(topic, encoded, key, record.timestamp()[1], record.headers())
+            headers = record.headers()
+            if headers:
+                headers = without_stale_ids(headers, record, key, encoded)
+            if part is not None:
+                key, encoded, headers = part(key, encoded, headers)
+            port.produce(topic, encoded, key, record.timestamp()[1], headers)
         except OUTPUT_TROUBLE as error:
             raise StepFailure(place, error) from error
         port.records += 1
@@ -136,8 +161,46 @@ def compile_rekeyed_write(
     return write
 
 
+class _Outlet:
+    """How a `Record` of a handler is written to a topic.
+
+    Args:
+        topic: the topic.
+        source: the topic that the chain reads.
+
+    Attributes:
+        encode_key, encode_value: encode what the `Record` sets.
+        carry_key, carry_value: turn bytes of the source, which carry over, into those of the topic. None:
+            they are the same.
+        part: see `compile_parting`.
+        checked: the headers that are left out of those that the `Record` sets, if they have a stale id.
+    """
+
+    __slots__ = ("carry_key", "carry_value", "checked", "encode_key", "encode_value", "part")
+
+    def __init__(self, topic: TopicSpec, source: TopicSpec) -> None:
+        decode_key, decode_value = key_codec(source.key)[0], value_codec(source.value)[0]
+        self.encode_key, self.encode_value = key_codec(topic.key)[1], value_codec(topic.value)[1]
+        self.carry_key = self.carry_value = None
+        has_key_ids = id_header(source.key, "key") or id_header(topic.key, "key")
+        if has_key_ids or codec_name(source.key) != codec_name(topic.key):
+            self.carry_key = _transcoder(decode_key, self.encode_key)
+        if id_header(source.value, "value") or id_header(topic.value, "value"):
+            self.carry_value = _transcoder(decode_value, self.encode_value)
+        # Bytes carry over as they are.
+        if "bytes" in (source.key, topic.key):
+            self.carry_key = None
+        if "bytes" in (source.value, topic.value):
+            self.carry_value = None
+        self.part = compile_parting(topic)
+        # Who writes bytes knows what their id is.
+        kinds = {KEY_ID_HEADER: topic.key, VALUE_ID_HEADER: topic.value}
+        self.checked = frozenset(header for header, kind in kinds.items() if kind != "bytes")
+
+
 def compile_record_writer(
     target: TopicSpec | None,
+    source: TopicSpec,
     own_topic_place: Place,
     sink_place: Place,
     port_at: Callable[[Place], OutputPort],
@@ -147,6 +210,8 @@ def compile_record_writer(
     """Write a `Record` to its own topic, or to `target` if it may go there.
 
     Args:
+        target: the topic of records that name none.
+        source: the topic that the chain reads.
         own_topic_place: the handler's place. Its rule applies to mistakes in the record's fields, and to
             topics that the record names.
         sink_place: the place whose rule applies to `target`.
@@ -155,8 +220,15 @@ def compile_record_writer(
         pass_on: takes the records that name no topic, if steps follow.
     """
     own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
+    outlets: dict[str, _Outlet] = {}
 
-    def write(source: SourceRecord, key: bytes | None, record: Record) -> None:
+    def outlet_of(topic: TopicSpec) -> _Outlet:
+        outlet = outlets.get(topic.name)
+        if outlet is None:
+            outlet = outlets[topic.name] = _Outlet(topic, source)
+        return outlet
+
+    def write(read: SourceRecord, key: bytes | None, record: Record) -> None:
         topic = record.topic or target
         place, port = (own_topic_place, own_port) if record.topic is not None else (sink_place, sink_port)
         try:
@@ -171,16 +243,27 @@ def compile_record_writer(
                     f"a Record's topic is {bounded_repr(named)}, which isn't a topic of this job; it takes "
                     "what job.topic('...') returns"
                 )
+            outlet = outlet_of(topic)
             if record.key is not UNSET:
-                key = None if record.key is None else key_codec(topic.key)[1](record.key)
-            if record.value is UNSET:
-                raw = source.value()
+                key = None if record.key is None else outlet.encode_key(record.key)
+            elif key is not None and outlet.carry_key is not None:
+                key = outlet.carry_key(key)
+            if record.value is not UNSET:
+                raw = None if record.value is None else outlet.encode_value(record.value)
             else:
-                raw = None if record.value is None else value_codec(topic.value)[1](record.value)
+                raw = read.value()
+                if raw is not None and outlet.carry_value is not None:
+                    raw = outlet.carry_value(raw)
             timestamp = (
-                source.timestamp()[1] if record.timestamp is UNSET else checked_timestamp(record.timestamp)
+                read.timestamp()[1] if record.timestamp is UNSET else checked_timestamp(record.timestamp)
             )
-            headers = source.headers() if record.headers is UNSET else checked_headers(record.headers)
+            is_passed_on = record.headers is UNSET
+            headers: Headers | None = read.headers() if is_passed_on else checked_headers(record.headers)
+            if headers:
+                checked = ID_HEADERS if is_passed_on else outlet.checked
+                headers = without_stale_ids(headers, read, key, raw, checked)
+            if outlet.part is not None:
+                key, raw, headers = outlet.part(key, raw, headers)
         except BaseException as error:
             raise StepFailure(own_topic_place if topic is None else place, error) from error
         try:
@@ -189,11 +272,11 @@ def compile_record_writer(
             raise StepFailure(place, error) from error
         port.records += 1
 
-    def write_or_pass_on(source: SourceRecord, key: bytes | None, record: Record) -> None:
+    def write_or_pass_on(read: SourceRecord, key: bytes | None, record: Record) -> None:
         if record.topic is None and pass_on is not None:
-            pass_on(source, key, record)
+            pass_on(read, key, record)
         else:
-            write(source, key, record)
+            write(read, key, record)
 
     return write if pass_on is None else write_or_pass_on
 
@@ -258,10 +341,13 @@ def _encode_anew(value: Any, place: Place) -> bytes:
 
 def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
     """Turns a key's bytes in the source into its bytes in the sink. None if they are the same."""
-    if source.key == sink.key:
-        return None
-    decode, encode = key_codec(source.key)[0], key_codec(sink.key)[1]
-    return lambda key: encode(decode(key))
+    if source.key == sink.key and id_header(source.key, "key") is None:
+        return None  # with ids, equal keys of one topic may have been written in several forms
+    return _transcoder(key_codec(source.key)[0], key_codec(sink.key)[1])
+
+
+def _transcoder(decode: Decode, encode: Encode) -> Encode:
+    return lambda raw: encode(decode(raw))
 
 
 def _no_key(rekey: Rekey, value: Any) -> RecordError:

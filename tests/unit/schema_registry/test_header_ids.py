@@ -228,7 +228,6 @@ def record_of(headers: Headers | None, key: bytes | None = b"k", value: bytes | 
 @pytest.mark.parametrize("kind", ["json", "bytes", "text", "int", "msgpack"])
 def test_other_codecs_get_their_records_as_they_are(kind: Any) -> None:
     assert compile_framing(input_of(kind, kind)) is None
-    assert compile_framing(input_of(VALUE, VALUE, internal=True)) is None, "the job's own topics"
 
 
 def test_ids_of_headers_are_put_in_front_and_the_first_one_counts() -> None:

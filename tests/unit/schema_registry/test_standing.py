@@ -8,7 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from confluent_kafka.schema_registry import RegisteredSchema, Schema, SchemaRegistryError
+from confluent_kafka.schema_registry import (
+    RegisteredSchema,
+    Schema,
+    SchemaRegistryError,
+    header_schema_id_serializer,
+)
 
 from fcluster import CodecUse, Job
 from fcluster.cli import check
@@ -104,6 +109,20 @@ def test_older_version_that_cannot_be_read_is_a_warning(monkeypatch: pytest.Monk
     (note,) = notes(monkeypatch, Avro(avro(*FIELDS)), client)
     assert note.level == "warning"
     assert "version 1 of 'payments-value'" in note.message
+
+
+def test_registry_without_guids_is_named_if_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient("AVRO", [avro(*FIELDS)])
+    kind: Avro[Any] = Avro(avro(*FIELDS), schema_id_serializer=header_schema_id_serializer)
+    note, *_others = notes(monkeypatch, kind, client, reads=False, writes=True)
+    assert note.level == "error"
+    assert "has no GUID for the newest version of 'payments-value'" in note.message
+    assert notes(monkeypatch, kind, client, reads=True)[0].level == "ok"
+    (one,) = client.registered
+    client.registered = [
+        RegisteredSchema(SUBJECT, 1, 101, "00010203-0405-0607-0809-0a0b0c0d0e0f", one.schema)
+    ]
+    assert notes(monkeypatch, kind, client, reads=False, writes=True)[0].level == "ok"
 
 
 def test_schema_of_another_type_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
