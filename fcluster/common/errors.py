@@ -91,6 +91,12 @@ class FormatUnusable(FclusterError):
     """
 
 
+class FormatUnavailable(FormatUnusable):
+    """The same, and it most likely passes: the schema registry doesn't answer, or says that it is in trouble.
+    Workers wait for it.
+    """
+
+
 class KafkaUnavailable(FclusterError):
     """The brokers can't be reached, or reject this client."""
 

@@ -20,6 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fcluster.common.errors import FormatUnusable
 from fcluster.engine.call_results import Called, CallResults
 from fcluster.engine.context import HandlerContext
 from fcluster.engine.failure import Condemnation
@@ -213,6 +214,12 @@ class InputCalls:
             stamped = record
             if self._stamper is not None and chains:
                 stamped = self._stamper.stamp(record, values[0])
+        except FormatUnusable as error:
+            # It may be usable when the record is processed, for which there are no calls then.
+            for chain in chains:
+                failure = StepFailure(chain.places[0], error)
+                self.results.put(chain.name, record, Called(failure=failure))
+            return RecordCalls(self, record, record, (), ())
         except BaseException:  # noqa: BLE001  the record fails in the same way when it is processed
             return RecordCalls(self, record, record, (), ())
         return RecordCalls(self, record, stamped, chains, values)

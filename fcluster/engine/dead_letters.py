@@ -77,7 +77,7 @@ def write_dead_letter(
         produce(topic.name, value, key, timestamp_ms, [*_headers(read), *ours])
     except OutputRefusedError as refusal:
         kept_key = key if key is None or len(key) <= STUB_KEY_BYTES_MAX else None
-        ids = [] if kept_key is None else _key_ids(read)
+        ids = () if kept_key is None else _key_ids(read)
         stub = [*ids, *ours, *_stub_headers(key, value, str(refusal.failure))]
         try:
             produce(topic.name, None, kept_key, timestamp_ms, stub)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from fcluster.common.errors import FormatUnavailable
 from fcluster.common.failures import bounded_repr, describe_exception, place_of, type_of
 from fcluster.engine.framing import compile_framing
 from fcluster.engine.records import NO_TIMESTAMP_MS, AmendedRecord, SourceRecord
@@ -122,6 +123,8 @@ def _order_of(source: Input) -> OrderMs:
         raw = (record if frame is None else frame(record)).value()
         try:
             return time_of(None if raw is None else decode(raw))
+        except FormatUnavailable:
+            raise  # its time isn't known yet
         except BaseException:  # noqa: BLE001  a codec may raise anything
             return NO_TIMESTAMP_MS  # it comes at once; the runner finds out what is wrong with it
 

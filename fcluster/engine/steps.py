@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from fcluster.common.errors import FormatUnusable, failure_of
+from fcluster.common.errors import FormatUnavailable, FormatUnusable, failure_of
 from fcluster.common.failures import OUR_FILES, Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, TimerRecord, describe_record, where_of
@@ -131,3 +131,11 @@ class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never l
         if not isinstance(self.error, RecordError | OutputRefusedError | FormatUnusable):
             message += self._hint(record)
         return Failure.of_record(message, cause.remedy, where_of(record))
+
+
+def unavailable_format(error: BaseException) -> FormatUnavailable | None:
+    """Why a record fails that will most likely not fail later, if `error` comes from that."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, FormatUnavailable):
+        found = found.error if isinstance(found, StepFailure) else found.__cause__
+    return found

@@ -541,9 +541,10 @@ def _writes_to_headers(schema_id_serializer: object, what: str) -> bool:
         from confluent_kafka import schema_registry
     except ImportError as error:
         raise _not_installed(what, error) from error
-    if schema_id_serializer is schema_registry.prefix_schema_id_serializer:
+    known = cast("Any", schema_registry)
+    if schema_id_serializer is known.prefix_schema_id_serializer:
         return False
-    if schema_id_serializer is schema_registry.header_schema_id_serializer:
+    if schema_id_serializer is known.header_schema_id_serializer:
         return True
     raise JobError(
         f"{what} got schema_id_serializer={bounded_repr(schema_id_serializer)}.",

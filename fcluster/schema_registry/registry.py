@@ -3,19 +3,20 @@
 Responsible for: one client for each registry and process, made when the first key or value is read or
 written; and for telling what a record is to blame for from what it isn't. Invariant: as long as a registry
 doesn't answer, nothing is known about a schema. So no record becomes a dead letter because of that: the
-client asks again, with growing pauses, and in the end the job stops.
+client asks again, with growing pauses, then the worker tries the record again, for as long as it takes.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-from fcluster.common.errors import FormatUnusable
+from fcluster.common.errors import FormatUnavailable, FormatUnusable
 from fcluster.common.failures import bounded_repr, bounded_text, describe_exception
 from fcluster.common.settings import redact
 from fcluster.graph.codecs import CodecUse
@@ -32,11 +33,16 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
 }
 _DEFAULTS: Final[Mapping[str, float]] = {
     "timeout": 5.0,  # seconds
-    "max.retries": 6,
+    "max.retries": 3,
     "retries.wait.ms": 250,
     "retries.max.wait.ms": 10_000,
 }
-"""A registry that restarts is waited for: about 15 seconds if nothing listens, a minute if it is silent."""
+"""For one attempt: about a second if nothing listens, 20 seconds if the registry is silent."""
+_SHARE_OF_RECORD: Final = 0.2
+"""What one request may take of the time for a record: a few may be needed for one."""
+_RECORD_TIMEOUT: Final = "record.timeout.ms"
+_RECORD_TIMEOUT_MS: Final = 300_000
+"""If there is no limit."""
 _ASKING: Final = (
     "get_schema",
     "get_schema_by_guid",
@@ -56,8 +62,9 @@ _CONFLICT: Final = 409
 _CONFLICT_PAUSES_S: Final = (0.05, 0.2, 0.8)
 _INVALID: Final = 422
 _NOT_ALLOWED: Final = (401, 403)
+_IN_TROUBLE: Final = (408, 429, 500, 502, 503, 504)
 
-_registries: dict[tuple[tuple[str, str], ...], Registry] = {}
+_registries: dict[tuple[Any, ...], Registry] = {}
 _making = threading.Lock()
 
 
@@ -112,10 +119,13 @@ class Registry:
                 raise UnknownSchemaError(error.error_message) from error
             raise self._refused(error, subject) from error
         except (httpx.HTTPError, OAuthTokenError, OSError) as error:
-            raise FormatUnusable(
+            is_silent = isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
+            may_pass = is_silent and not isinstance(error, httpx.UnsupportedProtocol)
+            kind = FormatUnavailable if may_pass and not _is_distrust(error) else FormatUnusable
+            raise kind(
                 f"the schema registry {self.url} can't be reached: {describe_exception(error)}",
-                remedy="Start the registry, or correct schema.registry.url, and start the job again: it goes "
-                "on with this record.",
+                remedy="Start the registry, or correct schema.registry.url, and start the job again if it "
+                "has stopped: it goes on with this record.",
             ) from error
 
     def ask(self, method: str, *arguments: Any, subject: str) -> Any:
@@ -226,11 +236,20 @@ class Registry:
                 f"the schema registry {self.url} refuses the schema of {subject!r} as invalid: {message}",
                 remedy="Correct the schema.",
             )
-        return FormatUnusable(
+        kind = FormatUnavailable if status in _IN_TROUBLE else FormatUnusable
+        return kind(
             f"the schema registry {self.url} can't answer (HTTP status {status}): {message}",
             remedy="Check schema.registry.url, look for the reason in the registry's log, and start the job "
-            "again: it goes on with this record.",
+            "again if it has stopped: it goes on with this record.",
         )
+
+
+def _is_distrust(error: BaseException) -> bool:
+    """Whether a certificate is to blame."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLCertVerificationError):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def registry_for(use: CodecUse, *, is_patient: bool = True) -> Registry:
@@ -257,11 +276,13 @@ def registry_for(use: CodecUse, *, is_patient: bool = True) -> Registry:
         )
     if not is_patient:
         given |= {"max.retries": "1"}
-    identity = tuple(sorted(given.items()))
+    limit_ms = float(use.settings.get(_RECORD_TIMEOUT, 0)) or _RECORD_TIMEOUT_MS
+    limit_s = limit_ms * _SHARE_OF_RECORD / 1000
+    identity = (limit_s, *sorted(given.items()))
     with _making:
         known = _registries.get(identity)
         if known is None:
-            known = _registries[identity] = _connect(given)
+            known = _registries[identity] = _connect(given, limit_s)
     return known
 
 
@@ -277,13 +298,14 @@ def close_registries() -> None:
 atexit.register(close_registries)
 
 
-def _connect(given: Mapping[str, str]) -> Registry:
+def _connect(given: Mapping[str, str], limit_s: float) -> Registry:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
     _check_url(given["url"])
     try:
         numbers = {name: number(given[name]) for name, number in _NUMBERS.items() if name in given}
-        client = cast("Any", SchemaRegistryClient).new_client({**_DEFAULTS, **given, **numbers})
+        conf = within_limit({**_DEFAULTS, **given, **numbers}, limit_s)
+        client = cast("Any", SchemaRegistryClient).new_client(conf)
     except (ValueError, TypeError, OSError) as error:
         raise FormatUnusable(
             f"the settings {_PREFIX}* can't be used: {describe_exception(error)}",
@@ -292,6 +314,24 @@ def _connect(given: Mapping[str, str]) -> Registry:
     if given["url"].startswith(_STAND_IN):
         _number_as_registries_do(client)
     return Registry(client, redact(_URL, given["url"]))
+
+
+def within_limit(conf: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+    """The client's configuration, with so few retries that a request ends by `limit_s`, whatever happens.
+
+    A record that takes longer than `record.timeout.ms` is taken for one that hangs, and in the end its
+    `on_error` applies. A registry that is down must not lead to that. The worker tries the record again
+    anyway.
+    """
+    urls = str(conf["url"]).count(",") + 1
+    timeout_s = min(conf["timeout"], limit_s)
+    retries, left_s, pause_s = 0, limit_s - urls * timeout_s, conf["retries.wait.ms"] / 1000
+    while retries < conf["max.retries"]:
+        left_s -= urls * (timeout_s + min(pause_s, conf["retries.max.wait.ms"] / 1000))
+        if left_s < 0:
+            break
+        retries, pause_s = retries + 1, pause_s * 2
+    return {**conf, "timeout": timeout_s, "max.retries": retries}
 
 
 def _number_as_registries_do(client: Any) -> None:

@@ -15,7 +15,13 @@ from typing import Any, Self, TypeVar
 from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.job import GlobalTable, Job, Table
 from fcluster.api.tables import described_table
-from fcluster.common.errors import FclusterError, IncompatibleState, JobError, ProcessingError
+from fcluster.common.errors import (
+    FclusterError,
+    FormatUnavailable,
+    IncompatibleState,
+    JobError,
+    ProcessingError,
+)
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
@@ -688,7 +694,10 @@ class Driver:
             record = self._first_of(stage, number, partition)
             if record is None or (unloaded and number not in unloaded):
                 continue
-            order_ms = orders[number](record)
+            try:
+                order_ms = orders[number](record)
+            except FormatUnavailable:
+                order_ms = NO_TIMESTAMP_MS  # the job is going to stop at it
             if first is None or order_ms < first_ms:
                 first, first_ms = record, order_ms
         return first

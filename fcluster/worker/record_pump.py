@@ -23,24 +23,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from operator import length_hint
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from fcluster.common.clocks import monotonic_ms
-from fcluster.common.errors import failure_of
+from fcluster.common.errors import FormatUnavailable, failure_of
 from fcluster.common.failures import Failure, FailureKind, bounded_text
 from fcluster.common.ids import ShardId
 from fcluster.engine.calling import Call, GoOn
 from fcluster.engine.failure import Condemnation, UnkeptStateError
-from fcluster.engine.firing import FIRED_AT_ONCE_MAX
+from fcluster.engine.firing import FIRED_AT_ONCE_MAX, TimerStopsError
 from fcluster.engine.records import TimerRecord, where_of
 from fcluster.engine.state import ShardState
+from fcluster.engine.steps import unavailable_format
 from fcluster.graph.drift import keep_step
 from fcluster.graph.stages import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
-from fcluster.worker import chunks, handler_processes
+from fcluster.worker import chunks, format_waits, handler_processes
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.calls import ShardCalls, WaitingCalls
 from fcluster.worker.chunks import Chunks
@@ -92,6 +93,13 @@ _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_O
 _TOPIC_UNKNOWN = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
 )
+
+
+class _Undecoded(NamedTuple):
+    """A record that couldn't be decoded for now, and has left nothing in the open epoch."""
+
+    record: Message
+    error: FormatUnavailable
 
 
 class RecordPump:
@@ -146,6 +154,7 @@ class RecordPump:
         self.drift = Drift(keeping_step) if keeping_step else None
         self._drift_looked_ms = 0.0
         self._table_waits = TableWaits()
+        self._format_waits = format_waits.FormatWaits()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
         self._announced_group: tuple[InputRunner, range] | None = None
@@ -158,7 +167,13 @@ class RecordPump:
 
     def add(self, batch: Batch) -> None:
         """Take records that a reader has read."""
-        rest = self._shards.sort_out(batch)
+        try:
+            rest = self._shards.sort_out(batch)
+        except FormatUnavailable as error:  # the time of a record isn't known, so neither is its turn
+            batch.reader.done()
+            reason = f"the time of a record of {self._shards.topology.job!r} isn't known: {error.message}"
+            self._feed(events.TransactionFailed(self._core_state.session, reason, abortable=True))
+            return
         if rest is batch.messages:
             self._chunks.add(batch)
         elif rest:
@@ -490,6 +505,8 @@ class RecordPump:
                 room = records_max - self._core_state.open.records
                 failure = self._run_records(islice(remaining, room))
             left = length_hint(remaining)
+            if isinstance(failure, _Undecoded):
+                left += 1  # that record is tried again
             processed, waiting = waiting - left, left
             self.records += processed
             touched = [one for one in self._shards.inputs if one.last is not None]
@@ -507,6 +524,9 @@ class RecordPump:
                 if records_max is not None and len(dirty) == 1:
                     newest = self._shards.runners[next(iter(dirty))].newest()
                 self._feed(events.RecordsProcessed(dirty, processed, backlog, newest))
+            if isinstance(failure, _Undecoded):
+                self._format_waits.note(failure.record, failure.error, monotonic_ms())
+                return _left_of(chunk, failure.record)
             if failure is None:
                 return left if current is chunk or not left else _left_of(chunk, next(remaining))
             with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
@@ -517,7 +537,7 @@ class RecordPump:
                 # Records of the stopped shard aren't part of the piece: they are left out next time.
                 return _left_of(chunk, next(remaining)) if left else 0
 
-    def _run_records(self, records: Iterator[Message]) -> events.Event | None:
+    def _run_records(self, records: Iterator[Message]) -> events.Event | _Undecoded | None:
         """Process records until there are no more, one fails, or something else happens.
 
         Returns:
@@ -539,6 +559,9 @@ class RecordPump:
                 if interrupts:
                     break
         except Exception as error:  # noqa: BLE001  unexpected ones are raised again
+            unavailable = unavailable_format(error)
+            if unavailable is not None and _can_stay(error, runner):
+                return _Undecoded(message, unavailable)
             return self._failure(error, runner, watch.record or message)
         finally:
             watch.record = None
@@ -553,6 +576,9 @@ class RecordPump:
             record: the record that was being processed, or the timer that was being called.
         """
         session = self._core_state.session
+        unavailable = unavailable_format(error)
+        if unavailable is not None:
+            return events.TransactionFailed(session, format_waits.why(record, unavailable), abortable=True)
         match error:
             case UnreadableRecordError():
                 at = _place_of(runner, record)
@@ -646,6 +672,14 @@ class RecordPump:
                 1 if group is None else len(group),
             )
         )
+
+
+def _can_stay(error: BaseException, runner: Any) -> bool:
+    """Whether the open epoch can be committed before the record that has raised `error` is tried again. Its
+    calls, and its turn among the records of other inputs, have to be found out again as well.
+    """
+    is_whole = isinstance(error, UnreadableRecordError) and not isinstance(error, TimerStopsError)
+    return is_whole and len(runner.stage.inputs) == 1 and runner.calls is None
 
 
 def _is_past(time_s: float) -> bool:

@@ -381,7 +381,7 @@ def test_registry_that_can_not_be_reached_stops_the_job_and_makes_no_dead_letter
     with driver, pytest.raises(JobStopped) as stopped:
         driver.send_raw(payments, FRAMED)
     assert f"the schema registry {stub.url} can't be reached" in stopped.value.message
-    assert "start the job again: it goes on with this record" in stopped.value.remedy
+    assert "start the job again if it has stopped: it goes on with this record" in stopped.value.remedy
     assert driver.dead_letters() == []
     assert driver.skipped == 0
 
@@ -619,6 +619,35 @@ def test_key_by_has_to_have_a_name_for_its_schema() -> None:
         driver.send("in", {"account": "ann"})
     (subject,) = next(iter(registry._registries.values())).client.get_subjects()
     assert subject.startswith("spend-account-repartition")
+
+
+@pytest.mark.parametrize(
+    ("conf", "limit_s", "timeout_s", "retries"),
+    [
+        pytest.param({}, 60.0, 5.0, 3, id="defaults"),
+        pytest.param({"max.retries": 1_000}, 60.0, 5.0, 6, id="many retries"),
+        pytest.param({"max.retries": 1_000, "retries.max.wait.ms": 0}, 60.0, 5.0, 11, id="no pauses"),
+        pytest.param({"url": "http://a,http://b"}, 60.0, 5.0, 3, id="two addresses"),
+        pytest.param({"timeout": 600.0}, 60.0, 60.0, 0, id="a long timeout"),
+        pytest.param({}, 0.2, 0.2, 0, id="little time"),
+    ],
+)
+def test_requests_take_less_time_than_a_record_may(
+    conf: dict[str, Any], limit_s: float, timeout_s: float, retries: int
+) -> None:
+    given = {"url": "http://a", **registry._DEFAULTS, **conf}
+    found = registry.within_limit(given, limit_s)
+    assert (found["timeout"], found["max.retries"]) == (timeout_s, retries)
+    assert {**found, "timeout": 0, "max.retries": 0} == {**given, "timeout": 0, "max.retries": 0}
+
+
+def test_registry_is_not_asked_for_longer_than_the_settings_allow_for_a_record() -> None:
+    settings = {"schema.registry.max.retries": "50", "record.timeout.ms": "1000"}
+    codec: Any = opened(Avro(PAYMENT), **settings)
+    assert codec.encode(ANN)
+    (known,) = registry._registries.values()
+    client = known.client._rest_client
+    assert (client.max_retries, client.timeout) == (0, 0.2)
 
 
 def test_schema_that_another_worker_is_registering_is_asked_for_again() -> None:

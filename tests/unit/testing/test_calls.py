@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcluster import CallContext, Circuit, Job, Retry, Stream, Watermark
-from fcluster.common.errors import JobError
+from fcluster import CallContext, Circuit, Codec, Job, Retry, Stream, Watermark
+from fcluster.common.errors import FormatUnavailable, JobError
 from fcluster.common.settings import Settings
 from fcluster.testing import Driver, JobStopped
 
@@ -191,6 +191,28 @@ def test_record_that_cannot_be_decoded_is_not_called_for() -> None:
     with Driver(job) as driver:
         driver.send_raw("in", b"{", key=b"k")
         assert (service.called, driver.skipped) == ([], 1)
+
+
+def test_record_whose_format_was_not_usable_gets_its_call_later() -> None:
+    """Also if the format is usable again when the record's turn has come."""
+    service, job = Service(), Job("j")
+    failures: list[Exception] = [FormatUnavailable("the registry is silent", remedy="start it")]
+
+    def decode(raw: bytes) -> Any:
+        if failures:
+            raise failures.pop()
+        return int(raw)
+
+    dead = job.topic("dead", key="bytes", value="bytes")
+    source = job.topic("in", value=Codec("registered", lambda value: b"%d" % value, decode), on_error=dead)
+    job.stream(source).map_async(service.double, on_error=dead).to(job.topic("out"))
+    with Driver(job) as driver:
+        with pytest.raises(JobStopped, match="the registry is silent"):
+            driver.send(source, 2)
+        assert service.called == []
+        driver.crash()
+        assert driver.read_values("out") == [4]
+        assert driver.dead_letters() == []
 
 
 def test_call_without_an_answer_has_failed_with_a_timeout() -> None:
