@@ -37,6 +37,7 @@ from fcluster.graph.codecs import (
     encode_json_key,
 )
 from fcluster.graph.models import is_model
+from fcluster.schema_registry.defaults import Finish, compile_defaults
 from fcluster.schema_registry.references import (
     DeclaredClient,
     Reference,
@@ -68,6 +69,8 @@ _MAGIC: Final = (0, 1)
 _WITH_GUID: Final = b"\1"
 _NATIVE: Final = (bytes, bytearray, datetime, date, time, Decimal, UUID)
 """What Avro's logical types have values of."""
+_MOMENTS: Final = {"timestamp-millis", "timestamp-micros"}
+_LOCAL_TIMES: Final = {"local-timestamp-millis", "local-timestamp-micros"}
 _AMBIGUOUS: Final = ("map", "float", "double")
 """Avro types of which equal values may have different bytes."""
 SchemaIdSerializer = Callable[[bytes, Any, Any], bytes]
@@ -279,7 +282,7 @@ class Avro(_TextFormat[_T]):
     that this schema doesn't have are left out, and new ones get their defaults.
 
     Attributes:
-        schema: the schema, as JSON text, as a dict, or as the path of a file with it.
+        schema: the schema, as JSON text, as a dict (a list for a union), or as the path of a file with it.
         model: values are objects of this class: a dataclass, a Struct or a pydantic model. None: dicts.
         auto_register: whether the schema is registered when the first record is written. If not, it has to be
             registered already. The same holds for its references.
@@ -296,7 +299,7 @@ class Avro(_TextFormat[_T]):
 
     def __init__(
         self,
-        schema: str | Path | Mapping[str, Any],
+        schema: str | Path | Mapping[str, Any] | Sequence[Any],
         *,
         model: type[_T] | None = None,
         auto_register: bool = True,
@@ -309,6 +312,10 @@ class Avro(_TextFormat[_T]):
             self._checked = checked_avro(parsed, self._references, "Avro schema")
         except ImportError as error:
             raise _not_installed("Avro", error) from error
+        try:
+            self._finish = compile_defaults(self._checked)
+        except Exception as error:  # what a wrong default leads to
+            raise bad_schema("default of a field in the Avro schema", error) from error
         self._convert = _Conversion.of(model, "Avro")
         self._text = json.dumps(parsed)
         identity, text = _with_references(self._text, self._references)
@@ -332,12 +339,21 @@ class Avro(_TextFormat[_T]):
         conf = {**self._writing_conf(registry), "validate.strict.allow.default": True}
         library, client = cast("Any", avro), registry.client
         check = _checking(self._checked, self._convert.to_plain)
+        read = _finishing(self._finish, self._convert.from_plain)
+
+        def deserializer(knowing: Any, schema: Any) -> Callable[..., Any]:
+            usual = library.AvroDeserializer(knowing, schema, read, conf=self._conf())
+            # It refuses data of which nothing follows the id: a record without fields, or empty bytes.
+            conf = {**self._conf(), "schema.id.deserializer": _id_of_padded}
+            of_nothing = library.AvroDeserializer(knowing, schema, read, conf=conf)
+
+            def deserialize(raw: bytes, context: Any) -> Any:
+                return usual(raw, context) if len(raw) > _FRAME_BYTES else of_nothing(raw + b"\0", context)
+
+            return deserialize
+
         return self._pair(
-            registry,
-            lambda schema: library.AvroSerializer(client, schema, check, conf),
-            lambda knowing, schema: library.AvroDeserializer(
-                knowing, schema, self._convert.from_plain, conf=self._conf()
-            ),
+            registry, lambda schema: library.AvroSerializer(client, schema, check, conf), deserializer
         )
 
     def check_value(self, value: Any) -> None:
@@ -643,6 +659,11 @@ def _encoder(
     check, call = kind.check_value, registry.call
 
     def encode(value: Any) -> bytes:
+        if value is None:
+            raise ModelError(
+                "None is no value of a format with a schema registry; for a tombstone, let a handler yield "
+                "Record(value=None)"
+            )
         check(value)
         try:
             encoded: bytes = call(serialize, value, context, subject)
@@ -721,9 +742,27 @@ def _described(error: BaseException) -> str:
     return describe_exception(error) + ("" if path == "$" else f", at {path}")
 
 
+def _id_of_padded(data: bytes, _context: Any, schema_id: Any) -> io.BytesIO:
+    return schema_id.from_bytes(io.BytesIO(data[:-1]))
+
+
+def _finishing(
+    finish: Finish | None, from_plain: Callable[[Any, Any], Any] | None
+) -> Callable[[Any, Any], Any] | None:
+    """`from_plain`, behind the right defaults."""
+    if finish is None:
+        return from_plain
+    if from_plain is None:
+        return lambda value, _context: finish(value)
+    return lambda value, context: from_plain(finish(value), context)
+
+
 def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any]:
     """`to_plain`, with a check: the serializer writes 1.7 as the int 1, and "false" as True."""
     from fastavro.validation import ValidationError, validate
+
+    logical = set(_logical_types(schema))
+    has_moments = logical & _MOMENTS and not logical & _LOCAL_TIMES
 
     def checked(value: Any, context: Any) -> Any:
         plain = value if to_plain is None else to_plain(value, context)
@@ -732,9 +771,36 @@ def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callab
         except ValidationError as error:
             errors: tuple[object, ...] = cast("Any", error).errors
             raise ValueError("; ".join(map(str, errors))) from error
+        if has_moments:
+            _check_zones(plain, "it")
+        if "uuid" in logical:
+            _check_readable(plain, schema)
         return plain
 
     return checked
+
+
+def _check_zones(value: Any, path: str) -> None:
+    """Raise ValueError for a time without a zone: fastavro takes it for one of this machine's zone."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{path} is {value!r}, which has no time zone: give it one, such as UTC")
+    elif isinstance(value, dict):
+        for name, one in cast("dict[str, Any]", value).items():
+            _check_zones(one, f"{path}[{name!r}]")
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(cast("Sequence[Any]", value)):
+            _check_zones(one, f"{path}[{number}]")
+
+
+def _check_readable(value: Any, schema: Any) -> None:
+    """Raise what fastavro raises for text that isn't a UUID, which it writes all the same."""
+    import fastavro
+
+    library, buffer = cast("Any", fastavro), io.BytesIO()
+    library.schemaless_writer(buffer, schema, value)
+    buffer.seek(0)
+    library.schemaless_reader(buffer, schema, None)
 
 
 # --- schemas ----------------------------------------------------------------------------------------------
@@ -760,6 +826,21 @@ def _avro_types(schema: Any) -> Iterator[str]:
                 yield from _avro_types(parts[name])
         for field in cast("list[Any]", parts.get("fields", [])):
             yield from _avro_types(field["type"])
+
+
+def _logical_types(schema: Any) -> Iterator[str]:
+    """The names of all logical types in an Avro schema."""
+    if isinstance(schema, list):
+        for one in cast("list[Any]", schema):
+            yield from _logical_types(one)
+    elif isinstance(schema, dict):
+        parts = cast("dict[str, Any]", schema)
+        if "logicalType" in parts:
+            yield parts["logicalType"]
+        for name in ("type", "items", "values"):
+            yield from _logical_types(parts.get(name))
+        for field in cast("list[Any]", parts.get("fields", [])):
+            yield from _logical_types(field["type"])
 
 
 def _ambiguous_fields(descriptor: Any, seen: frozenset[str]) -> Iterator[str]:

@@ -30,7 +30,7 @@ def parsed_schema(schema: object, what: str) -> Any:
                 remedy="Correct the path. It is relative to the directory in which the command runs: begin "
                 "with Path(__file__).parent to stay beside the job file.",
             ) from error
-    if not isinstance(schema, str | Mapping):
+    if not isinstance(schema, str | Mapping | list):
         raise JobError(
             f"The {what} schema is {bounded_repr(schema)}, a {type_of(schema)}.",
             remedy="Give it as JSON text, as a dict, or as a pathlib.Path of a file.",
