@@ -30,7 +30,13 @@ from fcluster.api.tables import (
     looked_up,
     pair,
 )
-from fcluster.api.windowed import GatheredStream, WindowedStream, check_all_windows, check_windows
+from fcluster.api.windowed import (
+    GatheredStream,
+    WindowedStream,
+    check_all_windows,
+    check_windows,
+    emitting,
+)
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_running_aggregates, count
@@ -376,10 +382,7 @@ class Stream(Generic[K_co, V_co]):
             self._declared.complete(what)
             return self._then(window)
 
-        if isinstance(emit, timedelta):
-            interval_ms = emit // timedelta(milliseconds=1)
-            return WindowedStream(then, replace(window, emit="interval", interval_ms=interval_ms))
-        return WindowedStream(then, replace(window, emit=emit))
+        return WindowedStream(then, emitting(window, emit))
 
     def window_all(
         self,
@@ -387,7 +390,7 @@ class Stream(Generic[K_co, V_co]):
         *,
         name: str,
         late: TopicSpec | str | None = None,
-        emit: Literal["close"] = "close",
+        emit: Literal["close", "update"] | timedelta = "close",
         clock: TimerClock = "event",
         on_error: OnError | None = None,
     ) -> GatheredStream[V_co]:
@@ -404,8 +407,10 @@ class Stream(Generic[K_co, V_co]):
             windows: `Tumbling`, `Hopping` or `Cumulative`.
             name: of the step and its state, as in `window`. The parts are in a step `<name>-parts`.
             late: as in `window`.
-            emit: "close". For results before a window closes, put all records into one shard:
-                `.key_by(lambda value: "all").window(..., emit="update")`.
+            emit: "close": a result goes on once, when its window closes. A timedelta: at each multiple of it
+                in event time, each shard tells what its part has gained; when event time has passed it in
+                all shards, the results of windows that have changed go on; and when a window closes.
+                "update": the part of each record is told, and a result goes on after each of them.
             clock: as in `window`.
             on_error: as in `window`. It also applies to parts that can't be written.
         """
@@ -423,7 +428,8 @@ class Stream(Generic[K_co, V_co]):
                 stream = stream._then(step)
             return stream
 
-        return GatheredStream(then, Window(name, windows, (), late, rule, keyless=True, clock=clock))
+        window = Window(name, windows, (), late, rule, keyless=True, clock=clock)
+        return GatheredStream(then, emitting(window, emit))
 
     @overload
     def join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast
 
 from fcluster.api.call_hints import hints_at_calls
 from fcluster.api.checks import check_name, given
@@ -108,13 +108,7 @@ def check_all_windows(windows: object, name: object, late: object, emit: object,
             "which can be computed in parts.",
             remedy="Put all records into one shard: .key_by(lambda value: 'all').window(...).",
         )
-    if emit != "close":
-        raise JobError(
-            f"emit={bounded_repr(emit)} of the window {name!r} doesn't go with window_all(): each shard "
-            "computes its part of a window and passes it on once, when the window closes.",
-            remedy="To have results before, put all records into one shard: .key_by(lambda value: "
-            "'all').window(..., emit=...).",
-        )
+    _check_emit(name, emit)
     _check_clock(windows, name, late, clock)
 
 
@@ -130,6 +124,23 @@ def check_windows(windows: object, name: object, late: object, emit: object, clo
             f"window() got {given(windows)}, which says nothing of windows.",
             remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...), Session(...) and so on, from fcluster.",
         )
+    _check_emit(name, emit)
+    if late is not None and isinstance(windows, Counted):
+        raise JobError(
+            f"late= of the window {name!r} doesn't go with Counted: no record is late for such windows.",
+            remedy="Leave it out.",
+        )
+    _check_clock(windows, name, late, clock)
+
+
+def emitting(window: Window, emit: Literal["close", "update"] | timedelta) -> Window:
+    """The window, passing its results on when `emit` says."""
+    if isinstance(emit, timedelta):
+        return replace(window, emit="interval", interval_ms=emit // MILLISECOND)
+    return replace(window, emit=emit)
+
+
+def _check_emit(name: object, emit: object) -> None:
     if isinstance(emit, timedelta):
         check_duration(f"the window {name!r}", "emit", emit, MILLISECOND)
     elif emit not in ("close", "update"):
@@ -137,12 +148,6 @@ def check_windows(windows: object, name: object, late: object, emit: object, clo
             f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",
             remedy="Use emit='close', emit='update', or an interval such as emit=timedelta(seconds=10).",
         )
-    if late is not None and isinstance(windows, Counted):
-        raise JobError(
-            f"late= of the window {name!r} doesn't go with Counted: no record is late for such windows.",
-            remedy="Leave it out.",
-        )
-    _check_clock(windows, name, late, clock)
 
 
 def _check_clock(windows: Windows, name: object, late: object, clock: object) -> None:

@@ -50,7 +50,9 @@ from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.entries import EntryTable
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.interval_counted import CountedAtIntervals
+from fcluster.engine.interval_gathered import OpenGatheredAtIntervals
 from fcluster.engine.interval_notes import IntervalNotes
+from fcluster.engine.interval_parts import OpenPartsAtIntervals
 from fcluster.engine.interval_sessions import OpenSessionsAtIntervals
 from fcluster.engine.interval_sliding import OpenSlidingAtIntervals
 from fcluster.engine.interval_windows import OpenWindowsAtIntervals
@@ -69,7 +71,7 @@ from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicS
 from fcluster.graph.sliding import Sliding
 from fcluster.graph.stages import Stage
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
-from fcluster.graph.windows import Session
+from fcluster.graph.windows import Gathered, Session
 
 FIRED_AT_ONCE_MAX: Final = 1_000
 """How many timers fire after one record before the shell gets a turn."""
@@ -81,7 +83,10 @@ due, no window closes in a record's call until `fire_due` has closed them: recor
 
 _OPEN: Final[Mapping[type, type[OpenSessions | OpenSliding]]] = {Session: OpenSessions, Sliding: OpenSliding}
 """What is open in a window step, where it isn't `OpenWindows`."""
-_OPEN_AT_INTERVALS: Final[Mapping[type, type[OpenSessionsAtIntervals | OpenSlidingAtIntervals]]] = {
+_OPEN_AT_INTERVALS: Final[
+    Mapping[type, type[OpenSessionsAtIntervals | OpenSlidingAtIntervals | OpenGatheredAtIntervals]]
+] = {
+    Gathered: OpenGatheredAtIntervals,
     Session: OpenSessionsAtIntervals,
     Sliding: OpenSlidingAtIntervals,
 }
@@ -386,8 +391,10 @@ class TimerRunner:
     def _windows_of(self, step: Window) -> AnyWindows:
         if isinstance(step.windows, Counted):
             return CountedAtIntervals(step, self._tables, self._clock, self._noted)
+        of_kind: type[OpenWindows | OpenSessions | OpenSliding]
         if step.emit == "interval":
-            of_kind = _OPEN_AT_INTERVALS.get(type(step.windows), OpenWindowsAtIntervals)
+            in_time = OpenPartsAtIntervals if step.is_part else OpenWindowsAtIntervals
+            of_kind = _OPEN_AT_INTERVALS.get(type(step.windows), in_time)
         else:
             of_kind = _OPEN.get(type(step.windows), OpenWindows)
         clock: ClockInEventTime = self._clock

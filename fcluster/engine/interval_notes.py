@@ -1,8 +1,8 @@
 """When a step of windows passes results on at intervals, in one shard.
 
 Responsible for: `IntervalNotes`. For `firing`, a note is a timer by the clock of the step. What is passed on
-then is known to those who keep the windows: `interval_windows`, `interval_sessions`, `interval_sliding`,
-`interval_counted`. Pure.
+then is known to those who keep the windows: `interval_windows`, `interval_parts`, `interval_gathered`,
+`interval_sessions`, `interval_sliding`, `interval_counted`. Pure.
 
     time (8 bytes) | key of the stream   ->  what those who keep the windows note
 
@@ -43,6 +43,7 @@ class IntervalNotes:
         clock: the shard's event time, or the step's processing time.
         noted: called with the clock and time of each timer that is set.
         forget: called with the key and time of results that have failed and are given up.
+        ahead_ms: results are passed on so much earlier than event time reaches what is noted.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class IntervalNotes:
         clock: ClockInEventTime,
         noted: Callable[[TimerClock, int], None],
         forget: Callable[[bytes, int], None],
+        ahead_ms: int = 0,
     ) -> None:
         self._step = window.name
         self._interval_ms = window.interval_ms
@@ -60,7 +62,8 @@ class IntervalNotes:
         self._goes_by: TimerClock = window.clock
         self._noted = noted
         self._forget = forget
-        self._ahead = ReadAhead(b"", BEHIND_ALL, _note_of, _timer_of)
+        self._ahead_ms = ahead_ms
+        self._read_ahead = ReadAhead(b"", BEHIND_ALL, self._note_of, self._timer_of)
 
     def next_ms(self, start_ms: int, timestamp_ms: int) -> int:
         """When a window's result is passed on.
@@ -70,7 +73,7 @@ class IntervalNotes:
             timestamp_ms: of the record that has changed it.
         """
         now_ms = self._clock.now_ms
-        now_ms = timestamp_ms if now_ms is None else max(0, now_ms, start_ms)
+        now_ms = timestamp_ms if now_ms is None else max(0, now_ms + self._ahead_ms, start_ms)
         return now_ms - now_ms % self._interval_ms + self._interval_ms
 
     def is_due(self, at_ms: int) -> bool:
@@ -78,7 +81,7 @@ class IntervalNotes:
         noted.
         """
         now_ms = self._clock.now_ms
-        return now_ms is not None and 0 < at_ms <= now_ms
+        return now_ms is not None and 0 < at_ms <= now_ms + self._ahead_ms
 
     def get(self, key: bytes, at_ms: int) -> Any:
         """What is noted for that time, or `ABSENT`."""
@@ -86,10 +89,11 @@ class IntervalNotes:
 
     def note(self, key: bytes, at_ms: int, value: Any = b"") -> None:
         """Note that results of the key are passed on then."""
-        timer = Timer(at_ms, key, RESULT)
-        self._table.put(_note_of(timer), value)
-        self._ahead.add(timer)
-        self._noted(self._goes_by, at_ms)
+        note = encode_time(at_ms) + key
+        timer = self._timer_of(note)
+        self._table.put(note, value)
+        self._read_ahead.add(timer)
+        self._noted(self._goes_by, timer.at_ms)
 
     def delete(self, key: bytes, at_ms: int) -> None:
         """Nothing of the key is passed on then any more."""
@@ -99,10 +103,10 @@ class IntervalNotes:
 
     def first(self, clock: TimerClock) -> Timer | None:
         """See `firing.TimedStep`."""
-        return self._ahead.first(self._table, self._is_noted) if clock == self._goes_by else None
+        return self._read_ahead.first(self._table, self._is_noted) if clock == self._goes_by else None
 
     def _is_noted(self, timer: Timer) -> bool:
-        return self._table.get(_note_of(timer)) is not ABSENT
+        return self._table.get(self._note_of(timer)) is not ABSENT
 
     def take(self, clock: TimerClock, timer: Timer) -> None:
         """See `firing.TimedStep`: its function removes the note, which is undone if that fails."""
@@ -112,23 +116,21 @@ class IntervalNotes:
 
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`."""
-        self._forget(timer.key, timer.at_ms)
+        self._forget(timer.key, self.timestamp_ms(timer))
 
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""
         return (
-            f"{TIMER_STEP}that passes on the windows {self._step!r} at {time_text(timer.at_ms)} for the key "
-            f"{bounded_repr(timer.key)}"
+            f"{TIMER_STEP}that passes on the windows {self._step!r} at {time_text(self.timestamp_ms(timer))} "
+            f"for the key {bounded_repr(timer.key)}"
         )
 
     def timestamp_ms(self, timer: Timer) -> int:
-        """See `firing.TimedStep`: when they are passed on."""
-        return timer.at_ms
+        """See `firing.TimedStep`: what is noted."""
+        return timer.at_ms + self._ahead_ms
 
+    def _note_of(self, timer: Timer) -> bytes:
+        return encode_time(self.timestamp_ms(timer)) + timer.key
 
-def _note_of(timer: Timer) -> bytes:
-    return encode_time(timer.at_ms) + timer.key
-
-
-def _timer_of(note: bytes) -> Timer:
-    return Timer(decode_time(note), note[TIME_BYTES:], RESULT)
+    def _timer_of(self, note: bytes) -> Timer:
+        return Timer(decode_time(note) - self._ahead_ms, note[TIME_BYTES:], RESULT)

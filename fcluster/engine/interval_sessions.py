@@ -16,7 +16,8 @@ A session keeps 0 if no result is noted.
 Invariants:
 - What was told of a session is of times within it. A session that is made of two has what was told of both.
 - A result replaces what was told of times within it. What has other times than the result is withdrawn with
-  it, right before it. So at any time, what was passed on and not withdrawn is of sessions that don't overlap.
+  it, right before it. So of each open session, one result at most was passed on and not withdrawn, or several
+  that don't overlap, until the next one is passed on.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class TimerRecord:
 
 
 class LaterRecord:
-    """A record whose results get a later timestamp than its own: that of its partner in a join."""
+    """A record whose results get a later timestamp than its own, such as that of its partner in a join."""
 
     __slots__ = ("_at_ms", "_record", "headers", "key", "offset", "partition", "topic", "value")
 

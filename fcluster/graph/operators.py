@@ -19,7 +19,7 @@ from fcluster.graph.sliding import Sliding
 from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerClock, TimerFunction, TimerStore
-from fcluster.graph.windows import Session, StoreKind, Windows, WindowStore
+from fcluster.graph.windows import Gathered, Session, StoreKind, Windows, WindowStore
 
 KeyKind = Kind
 ValueKind = Kind
@@ -212,6 +212,11 @@ class Window:
         A record exactly at a session's end belongs to it. So a session closes when that millisecond is over.
         """
         return self.windows.grace_ms + isinstance(self.windows, Session)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its windows are parts, which another step gathers."""
+        return self.keyless and self.clock == "event" and not isinstance(self.windows, Gathered)
 
     @property
     def is_timed(self) -> bool:

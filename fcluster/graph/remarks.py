@@ -46,7 +46,7 @@ def remarks_on(topology: Topology) -> list[Remark]:
         for stage in topology.stages
         for chain in stage.chains
         for at, window in enumerate(chain.operators)
-        if isinstance(window, Window) and window.emit != "close"
+        if isinstance(window, Window) and window.emit != "close" and not window.is_part
         for step in _aggregates_behind(topology, chain, chain.operators[at + 1 :])
         if _counts_again(step)
     ]

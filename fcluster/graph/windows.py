@@ -248,8 +248,8 @@ class Cumulative:
 class Gathered:
     """The windows in which the results of another step are gathered. Not for job files.
 
-    A result of that step has the last millisecond of its window as its timestamp. So it is in the window that
-    ends right after it.
+    A result of that step is in the window that it is of. If results are passed on when windows close, it has
+    the last millisecond of its window as its timestamp; otherwise it has another one.
 
     Args:
         windows: those of the other step.

@@ -1,6 +1,7 @@
-"""The slow interpreter of sessions, sliding and counted windows that pass results on at intervals.
+"""The slow interpreter of windows that pass results on before they close, where `windows` isn't enough.
 
-Responsible for: `partition_of`, which gives the interpreter of a window step. Everything that is due is done
+Responsible for: `partition_of`, which gives the interpreter of a window step; and the results of windows of
+all records. Everything that is due is done
 at once here, and all records of what is open are kept.
 """
 
@@ -8,8 +9,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
-from tests.fuzz.windows import Partition, Row, Timed, WindowPlan
+from tests.fuzz.windows import (
+    FAR_MS,
+    PARTITIONS,
+    JobPlan,
+    Partition,
+    Row,
+    Timed,
+    WindowPlan,
+    changed,
+    keyless_result,
+    windows_of,
+)
 
 Told = tuple[int, int, Timed]
 """Start, end and records of a session whose result was passed on."""
@@ -172,3 +185,67 @@ class Counts(AtIntervals):
     def _span(self, rows: Timed) -> tuple[int, int]:
         times = [at for at, _value in rows]
         return min(times), max(times) + 1
+
+
+# --- windows of all records -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Part:
+    rows: Timed
+    noted: int
+
+
+def keyless_at_intervals(plan: JobPlan, rows: list[Row]) -> list[tuple[int, dict[str, Any]]]:
+    """The results of a job with windows of all records that passes results on at intervals: timestamp and
+    value of each. The result of an interval has what all partitions had told until then.
+    """
+    (window,) = plan.windows
+    told: dict[tuple[int, int], list[tuple[int, Timed]]] = defaultdict(list)
+    for partition in range(PARTITIONS):
+        _tell_parts(plan, [row for row in rows if row.partition == partition], told)
+    found: list[tuple[int, int, int, int, dict[str, Any]]] = []
+    for (end, start), parts in told.items():
+        everything = [row for _at, part in parts for row in part]
+        found.append((end, 0, end, end - 1, keyless_result(start, end, everything)))
+        for at in {at for at, _part in parts if at < end + window.grace}:
+            so_far = [row for told_at, part in parts if told_at <= at for row in part]
+            found.append((at - window.grace, 1, end, at, keyless_result(start, end, so_far)))
+    return [(at, value) for *_, at, value in sorted(found, key=lambda one: one[:3])]
+
+
+def _tell_parts(plan: JobPlan, rows: list[Row], told: dict[tuple[int, int], list[tuple[int, Timed]]]) -> None:
+    """What a partition tells: by end and start, when, and the records since the time before. What it tells
+    when a window closes has the time when it does."""
+    (window,) = plan.windows
+    parts: dict[tuple[int, int], _Part] = {}
+    now: int | None = None
+    for row in [*rows, Row(0, "", FAR_MS + plan.delay, None)]:
+        values = [] if row.value is None else changed(window, row.value)
+        for value in values:
+            for start, end in windows_of(window, row.at):
+                at = row.at if now is None else max(0, now, start)
+                at = (at // window.interval + 1) * window.interval
+                parts.setdefault((end, start), _Part([], at)).rows.append((row.at, value))
+        now = row.at - plan.delay if now is None else max(now, row.at - plan.delay)
+        for (end, start), part in list(parts.items()):
+            at = min(part.noted, end + window.grace)
+            if at <= now:
+                told[end, start].append((at, part.rows))
+                del parts[end, start]
+
+
+def keyless_updates(plan: JobPlan, rows: list[Row]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """The results of a job with windows of all records that passes on each update: by start and end, one for
+    each record that is in the window. Only of the last one is it known what is in it.
+    """
+    (window,) = plan.windows
+    groups: dict[tuple[int, int], Timed] = defaultdict(list)
+    for row in rows:
+        for value in changed(window, row.value):
+            for start, end in windows_of(window, row.at):
+                groups[start, end].append((row.at, value))
+    return {
+        (start, end): [keyless_result(start, end, timed[: n + 1]) for n in range(len(timed))]
+        for (start, end), timed in groups.items()
+    }

@@ -22,12 +22,15 @@ from fcluster.api import windowed
 from fcluster.engine import runner
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
+from fcluster.engine.interval_gathered import OpenGatheredAtIntervals
 from fcluster.engine.interval_notes import IntervalNotes
+from fcluster.engine.interval_parts import OpenPartsAtIntervals
+from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.operators import session
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.windows import OpenInTime
-from fcluster.testing import Driver, shards
-from tests.fuzz import windows
+from fcluster.testing import Driver, JobStopped, shards
+from tests.fuzz import interval_windows, windows
 from tests.fuzz.interval_windows import partition_of
 from tests.fuzz.windows import FAR_MS, PARTITIONS, JobPlan, Row, WindowPlan, partition_of_key
 
@@ -98,6 +101,31 @@ def check_keyless(plan: JobPlan, drawn: Any, between: list[str]) -> None:
         assert found == windows.keyless(plan, rows)
 
 
+def check_early_keyless(plan: JobPlan, drawn: Any, between: list[str]) -> None:
+    """Run a job with windows of all records that pass results on before they close, and compare these."""
+    rows = windows.rows_of(plan, drawn)
+    with Driver(windows.build_keyless(plan), partitions=PARTITIONS, auto_barrier=not between) as driver:
+        play(driver, plan, rows, between)
+        assert driver.late == 0
+        outputs = [
+            (one.timestamp, {**one.value, "values": sorted(one.value["values"])})
+            for one in driver.records("out")
+        ]
+        if not plan.windows[0].updates:
+            assert outputs == interval_windows.keyless_at_intervals(plan, rows)
+            return
+        found: dict[tuple[int, int], list[Any]] = {}
+        for _at, value in outputs:
+            found.setdefault((value["start"], value["end"]), []).append(value)
+        wanted = interval_windows.keyless_updates(plan, rows)
+        assert {span: [one["n"] for one in own] for span, own in found.items()} == {
+            span: [one["n"] for one in own] for span, own in wanted.items()
+        }
+        assert {span: own[-1] for span, own in found.items()} == {
+            span: own[-1] for span, own in wanted.items()
+        }
+
+
 @settings(max_examples=EXAMPLES or 250, **SETTINGS)
 @given(windows.direct_jobs, windows.draws, windows.between)
 def test_odd_jobs_with_windows_do_what_the_interpreter_says(
@@ -120,6 +148,14 @@ def test_odd_windows_of_all_records_do_what_the_interpreter_says(
     plan: JobPlan, drawn: Any, between: list[str]
 ) -> None:
     check_keyless(plan, drawn, between)
+
+
+@settings(max_examples=EXAMPLES or 150, **SETTINGS)
+@given(windows.early_keyless_jobs, windows.draws, windows.between)
+def test_odd_windows_of_all_records_pass_on_before_they_close_what_the_interpreter_says(
+    plan: JobPlan, drawn: Any, between: list[str]
+) -> None:
+    check_early_keyless(plan, drawn, between)
 
 
 # --- it must be able to fail ----------------------------------------------------------------------------
@@ -197,6 +233,21 @@ def intervals_go_by_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IntervalNotes, "next_ms", next_ms)
 
 
+def parts_are_added_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of an interval has parts of later times, of shards that are ahead."""
+    plain = OpenGatheredAtIntervals._take_parts  # pyright: ignore[reportPrivateUsage]
+
+    def take_parts(self: OpenGatheredAtIntervals, window: list[Any], _until_ms: int) -> Any:
+        return plain(self, window, 10**9)
+
+    monkeypatch.setattr(OpenGatheredAtIntervals, "_take_parts", take_parts)
+
+
+def parts_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that was passed on at an interval doesn't begin anew."""
+    monkeypatch.setattr(OpenPartsAtIntervals, "take_noted", OpenWindowsAtIntervals.take_noted)
+
+
 def kafka_moves_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Event time follows Kafka's timestamps, although the times are in the values."""
 
@@ -212,6 +263,8 @@ def kafka_moves_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (kafka_moves_event_time, check_direct, windows.direct_jobs),
         (event_time_is_reported_too_early, check_keyless, windows.keyless_jobs),
         (one_part_is_enough, check_keyless, windows.keyless_jobs),
+        (parts_are_added_as_they_come, check_early_keyless, windows.early_keyless_jobs),
+        (parts_are_told_again, check_early_keyless, windows.early_keyless_jobs),
         (records_slide_into_windows_that_are_due, check_direct, windows.direct_jobs),
         (counted_windows_forget_where_they_begin, check_direct, windows.direct_jobs),
         (intervals_go_by_the_records, check_direct, windows.direct_jobs),
@@ -235,7 +288,7 @@ def test_planted_bug_in_windows_is_found(
     def search(plan: JobPlan, drawn: Any, between: list[str]) -> None:
         check(plan, drawn, between)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, JobStopped)):
         search()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -157,6 +157,16 @@ keyless_jobs = st.builds(
     crossed=st.just(value=True),
     stamped=st.booleans(),
 )
+early_keyless_jobs = st.builds(
+    JobPlan,
+    delay=st.integers(0, 12),
+    windows=_windows(crossed=False)
+    .filter(lambda plan: plan.kind in ("tumbling", "hopping", "cumulative"))
+    .filter(lambda plan: plan.updates or plan.interval > 0)
+    .map(lambda plan: (replace(plan, counted=False),)),
+    crossed=st.just(value=True),
+    stamped=st.booleans(),
+)
 _draws = st.tuples(
     st.integers(0, PARTITIONS - 1),
     st.sampled_from(KEYS),
@@ -276,7 +286,8 @@ def build_keyless(plan: JobPlan) -> Job:
     stream: Any = job.stream(source)
     if window.before:
         stream = stream.flat_map(_of_value(window.before, crossed=True))
-    all_records = stream.window_all(declared(window), name="w", late=job.topic("late"))
+    emit: Any = "update" if window.updates else window.interval * _MS if window.interval else "close"
+    all_records = stream.window_all(declared(window), name="w", late=job.topic("late"), emit=emit)
     fields = {name: make(_number) for name, make in KEYLESS_AGGREGATES.items()}
     all_records.aggregate(**fields).to(job.topic("out"))
     return job
@@ -308,6 +319,11 @@ def _result_n(result: Any) -> int:
 def _numbered(ctx: Any, result: Any) -> Any:
     ctx.state["n"] = number = ctx.state.get("n", 0) + 1
     return {**result, "number": number}
+
+
+def changed(plan: WindowPlan, value: Any) -> list[Any]:
+    """What comes to the window of a value."""
+    return _CHANGES[plan.before](value)
 
 
 def sent(plan: JobPlan, row: Row) -> tuple[Any, int]:
@@ -614,7 +630,12 @@ def keyless(plan: JobPlan, rows: list[Row]) -> list[dict[str, Any]]:
                 groups[end, start].append((row.at, value))
     found: list[dict[str, Any]] = []
     for (end, start), timed in sorted(groups.items()):
-        result = result_of("", start, end, timed)
-        wanted = {"start": start, "end": end, **{name: result[name] for name in KEYLESS_AGGREGATES}}
-        found.append({**wanted, "values": sorted(wanted["values"])})
+        found.append(keyless_result(start, end, timed))
     return found
+
+
+def keyless_result(start: int, end: int, timed: Timed) -> dict[str, Any]:
+    """The result of a window of all records, with sorted values."""
+    result = result_of("", start, end, timed)
+    wanted = {"start": start, "end": end, **{name: result[name] for name in KEYLESS_AGGREGATES}}
+    return {**wanted, "values": sorted(wanted["values"])}

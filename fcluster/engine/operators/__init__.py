@@ -17,6 +17,7 @@ from fcluster.engine.operators.foreign import (
     SubscribeOperator,
     SubscribersOperator,
 )
+from fcluster.engine.operators.gather import GatherOperator
 from fcluster.engine.operators.group import GroupTableOperator, RegroupOperator, RunningTableOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.map_async import MapAsyncOperator
@@ -52,7 +53,7 @@ from fcluster.graph.operators import (
     Window,
 )
 from fcluster.graph.sliding import Sliding
-from fcluster.graph.windows import Session
+from fcluster.graph.windows import Gathered, Session
 
 __all__ = ["CompiledOperator", "operator_for"]
 
@@ -108,4 +109,6 @@ def _operator_of_windows(node: Window) -> CompiledOperator:
         return SessionOperator(node)
     if isinstance(node.windows, Sliding):
         return SlidingOperator(node)
+    if isinstance(node.windows, Gathered):
+        return GatherOperator(node)
     return CountedOperator(node) if isinstance(node.windows, Counted) else WindowOperator(node)

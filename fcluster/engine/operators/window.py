@@ -11,7 +11,7 @@ from fcluster.engine.interval_notes import RESULT
 from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
+from fcluster.engine.records import LaterRecord, OutputPort, SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.values import describing_fields
 from fcluster.engine.windows import CLOSE, OpenWindows
@@ -25,7 +25,7 @@ _UNCHANGING = frozenset({int, float, str, bool, type(None)})
 """Values of these types can't be changed in place. A look at the type saves most copies."""
 _OF_VALUES: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What functions raise that get a value they don't expect."""
-_NO_KEY: Final = b""
+NO_KEY: Final = b""
 """Of windows of all records, whatever their keys are."""
 ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
 """Returns the result of a window, given its key, start and end, and its aggregates."""
@@ -65,6 +65,9 @@ class WindowOperator(OfWindow):
         clock, table, opened = windows.clock, windows.table, windows.opened
         self.name_fields(table, lambda kept: [kept])
         get, put, late = table.get, table.put, compile_late(node, place, surroundings, windows.port)
+        if node.is_part and node.emit == "update":
+            # The part of each record is passed on alone: nothing is kept.
+            get, put, opened = _get_nothing, _do_nothing, _do_nothing
         ends_of = node.windows.ends_of()
         grace_ms, floor_ms, keyed = node.windows.grace_ms, windows.floor_ms, not node.keyless
         inits, add_all = compile_fields(node)
@@ -75,7 +78,7 @@ class WindowOperator(OfWindow):
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
             try:
-                own = key if keyed else _NO_KEY
+                own = key if keyed else NO_KEY
                 if own is None or timestamp_ms < 0:
                     raise in_no_window(own)
                 now_ms = clock.now_ms
@@ -117,9 +120,11 @@ class WindowOperator(OfWindow):
         if node.emit == "close":
             return None
         start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
+        keyed = not node.keyless
 
         def update(record: SourceRecord, key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
-            following(record, key, apart(result_of(own, start_of(end_ms), end_ms, kept)))
+            result = apart(result_of(own, start_of(end_ms), end_ms, kept))
+            following(record, key if keyed else None, result)
 
         def note(record: SourceRecord, _key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
             noting.changed(own, end_ms, kept, record.timestamp()[1])
@@ -135,7 +140,7 @@ class WindowOperator(OfWindow):
             except BaseException as error:
                 raise StepFailure(place, error) from error
             for result in results:
-                following(timer_record, key, result)
+                following(timer_record, key if keyed else None, result)
 
         if node.emit == "update":
             return update
@@ -151,6 +156,7 @@ class WindowOperator(OfWindow):
         table, start_of, keyed = windows.table, node.windows.start_of(), not node.keyless
         noting = windows if isinstance(windows, OpenWindowsAtIntervals) else None
         result_of = compile_result(node, surroundings)
+        updates = node.emit == "update" and not node.is_part  # a part is left from when it wasn't passed on
 
         def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
             try:
@@ -160,14 +166,17 @@ class WindowOperator(OfWindow):
                 if noting is not None:
                     noting.closing(key, end_ms, kept)
                 table.delete(entry)
-                if node.emit == "update":
+                if updates:
                     return
                 value = result_of(key, start_of(end_ms), end_ms, kept)
             except passing:
                 raise
             except BaseException as error:
                 raise StepFailure(place, error) from error
-            following(timer_record, key if keyed else None, value)
+            if node.is_part and noting is not None:  # see `interval_gathered`
+                following(LaterRecord(timer_record, end_ms + node.closes_after_ms), None, value)
+            else:
+                following(timer_record, key if keyed else None, value)
 
         return close
 
@@ -252,6 +261,14 @@ def compile_late(
         write_record(record, key, Record(topic=topic, value=value))
 
     return drop if topic is None else write
+
+
+def _get_nothing(_entry: bytes) -> Any:
+    return ABSENT
+
+
+def _do_nothing(*_arguments: object) -> None:
+    pass
 
 
 def in_no_window(key: bytes | None) -> RecordError:

@@ -346,6 +346,20 @@ def test_windows_of_all_records() -> None:
         assert sorted(record.value["values"]) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize(("emit", "wanted"), [("update", [1, 2]), (5 * MS, [2, 2])])
+def test_windows_of_all_records_pass_results_on_before_they_close(emit: Any, wanted: list[int]) -> None:
+    job = Job("j")
+    everything = job.stream(job.topic("in")).window_all(TEN, name="w", emit=emit, clock="processing")
+    everything.aggregate(n=count()).to("out")
+    with Driver(job, partitions=3, now_ms=100) as driver:
+        for key in ("a", "b"):
+            driver.send("in", 1, key=key, timestamp=OLD)
+        driver.advance(to_ms=105)
+        driver.advance(to_ms=110)
+        found = driver.records("out")
+        assert [(one.key, one.value["n"]) for one in found] == [(None, n) for n in wanted]
+
+
 def test_window_in_processing_time_may_follow_any_window() -> None:
     job = Job("j")
     stream = job.stream(job.topic("in")).window(TEN, name="a").aggregate(n=count())

@@ -87,3 +87,16 @@ def test_nothing_is_said_where_each_window_counts_once_or_somebody_has_taken_car
     assert remarks(lambda stream: total(by_key(stream)), "close") == []
     for behind in (filtered, handled, newest, grouped, lambda stream: stream.to("out")):
         assert remarks(behind) == []
+
+
+@pytest.mark.parametrize("emit", ["update", TEN])
+def test_parts_of_windows_of_all_records_may_be_added_up_but_not_their_results(emit: Any) -> None:
+    def told(behind: Callable[[Stream[Any, Any]], None]) -> list[str]:
+        job = Job("j")
+        windowed = job.stream(job.topic("in")).window_all(Tumbling(TEN), name="w", emit=emit)
+        behind(windowed.aggregate(n=count()))
+        return [remark.message for remark in remarks_on(job.build(Settings()))]
+
+    assert told(lambda results: results.to("out")) == []
+    (message,) = told(lambda results: total(results.key_by(lambda _result: "all", name="all")))
+    assert "The running aggregate 'total' adds up results of the window 'w'" in message

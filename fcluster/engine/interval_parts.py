@@ -1,0 +1,61 @@
+"""The parts of windows of all records in one shard, if results are passed on at intervals.
+
+Responsible for: `OpenPartsAtIntervals`. At an interval, a part is passed on with what it has gained since the
+one before, and begins anew. Another step puts the parts together (`interval_gathered`). See `interval_notes`
+for when. Pure.
+
+    windows   end (8 bytes)    ->  what each aggregate has gained, and when it is passed on
+    due       time (8 bytes)   ->  the windows whose parts are passed on then: the end of each, or [end, what
+                                   each aggregate had gained] if records have come since it is due
+
+A part that has gained nothing isn't there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fcluster.engine.interval_windows import NOTED, OpenWindowsAtIntervals
+from fcluster.engine.ordered_keys import encode_time
+from fcluster.engine.records import OutputPort
+from fcluster.engine.windows import ClockInEventTime
+from fcluster.graph.operators import Window
+from fcluster.graph.timers import TimerClock
+
+
+class OpenPartsAtIntervals(OpenWindowsAtIntervals):
+    """See the module's docstring, and `OpenInTime` for the arguments."""
+
+    def __init__(
+        self,
+        window: Window,
+        tables: Mapping[str, Any],
+        clock: ClockInEventTime,
+        noted: Callable[[TimerClock, int], None],
+        port: OutputPort,
+    ) -> None:
+        super().__init__(window, tables, clock, noted, port)
+        self._inits = [aggregate.init for _name, aggregate in window.fields]
+
+    def changing(self, key: bytes, end_ms: int, kept: list[Any]) -> None:
+        """See `OpenWindowsAtIntervals`. A part that is due is kept apart, and begins anew."""
+        at_ms = kept[NOTED]
+        if self._notes.is_due(at_ms):
+            parts = self._notes.get(key, at_ms)
+            parts[parts.index(end_ms)] = [end_ms, kept[:NOTED]]
+            kept[:] = [*(init() for init in self._inits), 0]
+
+    def take_noted(self, key: bytes, at_ms: int) -> list[tuple[int, list[Any]]]:
+        """See `OpenWindowsAtIntervals`. The parts begin anew."""
+        found: list[tuple[int, list[Any]]] = []
+        noted: Any
+        for noted in self._notes.get(key, at_ms):
+            if type(noted) is not int:
+                found.append((noted[0], noted[1]))
+                continue
+            entry = encode_time(noted) + key
+            found.append((noted, self.table.get(entry)))
+            self.table.delete(entry)
+        self._notes.delete(key, at_ms)
+        return sorted(found, key=lambda one: one[0])
