@@ -201,7 +201,9 @@ class ModelProducer:
         unsent, self._unsent = self._unsent, []
         if not unsent:
             return 0
-        self._steps.note("rounds of Produce")
+        # Both may be sent in one round or in two: two threads produce them.
+        for kind in sorted({"deltas" if " " in topic else "outputs" for topic, _ in unsent}):
+            self._steps.note(f"rounds of Produce for {kind}")
         for topic in {topic for topic, _ in unsent} - self._registered:
             self._registered.add(topic)
             self._steps.note("partitions registered" if " " in topic else "output topics registered")

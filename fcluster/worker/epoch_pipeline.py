@@ -6,8 +6,8 @@ belongs to the commit thread, which prepares and commits it while the main threa
 Also responsible for a session's writer and commit thread, and for turning failures there into events.
 
 Invariants:
-- An epoch begins in the transaction that takes its first output, and is frozen only when all its outputs are
-  acknowledged. So the outputs of a key keep the order of its inputs across epochs.
+- An epoch begins in the transaction that takes its first output, and only when all outputs of the epoch
+  before are acknowledged. So the outputs of a key keep the order of its inputs across epochs.
 - The commit thread gets everything that it needs with the epoch. It reads nothing that the main thread
   changes, except the session, to recognise sessions that are over.
 - State layers become committed state after the transaction's commit, in the order of the epochs.
@@ -44,9 +44,11 @@ from fcluster.worker.epoch_trace import EpochTrace, EpochTraces
 from fcluster.worker.processing import OutputPort, ShardRunner
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import (
+    AwaitedOutputs,
     EpochTransaction,
     EpochWriter,
     FrozenEpoch,
+    OutputsFailedError,
     ShardEpoch,
     TransactionLostError,
 )
@@ -97,6 +99,7 @@ class EpochInFlight:
         begun_s: when its transaction began.
         frozen_s: when its barrier came.
         letter: the error of the last dead letter; see `LetterLimit.last`.
+        outputs: whether they are acknowledged. The main thread waits for that.
     """
 
     session: int
@@ -107,6 +110,7 @@ class EpochInFlight:
     begun_s: float
     frozen_s: float
     letter: str
+    outputs: AwaitedOutputs
 
 
 class EpochPipeline:
@@ -181,6 +185,9 @@ class EpochPipeline:
         def give_up(reason: str) -> None:
             # The thread hangs in a call. The broker, not this worker, ends its transaction.
             thread.abandon()
+            epoch = self._in_flight
+            if epoch is not None and epoch.session == session:
+                epoch.outputs.fail()  # the main thread needn't wait for them any longer
             self._post(events.TransactionFailed(session, reason))
 
         self._writer = writer = make_writer(give_up)
@@ -330,8 +337,6 @@ class EpochPipeline:
             failpoints.reach("worker.layers-frozen", effect.epoch)
             self._tell(opened.transaction, [runners[shard] for shard in sorted(effect.shards)])
             trace.ended("freeze")
-            opened.transaction.flush_outputs()
-            trace.ended("outputs")
         except TransactionLostError as error:
             self._post(self.lost(effect.session, error))
             return
@@ -352,9 +357,24 @@ class EpochPipeline:
             begun_s=opened.begun_s,
             frozen_s=frozen_s,
             letter=self._port.letters.last,
+            outputs=AwaitedOutputs(),
         )
         self._open, self._in_flight = None, epoch
         self._commit_thread.submit(self._flush, epoch)
+        self._wait_for_outputs(epoch)
+
+    def _wait_for_outputs(self, epoch: EpochInFlight) -> None:
+        """Wait until they are acknowledged. The next epoch must not begin before."""
+        outputs = epoch.outputs
+        try:
+            epoch.transaction.flush_outputs(outputs.failed)
+            outputs.acknowledge()
+        except TransactionLostError as error:
+            if outputs.fail():
+                self._post(self.lost(epoch.session, error))
+        except BaseException:
+            outputs.fail()
+            raise
 
     def _tell(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
         """Tell the stages downstream of event time, and of global tables that are read."""
@@ -384,10 +404,10 @@ class EpochPipeline:
     def _flush(self, epoch: EpochInFlight) -> None:
         """Write deltas and offsets, and wait for all of it. Runs in the commit thread."""
         frozen = epoch.frozen
-        with self._reporting(epoch.session, f"preparing epoch {frozen.epoch}"):
+        with self._reporting(epoch.session, f"preparing epoch {frozen.epoch}", fail=epoch.outputs.fail):
             frozen.encode()
             frozen.trace.ended("encode")
-            epoch.transaction.prepare(frozen)
+            epoch.transaction.prepare(frozen, epoch.outputs)
             epoch.confirm_sources()
             frozen.trace.ended("sources")
             prepare_ms = (time.monotonic() - epoch.frozen_s) * 1000
@@ -465,25 +485,44 @@ class EpochPipeline:
     # --- failures -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _reporting(self, session: int, what: str, *, abortable: bool = True) -> Generator[None]:
+    def _reporting(
+        self,
+        session: int,
+        what: str,
+        *,
+        abortable: bool = True,
+        fail: Callable[[], bool] = lambda: True,
+    ) -> Generator[None]:
         """Watch a step of the commit thread, and turn its failure into an event.
 
-        `abortable`: if the error says so, the session can go on after an abort.
+        Args:
+            session: the session that the step belongs to.
+            what: describes the step.
+            abortable: if the error says so, the session can go on after an abort.
+            fail: notes the failure. Returns False if the main thread has reported already that this
+                transaction is lost.
         """
         try:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
+        except OutputsFailedError:
+            pass
         except TransactionLostError as error:
+            if not fail():
+                return
             if session != self._core_state.session:
                 # Nothing depends on it any more, but it shows that the writes of a former session are
                 # refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(self.lost(session, error, abortable=abortable))
         except LOCAL_TROUBLE as error:
+            fail()
             self._post(events.WorkerBroken(failure_of(error, FailureKind.HOST)))
         except FclusterError as error:
+            fail()
             self._post(events.JobBroken(session, failure_of(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
+            fail()
             _log.exception("%s failed", what)
             reason = f"{what}: {type(error).__name__}: {error}"
             self._post(events.TransactionFailed(session, reason, unexpected=True))

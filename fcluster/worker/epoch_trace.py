@@ -16,11 +16,11 @@ from fcluster.wire.messages import PhaseTimes
 PHASES: Final[dict[str, str]] = {
     "open": "from the first record to the barrier",
     "freeze": "what has changed is collected, in the main thread",
-    "outputs": "the main thread waits until outputs are acknowledged",
     "encode": "deltas are encoded, once the commit thread is free",
     "deltas": "deltas are handed to the client",
     "offsets": "the group's coordinator takes the offsets into the transaction",
-    "flush": "what isn't acknowledged yet",
+    "outputs": "outputs that aren't acknowledged yet",
+    "flush": "deltas that aren't acknowledged yet",
     "sources": "the check that no source was replaced, if one is due",
     "declare": "the coordinator waits for the other workers, and declares the epoch complete",
     "commit": "the transactions' coordinator decides the commit",

@@ -29,6 +29,8 @@ PAUSE_S: Final = 0.1
 PULSE_S: Final = 0.01
 NUDGE_S: Final = 0.001
 """The time that the broker threads need to notice that they should send."""
+STEP_S: Final = 0.002
+"""The client can only wait for all records at once. Whoever waits for some of them looks this often."""
 
 
 def sending_config(settings: Settings) -> dict[str, Any]:
@@ -50,19 +52,34 @@ def nudge(producer: Producer) -> int:
 
 
 def flush(
-    producer: Producer, timeout_s: float, look: Callable[[Producer], None] = lambda _producer: None
+    producer: Producer,
+    timeout_s: float,
+    look: Callable[[Producer], None] = lambda _producer: None,
+    unacknowledged: Callable[[], int] | None = None,
 ) -> int:
     """Let the producer send all its records, and wait until they are acknowledged. Returns how many aren't.
 
-    If it takes long, `look` is called from time to time. It raises errors that make waiting useless.
+    Args:
+        producer: the producer.
+        timeout_s: how long to wait.
+        look: called from time to time if it takes long. It raises errors that make waiting useless.
+        unacknowledged: how many records there are still to wait for, if not for all.
 
     Raises:
         KafkaException: it can no longer send anything.
     """
-    deadline_s = time.monotonic() + timeout_s
-    waiting = producer.flush(min(AT_ONCE_S, timeout_s))
+    begun_s = time.monotonic()
+    deadline_s = begun_s + timeout_s
+    if unacknowledged is None:
+        waiting = producer.flush(min(AT_ONCE_S, timeout_s))
+    else:
+        at_once_s = begun_s + min(AT_ONCE_S, timeout_s)
+        while (waiting := unacknowledged()) and time.monotonic() < at_once_s:
+            producer.flush(STEP_S)
     while waiting and (left_s := deadline_s - time.monotonic()) > 0:
         look(producer)
         producer.poll(min(PAUSE_S, left_s))  # an answer ends the wait
         waiting = producer.flush(PULSE_S)
+        if unacknowledged is not None:
+            waiting = unacknowledged()
     return waiting

@@ -2,8 +2,9 @@
 all.
 
 Responsible for: the two transactional producers of a session and the order of calls on them. While one
-producer's epoch is flushed, prepared and committed in the commit thread, the other producer takes the outputs
-of the next epoch.
+producer's epoch is prepared and committed in the commit thread, the other producer takes the outputs of the
+next epoch. Deltas and offsets are on their way while the main thread still waits for the acknowledgements of
+the epoch's outputs (decision 0131).
 
 Invariants:
 - `open` initialises both producers, once: an `EpochWriter` lives for one session (invariant 8).
@@ -23,7 +24,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,6 +64,11 @@ DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 ANY_PARTITION = -1
 """This value lets the partitioner choose by key."""
+
+
+def never() -> bool:
+    """No failure elsewhere ends a wait."""
+    return False
 
 
 class TransactionLostError(Exception):
@@ -191,11 +197,62 @@ class FrozenEpoch:
         return {part.shard: part.position for part in self.parts}
 
 
+class OutputsFailedError(Exception):
+    """The main thread couldn't write the epoch's outputs. It has reported that."""
+
+
+class AwaitedOutputs:
+    """Whether the outputs of an epoch are acknowledged. After the barrier the main thread waits for that,
+    while the commit thread prepares the epoch. If either fails, both are over, and the first reports it.
+    """
+
+    def __init__(self) -> None:
+        self._known = threading.Event()
+        self._lock = threading.Lock()
+        self._failed = False
+
+    @classmethod
+    def none(cls) -> AwaitedOutputs:
+        """There is nothing to wait for."""
+        outputs = cls()
+        outputs.acknowledge()
+        return outputs
+
+    def acknowledge(self) -> None:
+        """All of them are acknowledged (main thread)."""
+        self._known.set()
+
+    def fail(self) -> bool:
+        """The epoch has failed (any thread). Returns whether the caller is the first to say so."""
+        with self._lock:
+            is_first, self._failed = not self._failed, True
+        self._known.set()
+        return is_first
+
+    def failed(self) -> bool:
+        """Whether the epoch has failed (any thread)."""
+        return self._failed
+
+    def known(self) -> bool:
+        """Whether the main thread has stopped waiting, or will soon (any thread)."""
+        return self._known.is_set()
+
+    def wait(self) -> None:
+        """Wait until they are acknowledged (commit thread).
+
+        Raises:
+            OutputsFailedError: they can't be written.
+        """
+        self._known.wait()
+        if self._failed:
+            raise OutputsFailedError
+
+
 class EpochTransaction(Protocol):
     """The transaction that an epoch is written in. A writer's `begin` returns it.
 
-    At first it belongs to the main thread. Once everything is frozen and flushed, it belongs to the commit
-    thread.
+    At first it belongs to the main thread. Once everything is frozen, it belongs to the commit thread, except
+    that the main thread still waits for its outputs.
     """
 
     @property
@@ -219,12 +276,20 @@ class EpochTransaction(Protocol):
         """Raise the error with which the epoch has failed, if it is already known (main thread)."""
         ...
 
-    def flush_outputs(self) -> None:
-        """Wait until all outputs are acknowledged (main thread)."""
+    def flush_outputs(self, failed: Callable[[], bool] = never) -> None:
+        """Wait until all outputs are acknowledged (main thread).
+
+        Args:
+            failed: whether the epoch has failed in the commit thread. Then waiting is useless.
+        """
         ...
 
-    def prepare(self, frozen: FrozenEpoch) -> None:
-        """Write deltas and offsets and wait for all of it (commit thread)."""
+    def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
+        """Write deltas and offsets, and wait for all of it, outputs included (commit thread).
+
+        Args:
+            outputs: tells when they are acknowledged, which the main thread finds out.
+        """
         ...
 
     def commit(self, frozen: FrozenEpoch) -> None:
@@ -288,6 +353,12 @@ class ProducerTransactions:
         self._waits = waits
         self._give_up = give_up
         self._is_begun = False
+        self._deltas_written = 0
+        self._deltas_reported = 0
+        self._calling = threading.Lock()
+        """Held in calls about the transaction while both threads have it: the client refuses a call while
+        another one is going on. Sending and serving reports are no such calls.
+        """
         self.produce: Callable[..., None] = waiting_produce(producer, explain, check_transaction)
 
     @property
@@ -328,16 +399,33 @@ class ProducerTransactions:
     def tell(self, records: Iterable[OwnRecord]) -> None:
         produce_own_records(self._producer, records, check_transaction)
 
-    def flush_outputs(self) -> None:
-        flush(self._producer, self._waits, check_transaction)
+    def flush_outputs(self, failed: Callable[[], bool] = never) -> None:
+        producer = self._producer
 
-    def prepare(self, frozen: FrozenEpoch) -> None:
+        def unacknowledged() -> int:
+            # The commit thread produces deltas meanwhile, and counts each of them afterwards. Only this
+            # thread serves reports now. So the result may be too high for a moment, but never too low.
+            deltas = self._deltas_written - self._deltas_reported
+            return 0 if failed() else len(producer) - deltas
+
+        def check(producer: Producer) -> None:
+            if self._calling.acquire(blocking=False):  # otherwise the call finds out itself
+                try:
+                    check_transaction(producer)
+                finally:
+                    self._calling.release()
+
+        flush(producer, self._waits, check, unacknowledged)
+
+    def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
         producer = self._producer
         try:
-            produce_deltas(producer, frozen, check_transaction)
-            serve(producer, send=True)
+            self._produce_deltas(producer, frozen, outputs)
+            if outputs.known():  # until then, the main thread sends them together with the outputs
+                serve(producer, send=True)
         except TransactionLostError as error:
-            raise explain(producer, error) from None  # it may be the same error, which is no cause of itself
+            with self._calling:
+                raise explain(producer, error) from None  # it may be the same error, no cause of itself
         frozen.trace.ended("deltas")
         with (
             self._waits.unsticking(
@@ -347,15 +435,37 @@ class ProducerTransactions:
                 self._leave_behind,
             ),
             told(f"sending the offsets of epoch {frozen.epoch}"),
+            self._calling,
         ):
             # While this waits for its answers, the deltas are being sent, so flush() finds most of them done.
             producer.send_offsets_to_transaction(offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S)
         frozen.trace.ended("offsets")
+        self._wait_for(outputs)
+        frozen.trace.ended("outputs")
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(producer, self._waits, check_transaction)
         check_deltas(frozen)
         frozen.trace.ended("flush")
         failpoints.reach("worker.delta-flushed", frozen.epoch)
+
+    def _produce_deltas(self, producer: Producer, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
+        def make_room() -> None:
+            self._wait_for(outputs)  # reports are this thread's from then on
+            _wait_for_room(producer, check_transaction)
+
+        for topic, partition, record, note in deltas_of(frozen):
+
+            def reported(error: Any, message: Any, note: Callable[[Any, Any], None] = note) -> None:
+                self._deltas_reported += 1
+                note(error, message)
+
+            fields = {"partition": partition, "on_delivery": reported}
+            _produce_own(producer, topic, record, fields, make_room)
+            self._deltas_written += 1
+
+    def _wait_for(self, outputs: AwaitedOutputs) -> None:
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            outputs.wait()
 
     def commit(self, frozen: FrozenEpoch) -> None:
         failpoints.reach("worker.commit", frozen.epoch)
@@ -509,17 +619,23 @@ class AtLeastOnceWriter:
     def check(self) -> None:
         self._raise_failure()
 
-    def flush_outputs(self) -> None:
-        flush(self._producer, self._waits)
-        self._raise_failure()  # before a delta is written that couldn't be committed
+    def flush_outputs(self, failed: Callable[[], bool] = never) -> None:
+        flush(self._producer, self._waits, unacknowledged=lambda: 0 if failed() else len(self._producer))
+        self._raise_failure()
 
     def _raise_failure(self) -> None:
         if self._failure:  # there is no transaction that would notice it
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
-    def prepare(self, frozen: FrozenEpoch) -> None:
-        produce_deltas(self._producer, frozen)
-        flush(self._producer, self._waits)
+    def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            outputs.wait()  # without a transaction, no delta may be written whose outputs aren't
+        frozen.trace.ended("outputs")
+        producer = self._producer
+        for topic, partition, record, note in deltas_of(frozen):
+            fields = {"partition": partition, "on_delivery": note}
+            _produce_own(producer, topic, record, fields, lambda: _wait_for_room(producer, _unchecked))
+        flush(producer, self._waits)
         check_deltas(frozen)
         self._raise_failure()
 
@@ -683,8 +799,16 @@ def serve(producer: Producer, send: bool) -> int:
     return len(producer)
 
 
-def flush(producer: Producer, waits: KafkaWaits, check: Callable[[Producer], None] = _unchecked) -> None:
+def flush(
+    producer: Producer,
+    waits: KafkaWaits,
+    check: Callable[[Producer], None] = _unchecked,
+    unacknowledged: Callable[[], int] | None = None,
+) -> None:
     """Wait until everything produced is acknowledged. `check` raises the errors that make waiting useless.
+
+    Args:
+        unacknowledged: how many records there are still to wait for, if not for all.
 
     Raises:
         TransactionLostError: something isn't acknowledged in time, or before the job's end. (A failed record
@@ -697,21 +821,20 @@ def flush(producer: Producer, waits: KafkaWaits, check: Callable[[Producer], Non
         check(producer)
 
     with waits.waiting(_ACKNOWLEDGEMENTS), told("flushing"):
-        waiting = sending.flush(producer, FLUSH_TIMEOUT_S, look)
+        waiting = sending.flush(producer, FLUSH_TIMEOUT_S, look, unacknowledged)
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 
 
-def produce_deltas(
-    producer: Producer, frozen: FrozenEpoch, check: Callable[[Producer], None] = _unchecked
-) -> None:
-    """Produce the epoch's deltas. `changelog_next` gets the offsets as they are acknowledged."""
+def deltas_of(frozen: FrozenEpoch) -> Iterator[tuple[str, int, bytes, Callable[[Any, Any], None]]]:
+    """The epoch's deltas: topic, partition, record, and the callback by which `changelog_next` gets its
+    offset once it is acknowledged.
+    """
     for part in frozen.parts:
         if part.records and part.changelog is not None:
             note = _delivery_note(frozen, part.shard)
             for record in part.records:
-                fields = {"partition": part.shard.partition, "on_delivery": note}
-                _produce_own(producer, part.changelog, record, fields, check)
+                yield part.changelog, part.shard.partition, record, note
 
 
 def produce_own_records(
@@ -726,7 +849,7 @@ def produce_own_records(
             "timestamp": NO_TIMESTAMP_MS,
             "headers": list(record.headers),
         }
-        _produce_own(producer, record.topic, record.value, fields, check)
+        _produce_own(producer, record.topic, record.value, fields, lambda: _wait_for_room(producer, check))
 
 
 def _produce_own(
@@ -734,13 +857,13 @@ def _produce_own(
     topic: str,
     value: bytes | None,
     fields: Mapping[str, Any],
-    check: Callable[[Producer], None],
+    make_room: Callable[[], None],
 ) -> None:
-    """Produce a record for the job's own use."""
+    """Produce a record for the job's own use. `make_room` waits until the full queue takes records again."""
     try:
         producer.produce(topic, value, **fields)
     except BufferError:
-        _wait_for_room(producer, check)
+        make_room()
         producer.produce(topic, value, **fields)
     except KafkaException as error:
         raise TransactionLostError.of(f"writing to {topic}", error) from error

@@ -435,7 +435,7 @@ class DoesNotWaitForOutputs(SimWorker):
     def _prepare_epoch(self, effect: worker_events.PrepareEpoch) -> None:
         assert self.writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
-        self._outputs_flushed(self.writer, effect, frozen)
+        self._outputs_flushed(self.writer, effect, self._seal(self.writer, effect, frozen))
 
 
 class ForgetsRewind(SimWorker):
@@ -1111,7 +1111,7 @@ NO_FENCE = Mutation(
     "no fence", 22, "after slot 0 was fenced", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS
 )
 ONE_ID_FENCED = Mutation(
-    "one id fenced", 64, "after slot 1 was fenced", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS
+    "one id fenced", 274, "was fenced", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS
 )
 BEFORE_FENCE = Mutation(
     "offsets read before the fence",
@@ -1120,7 +1120,7 @@ BEFORE_FENCE = Mutation(
     coordinator_class=AssignsBeforeFence,
     covered_by=_PENDING_OFFSETS,
 )
-UNSETTLED = Mutation("offsets unsettled", 443, "the outputs should be []", UnsettledOffsets)
+UNSETTLED = Mutation("offsets unsettled", 112, "the outputs should be []", UnsettledOffsets)
 APPLIED_EARLY = Mutation(
     "layers applied before the commit",
     4,
@@ -1130,9 +1130,9 @@ APPLIED_EARLY = Mutation(
 )
 LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered_by=_ONLY_COMMITTED)
 STALE_TERM = Mutation(
-    "a stale term obeyed", 1816, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
+    "a stale term obeyed", 7236, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
 )
-RETURNING = Mutation("a returning worker keeps what it holds", 2606, "owns", coordinator_class=NoObjection)
+RETURNING = Mutation("a returning worker keeps what it holds", 372, "owns", coordinator_class=NoObjection)
 
 MUTATIONS = [
     NO_FENCE,
@@ -1142,8 +1142,8 @@ MUTATIONS = [
     Mutation(
         "a failed fence taken as done", 712, "which was given back", coordinator_class=FailedFenceCounts
     ),
-    Mutation("no fence for who begins anew", 63, "has its slot", coordinator_class=NoFenceForReturning),
-    Mutation("end of the changelog unsettled", 424, "ends at epoch", UnsettledChangelog),
+    Mutation("no fence for who begins anew", 892, "has its slot", coordinator_class=NoFenceForReturning),
+    Mutation("end of the changelog unsettled", 175, "ends at epoch", UnsettledChangelog),
     Mutation(
         "welcome before the journal",
         1,
@@ -1151,25 +1151,25 @@ MUTATIONS = [
         coordinator_class=JournalLast,
     ),
     STALE_TERM,
-    Mutation("journal unfenced", 1, "has its slot", coordinator_class=JournalUnfenced),
+    Mutation("journal unfenced", 12, "has its slot", coordinator_class=JournalUnfenced),
     Mutation(
         "epoch numbers not reserved",
-        12,
+        61,
         "was begun in term 1 and again in term 2",
         coordinator_class=EpochsFromCommitted,
     ),
     Mutation("sessions forgotten by a new leader", 1, "was fenced", coordinator_class=ForgetsSessions),
     RETURNING,
     Mutation(
-        "a shard given away when revoked", 43, "which was given back", coordinator_class=FreesWhenRevoked
+        "a shard given away when revoked", 0, "which was given back", coordinator_class=FreesWhenRevoked
     ),
-    Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
+    Mutation("e+1 committed after e aborted", 29, "the outputs should be", GoesOnAfterAbort),
     Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
-    Mutation("an unknown commit taken as committed", 646, "the outputs should be", GuessesCommitted),
-    Mutation("an unknown commit taken as aborted", 1372, "the outputs should be []", GuessesAborted),
+    Mutation("an unknown commit taken as committed", 79, "the outputs should be", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 2, "the outputs should be []", GuessesAborted),
     Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
     Mutation(
-        "e+1 begun before the outputs of e are acknowledged", 15, "a recount gives", DoesNotWaitForOutputs
+        "e+1 begun before the outputs of e are acknowledged", 1, "a recount gives", DoesNotWaitForOutputs
     ),
     Mutation(
         "a merged input's offset left out",
@@ -1186,7 +1186,7 @@ MUTATIONS = [
     ),
     Mutation("a TTL that isn't in the delta", KINDS_SEEDS_FROM + 1, "the deltas make", ExpiresInMemory),
     Mutation("a watermark that goes back", TIMED_SEEDS_FROM + 4, "but the records tell", ForgetsTime),
-    Mutation("a late timer lost at a move", TIMERS_SEEDS_FROM + 96, "the outputs should be", LosesLateTimers),
+    Mutation("a late timer lost at a move", TIMERS_SEEDS_FROM + 27, "the outputs should be", LosesLateTimers),
     Mutation(
         "a timer that has fired is not removed in the delta", TIMERS_SEEDS_FROM, "the deltas make", FiresAgain
     ),
@@ -1224,7 +1224,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a closed window emitted again after a restore",
-        WINDOWS_SEEDS_FROM + 24,
+        WINDOWS_SEEDS_FROM + 2,
         "the outputs should be",
         ClosesAgain,
         harm_only=True,
@@ -1238,7 +1238,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sessions that become one after a move lose one side",
-        WINDOWS_SEEDS_FROM + 2,
+        WINDOWS_SEEDS_FROM + 3,
         "the deltas make",
         LosesOneSide,
     ),
@@ -1256,7 +1256,7 @@ MUTATIONS = [
         harm_only=True,
     ),
     Mutation(
-        "due windows dropped at a restore", WINDOWS_SEEDS_FROM + 93, "the outputs should be", DropsDueWindows
+        "due windows dropped at a restore", WINDOWS_SEEDS_FROM + 57, "the outputs should be", DropsDueWindows
     ),
     Mutation("event time reported too early", WINDOWS_SEEDS_FROM + 24, "is said to be at", ReportsTooMuch),
     Mutation(
@@ -1267,19 +1267,19 @@ MUTATIONS = [
         harm_only=True,
     ),
     Mutation(
-        "a merged input left out of event time", WINDOWS_SEEDS_FROM + 25, "but the records tell", FollowsFirst
+        "a merged input left out of event time", WINDOWS_SEEDS_FROM, "but the records tell", FollowsFirst
     ),
     Mutation(
         "a sliding window that isn't found after a restore",
-        SLIDING_SEEDS_FROM + 16,
+        SLIDING_SEEDS_FROM + 4,
         "the outputs should be",
         LosesNotes,
         harm_only=True,
     ),
-    Mutation("closed windows opened again", CLOCK_SEEDS_FROM + 46, "has two results", ForgetsClosed),
+    Mutation("closed windows opened again", CLOCK_SEEDS_FROM + 44, "has two results", ForgetsClosed),
     Mutation(
         "windows that wait for a record",
-        CLOCK_SEEDS_FROM + 3,
+        CLOCK_SEEDS_FROM + 1,
         "is due in processing time, but hasn't fired",
         ForgetsWindowsOfTheClock,
     ),
@@ -1287,7 +1287,7 @@ MUTATIONS = [
     Mutation("contributions that aren't in the delta", TABLES_SEEDS_FROM, "the deltas make", LosesMembers),
     Mutation(
         "groups that lose nothing after a restore",
-        TABLES_SEEDS_FROM + 6,
+        TABLES_SEEDS_FROM + 2,
         "the outputs should be",
         LosesMembers,
         harm_only=True,
@@ -1320,28 +1320,28 @@ MUTATIONS = [
         "the run is said to be over",
         coordinator_class=JudgesByOffsets,
     ),
-    Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
+    Mutation("records fetched before a rewind", 507, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over an abort", 37, "the outputs should be", KeepsUncommitted),
-    Mutation("one of two transactions aborted", 36, "the outputs should be", AbortsNewest),
+    Mutation("one of two transactions aborted", 58, "the outputs should be", AbortsNewest),
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),
-    Mutation("a store that was cut short is trusted", 744, "was restored at", TrustsCutShortStores),
-    Mutation("changelog truncated past an unverified snapshot", 8, "can't be restored", TruncatesUnverified),
+    Mutation("a store that was cut short is trusted", 217, "was restored at", TrustsCutShortStores),
+    Mutation("changelog truncated past an unverified snapshot", 36, "can't be restored", TruncatesUnverified),
     # The coordinator waits for the end of a restore. A new one doesn't know of it, but that is rare.
     Mutation(
         "a shard given back in its restore",
-        1259,
+        352,
         "is closed",
         ReleasesInRestore,
         MovesAtOnce,
         parts=(Mutation("moves at once", 0, "", coordinator_class=MovesAtOnce),),
     ),
-    Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
-    Mutation("copies begun before a former session's writes", 900, "a store of", CopiesBeforeWriting),
+    Mutation("an order obeyed twice", 395, "owns", ObeysTwice),
+    Mutation("copies begun before a former session's writes", 8, "a store of", CopiesBeforeWriting),
     # On several brokers.
-    Mutation("an unknown end taken for a value", 117, "ends at epoch 0", UnknownEndTaken),
-    Mutation("an old position taken", 109, "holds epoch 5, committed is 0", OldPositionTaken),
-    Mutation("an unknown position taken for none", 1467, "committed is 0", UnknownPositionTaken),
+    Mutation("an unknown end taken for a value", 117, "ends at epoch ", UnknownEndTaken),
+    Mutation("an old position taken", 197, ", committed is ", OldPositionTaken),
+    Mutation("an unknown position taken for none", 1467, "committed is ", UnknownPositionTaken),
     Mutation(
         "a commit taken as done when its coordinator moved",
         127,
@@ -1349,9 +1349,9 @@ MUTATIONS = [
         GuessesCommittedWhenMoved,
     ),
     # Combined, where one rule prevents the harm that the breach of the other does.
-    _both(NO_FENCE, UNSETTLED, 14, "the outputs should be []"),
-    _both(ONE_ID_FENCED, UNSETTLED, 14, "the outputs should be"),
-    _both(BEFORE_FENCE, UNSETTLED, 103, "the outputs should be []"),
-    _both(APPLIED_EARLY, LOCAL_TRUSTED, 23, "was restored at", AppliesBeforeCommitAndTrusts),
+    _both(NO_FENCE, UNSETTLED, 36, "the outputs should be []"),
+    _both(ONE_ID_FENCED, UNSETTLED, 13, "the outputs should be"),
+    _both(BEFORE_FENCE, UNSETTLED, 522, "the outputs should be []"),
+    _both(APPLIED_EARLY, LOCAL_TRUSTED, 44, "was restored at", AppliesBeforeCommitAndTrusts),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

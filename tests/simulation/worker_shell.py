@@ -53,6 +53,7 @@ from fcluster.worker.processing import ShardRunner
 from fcluster.worker.record_watch import RecordWatch
 from fcluster.worker.reporting import statuses_of_runner
 from fcluster.worker.timers import DueTimers
+from fcluster.worker.transactions import AwaitedOutputs
 from tests.simulation.brokers import GROUP, GroupReader
 from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.jobs import BEGIN_MS, Origin, Read, Step, Written
@@ -153,6 +154,10 @@ class FrozenEpoch:
     lane: Lane
     shards: list[FrozenShard]
     outputs: list[tuple[Partition, Any]] = field(default_factory=list[tuple[Partition, Any]])
+    awaited: AwaitedOutputs = field(default_factory=AwaitedOutputs)
+    delta_lane: Lane = field(default_factory=Lane)
+    offsets_lane: Lane = field(default_factory=Lane)
+    """Other partitions, and other brokers than those of the outputs: neither waits for the other."""
 
 
 class CommitThread:
@@ -261,6 +266,12 @@ class Writer:
             then()
         else:
             self.on_flushed = then
+
+    def stop_waiting(self) -> None:
+        """The epoch has failed elsewhere: let the main thread go on."""
+        if self.on_flushed is not None:
+            on_flushed, self.on_flushed = self.on_flushed, None
+            on_flushed()
 
     def begin_abort(self) -> None:
         """Forget what was produced (main thread)."""
@@ -958,7 +969,9 @@ class SimWorker(Process):
     # --- epochs ---------------------------------------------------------------------------------------
 
     def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
-        """Freeze the shards. Then the main thread waits until the outputs are acknowledged."""
+        """Freeze the shards, and let the commit thread write the rest. Meanwhile the main thread waits until
+        the outputs are acknowledged.
+        """
         writer = self.writer
         assert writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
@@ -966,8 +979,16 @@ class SimWorker(Process):
         self.step("layers frozen")
         if not self.alive:
             return
+        sealed = self._seal(writer, effect, frozen)
         self._busy = True
-        writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, frozen))
+        writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, sealed))
+
+    def _seal(self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]) -> FrozenEpoch:
+        records, self._epoch_records = self._epoch_records, 0
+        sealed = writer.seal(effect.epoch, records, frozen)
+        assert self.commit_thread is not None
+        self.commit_thread.submit(self.flush_epoch(writer, sealed, effect))
+        return sealed
 
     def _tell(self, writer: Writer, runners: list[Runner]) -> None:
         """Write watermark records, and that global tables are read, behind the outputs of the epoch."""
@@ -985,17 +1006,12 @@ class SimWorker(Process):
                 ]
             )
 
-    def _outputs_flushed(
-        self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]
-    ) -> None:
+    def _outputs_flushed(self, writer: Writer, effect: events.PrepareEpoch, sealed: FrozenEpoch) -> None:
         self._busy = False
-        if writer.failure is not None:
+        if writer.failure is None:
+            sealed.awaited.acknowledge()
+        elif sealed.awaited.fail():
             self.inbox.append(self.lost(effect.session, "flushing", writer.failure))
-        else:
-            records, self._epoch_records = self._epoch_records, 0
-            sealed = writer.seal(effect.epoch, records, frozen)
-            assert self.commit_thread is not None
-            self.commit_thread.submit(self.flush_epoch(sealed, effect))
         self._drain()
 
     def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
@@ -1006,16 +1022,25 @@ class SimWorker(Process):
             runner.steps = []
         return FrozenShard(shard, runner.state, runner.position, delta)
 
-    def flush_epoch(self, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
-        """Write deltas and offsets (commit thread)."""
+    def flush_epoch(self, writer: Writer, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
+        """Write deltas and offsets, and wait for the outputs (commit thread)."""
         try:
+            if self.world.chance(0.5):
+                # It encodes the deltas, while the main thread may work on the next epoch.
+                yield Sleep(self.world.up_to(15))
             yield from self.write_deltas(sealed)
             self.step("delta flushed")
             yield from self.write_offsets(sealed)
         except KafkaFailure as failure:
-            self.post(self.lost(effect.session, f"preparing epoch {sealed.epoch}", failure))
+            if sealed.awaited.fail():
+                self.post(self.lost(effect.session, f"preparing epoch {sealed.epoch}", failure))
+                writer.stop_waiting()
             return
         self.step("offsets sent")
+        while not sealed.awaited.known():
+            yield Sleep(1)
+        if sealed.awaited.failed():
+            return
         self.pending = sealed
         self.cluster.checks.prepared.add((effect.session, sealed.epoch))
         self.post(events.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
@@ -1034,7 +1059,7 @@ class SimWorker(Process):
                 offsets = yield Call(
                     "delta",
                     lambda records=records: self.kafka.append(sealed.producer, records, self.world.now_ms),
-                    sealed.lane,
+                    sealed.delta_lane,
                     place=partition,
                     may_be_refused=True,
                 )
@@ -1045,7 +1070,7 @@ class SimWorker(Process):
         yield Call(
             "offsets",
             lambda: self.kafka.send_offsets(sealed.producer, offsets, self.world.now_ms),
-            sealed.lane,
+            sealed.offsets_lane,
             place=GROUP,
             may_be_refused=True,
         )

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -14,12 +15,14 @@ from confluent_kafka import KafkaError, KafkaException
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.worker import transactions
+from fcluster.worker import sending, transactions
 from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,
+    AwaitedOutputs,
     FrozenEpoch,
+    OutputsFailedError,
     ProducerTransactions,
     ShardEpoch,
     TransactionalWriter,
@@ -27,6 +30,7 @@ from fcluster.worker.transactions import (
     flush,
 )
 from fcluster.worker.watchdog import Watchdog
+from tests.harness import wait_until
 
 FENCED = KafkaException(KafkaError(KafkaError._FENCED, "old epoch", fatal=True))
 
@@ -97,6 +101,9 @@ class SlowProducer(RefusedProducer):
 
     looks = 0
 
+    def __len__(self) -> int:
+        return max(0, 3 - self.looks)
+
     def flush(self, _timeout_s: float) -> int:
         self.looks += 1
         return 3 - self.looks
@@ -120,6 +127,9 @@ def test_records_of_a_failed_transaction_are_not_waited_for(
 class SilentProducer(SlowProducer):
     """Its records are never acknowledged, because their topic is deleted."""
 
+    def __len__(self) -> int:
+        return 1
+
     def flush(self, _timeout_s: float) -> int:
         return 1
 
@@ -142,6 +152,127 @@ def test_records_of_a_healthy_transaction_are_waited_for() -> None:
     transaction.flush_outputs()
     transaction.check()
     assert producer.looks == 3
+
+
+class BusyProducer(SlowProducer):
+    """Acknowledges its three outputs one flush after another. Meanwhile deltas come, which it never
+    acknowledges before the outputs.
+
+    Attributes:
+        outputs: how many aren't acknowledged.
+        reports: what is called when the deltas are acknowledged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs = 3
+        self.reports: list[Callable[[Any, Any], None]] = []
+        self.waited_long = False
+
+    def __len__(self) -> int:
+        return self.outputs + len(self.reports)
+
+    def produce(self, *_arguments: object, on_delivery: Callable[[Any, Any], None], **_named: object) -> None:
+        self.reports.append(on_delivery)
+
+    def flush(self, timeout_s: float) -> int:
+        self.looks += 1
+        if self.outputs:
+            self.outputs -= 1
+        else:
+            self.waited_long = timeout_s > sending.STEP_S
+            reports, self.reports = self.reports, []
+            for report in reports:
+                report(None, Acknowledged(17))
+        return len(self)
+
+    def send_offsets_to_transaction(self, *_arguments: object) -> None:
+        assert self.outputs, "the offsets are sent while outputs are on their way"
+
+
+class Acknowledged:
+    """The report of a record."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def offset(self) -> int:
+        return self._offset
+
+
+def test_deltas_and_offsets_are_on_their_way_while_outputs_are_waited_for_and_only_for_those() -> None:
+    part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"a", b"b"])
+    producer, outputs, frozen = BusyProducer(), AwaitedOutputs(), FrozenEpoch(1, 1, [part])
+    transaction = transaction_of(producer)
+    commit_thread = threading.Thread(target=transaction.prepare, args=(frozen, outputs))
+    commit_thread.start()
+    wait_until(lambda: "offsets" in frozen.trace.took_ms, "the offsets")
+    transaction.flush_outputs(outputs.failed)
+    assert (producer.outputs, len(producer.reports)) == (0, 2), "the main thread waits for no delta"
+    assert commit_thread.is_alive()
+    outputs.acknowledge()
+    commit_thread.join(20)
+    assert not commit_thread.is_alive()
+    assert producer.waited_long
+    assert frozen.changelog_next == {part.shard: 18}
+
+
+def test_transaction_is_not_checked_while_the_commit_thread_is_in_a_call_about_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client would refuse one of both calls, and the transaction would count as lost."""
+    monkeypatch.setattr(sending, "AT_ONCE_S", 0.0)
+    in_call, ends, polled = threading.Event(), threading.Event(), threading.Event()
+    checked: list[bool] = []
+
+    class Producer(BusyProducer):
+        def begin_transaction(self) -> None:
+            checked.append(in_call.is_set() and not ends.is_set())
+            super().begin_transaction()
+
+        def send_offsets_to_transaction(self, *_arguments: object) -> None:
+            in_call.set()
+            assert ends.wait(20)
+
+        def poll(self, _timeout_s: float) -> int:
+            polled.set()
+            return 0
+
+        def flush(self, timeout_s: float) -> int:
+            if self.outputs == 1 and not ends.is_set():
+                return len(self)
+            return super().flush(timeout_s)
+
+    part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"a"])
+    producer, outputs, frozen = Producer(), AwaitedOutputs(), FrozenEpoch(1, 1, [part])
+    transaction = transaction_of(producer)
+    commit_thread = threading.Thread(target=transaction.prepare, args=(frozen, outputs))
+    commit_thread.start()
+    assert in_call.wait(20)
+    main_thread = threading.Thread(target=transaction.flush_outputs, args=(outputs.failed,))
+    main_thread.start()
+    assert polled.wait(20), "it takes long"
+    assert checked == []
+    ends.set()
+    main_thread.join(20)
+    assert not main_thread.is_alive()
+    assert True not in checked
+    outputs.acknowledge()
+    commit_thread.join(20)
+    assert not commit_thread.is_alive()
+
+
+def test_without_a_transaction_no_delta_is_written_before_its_outputs_are() -> None:
+    part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"a"])
+    settings, waits, producer = Settings(), KafkaWaits(Watchdog()), BusyProducer()
+    batches = Batches(settings, lambda _topic: None)
+    writer = AtLeastOnceWriter(settings, object(), batches, waits)  # type: ignore[arg-type]
+    writer._owned = producer  # type: ignore[assignment]
+    outputs = AwaitedOutputs()
+    outputs.fail()
+    with pytest.raises(OutputsFailedError):
+        writer.prepare(FrozenEpoch(1, 1, [part]), outputs)
+    assert producer.reports == []
 
 
 def test_system_error_of_another_kind_stays_one() -> None:
@@ -233,7 +364,7 @@ def test_failure_keeps_no_producer_for_the_collector_to_destroy_in_any_thread() 
             transaction.produce("out", b"value", b"key", 5)
         del raised
         with pytest.raises(TransactionLostError, match="_FENCED") as raised:
-            transaction.prepare(FrozenEpoch(1, 1, [part]))
+            transaction.prepare(FrozenEpoch(1, 1, [part]), AwaitedOutputs.none())
         del raised
         transaction.release()
         del producer
@@ -306,7 +437,7 @@ def test_producer_at_least_once_is_destroyed_after_the_commit_threads_last_call(
     writer.open()
     done = threading.Event()
     writer.destroy(done.wait)
-    writer.prepare(FrozenEpoch(1, 1, []))  # the commit thread still uses it
+    writer.prepare(FrozenEpoch(1, 1, []), AwaitedOutputs.none())  # the commit thread still uses it
     assert not destroyed.is_set()
     done.set()
     assert destroyed.wait(20)

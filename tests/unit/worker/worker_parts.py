@@ -27,7 +27,7 @@ from fcluster.worker.record_pump import RecordPump
 from fcluster.worker.record_watch import RecordWatch
 from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.source_checks import SourceChecks
-from fcluster.worker.transactions import FrozenEpoch, TransactionLostError
+from fcluster.worker.transactions import AwaitedOutputs, FrozenEpoch, TransactionLostError, never
 from fcluster.worker.watchdog import Watchdog
 from tests.state_memory import EntriesMax
 from tests.unit.engine.memory_store import MemoryStore
@@ -133,6 +133,9 @@ class FakeTransaction:
         self._log, self._fail, self._number = log, fail, number
         self.outputs: list[tuple[Any, ...]] = []
         self.sent = 0
+        self.preparing = threading.Event()
+        self.acknowledges = threading.Event()
+        self.acknowledges.set()
         self.waiting: list[int] = []  # what `serve` returns, in turn; after that 0
 
     def note(self, what: str) -> None:
@@ -150,10 +153,17 @@ class FakeTransaction:
     def check(self) -> None:
         self.note("check")
 
-    def flush_outputs(self) -> None:
+    def flush_outputs(self, failed: Callable[[], bool] = never) -> None:
+        """Takes until `acknowledges` is set, or the epoch has failed."""
+        while not self.acknowledges.wait(0.001) and not failed():
+            pass
         self.note("flush")
 
-    def prepare(self, frozen: FrozenEpoch) -> None:
+    def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
+        self.preparing.set()
+        if "prepare" in self._fail:
+            self.note("prepare")
+        outputs.wait()
         self.note("prepare")
         for part in frozen.parts:
             if part.records:
