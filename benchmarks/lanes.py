@@ -13,7 +13,8 @@ from typing import Protocol
 
 from benchmarks import peers, processes
 from benchmarks.support import Names, Place, delete_topics
-from fcluster.common.processes import ChildProcess, describe_exit
+from fcluster.common.processes import ChildProcess, describe_exit, spawn
+from tests.checker.generate import create_topic
 from tests.harness import COORDINATOR, REPOSITORY, Cluster, cpu_seconds, memory_bytes
 
 JOBS = {
@@ -40,6 +41,7 @@ class Task:
         partitions: of source and output.
         workers: processes that work.
         guarantee: exactly-once or at-least-once.
+        peers: how many processes a peer has that uses two cores with each. None: as many as workers.
         quick: latency counts. Peers then commit every 10 ms (PyFlink: see `FLINK_QUICK_CHECKPOINT_MS`);
             fcluster chooses that by itself.
     """
@@ -48,6 +50,7 @@ class Task:
     partitions: int = 4
     workers: int = 1
     guarantee: str = EXACTLY_ONCE
+    peers: int | None = None
     quick: bool = False
 
 
@@ -185,9 +188,31 @@ class KafkaStreams:
                 heap=f"-Xmx{self.heap_mb}m",
             )
 
-        with _children(start, task.workers) as running:
+        with _children(start, task.workers if task.peers is None else task.peers) as running:
             yield running
         shutil.rmtree(directory)
+
+
+@dataclass(frozen=True)
+class BareTransactions:
+    """No job: the loop of `bare_transactions`. It takes only the benchmark's records, and ends with none."""
+
+    name: str = "bare loop"
+
+    @contextmanager
+    def run(self, place: Place, names: Names, task: Task) -> Iterator[Running]:
+        """See `Lane`."""
+        changelog = f"{names.job}-changelog"
+        create_topic(place.brokers, changelog, task.partitions)
+        command = [sys.executable, "-m", "benchmarks.bare_transactions", place.brokers, names.job]
+        command += [names.source, names.output, changelog, str(task.partitions)]
+        log_file = place.directory / f"{names.job}.log"
+        try:
+            with _children(lambda _slot: spawn("bare loop", command, log_file=log_file), 1) as running:
+                yield running
+        finally:
+            delete_topics(place.brokers, changelog)
+        log_file.unlink()
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ def produce(brokers: str, topic: str, load: Load, ready: Any, start_ns: Any, ans
             "linger.ms": 1,
             "partitioner": "murmur2_random",
             "acks": "all",
+            # A broker that has just started is slow. Without a limit, thousands of requests would wait in its
+            # socket, each with a few records: seconds of latency that are the writer's.
+            "max.in.flight.requests.per.connection": 5,
             "queue.buffering.max.messages": 1_000_000,
         }
     )

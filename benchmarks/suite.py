@@ -27,7 +27,15 @@ from confluent_kafka import KafkaException
 
 from benchmarks import drain, engine, latency, peers, results
 from benchmarks.drain import TUNED, BareLoop
-from benchmarks.lanes import Fcluster, KafkaStreams, Lane, PyFlink, QuixStreams, WrongTreeError
+from benchmarks.lanes import (
+    BareTransactions,
+    Fcluster,
+    KafkaStreams,
+    Lane,
+    PyFlink,
+    QuixStreams,
+    WrongTreeError,
+)
 from benchmarks.machine import commit_of, describe_machine, describe_versions
 from benchmarks.plots import FIGURES
 from benchmarks.results import Round, ScenarioResult, Spread
@@ -66,10 +74,11 @@ def yardsticks(scenario: Scenario) -> list[str]:
     """The names of what is measured besides jobs."""
     if not scenario.yardsticks:
         return []
-    return [loop.name for loop in BARE_LOOPS] if scenario.kind == "drain" else [FLOOR]
+    return [loop.name for loop in BARE_LOOPS] if scenario.kind == "drain" else [BARE.name, FLOOR]
 
 
 BARE_LOOPS = (BareLoop("bare loop"), BareLoop("tuned bare loop", TUNED))
+BARE = BareTransactions()
 
 
 FAILURES = (
@@ -108,10 +117,10 @@ def run_scenario(scenario: Scenario, lanes: Lanes, at: Place | None, rounds: int
 def measure_rounds(
     scenario: Scenario, lanes: Lanes, rounds: int, measures: dict[str, Measure]
 ) -> ScenarioResult:
-    """Each measure once a round; one that fails is noted, and the others go on."""
+    """Each measure once a round; one that fails is noted, and the others go on. Round 0 doesn't count."""
     found: list[Round] = []
     failures = list(lanes.failures)
-    for number in range(1, rounds + 1):
+    for number in range(0 if scenario.warms_up else 1, rounds + 1):
         for lane in list(measures) if number % 2 else reversed(list(measures)):
             try:
                 figures = measures[lane]()
@@ -119,8 +128,9 @@ def measure_rounds(
                 failures.append(f"{lane}, round {number}: {type(error).__name__}: {error}")
                 print(f"  {failures[-1]}", flush=True)
                 continue
-            found.append(Round(number, lane, figures))
-            show(scenario.kind, lane, figures)
+            if number:
+                found.append(Round(number, lane, figures))
+                show(scenario.kind, lane, figures)
     spreads, ratios = results.summarise(found, lanes.pairs(scenario))
     result = ScenarioResult(
         scenario.name, scenario.about, scenario.kind, scenario.settings(), found, spreads, ratios, failures
@@ -159,7 +169,7 @@ def job_measures(scenario: Scenario, lanes: Lanes, at: Place, source: Names) -> 
     if scenario.yardsticks and scenario.kind == "drain":
         found |= {loop.name: bare_by(loop) for loop in BARE_LOOPS}
     elif scenario.yardsticks:
-        found[FLOOR] = latency_by(None)
+        found |= {BARE.name: latency_by(BARE), FLOOR: latency_by(None)}
     return found
 
 
