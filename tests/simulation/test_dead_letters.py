@@ -56,7 +56,7 @@ def check_counts(seed: int) -> None:
         for number in range(RECORDS)
     ]
     topology = failing_job().build(Settings())
-    job = SimJob(topology, given=given, partitions=PARTITIONS, dead_letters_max=10 * RECORDS)
+    job = SimJob(topology, given=given, partitions=PARTITIONS, dead_letters_max=1_000_000)
     result = run(seed, job=job)
     assert not result.failure, result.failure
     written = {topic: sum(map(len, parts)) for topic, parts in result.outputs.items()}

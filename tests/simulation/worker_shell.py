@@ -1461,7 +1461,8 @@ class SimWorker(Process):
         """Send heartbeats and search for the leader, as the product does in a separate thread."""
         settings = self.cluster.settings
         if self.core.state.session and self.dealer.connected:
-            shards = [] if self.cluster.run_end is None else self._statuses()
+            job = self.cluster.job  # other jobs only need the standings that come with commits
+            shards = self._statuses() if self.cluster.run_end is not None or job.dead_letters_max else []
             slowest = [] if self._drift is None else self._drift.slowest
             stats = WorkerStats(standbys=self.tail.statuses(), shards=shards, slowest=slowest)
             self.dealer.send(
