@@ -6,6 +6,7 @@ ends. Must not do the work itself.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -17,7 +18,15 @@ from fcluster.cli.ending import Commands, Session
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (default: the process's own), then exit."""
-    commands.main(args=None if arguments is None else list(arguments), prog_name="fcluster", obj=Session())
+    session = Session()
+    try:
+        commands.main(args=None if arguments is None else list(arguments), prog_name="fcluster", obj=session)
+    finally:
+        if session.is_server:
+            # It has ended cleanly, or has said why not. The interpreter takes a moment more, in which a
+            # signal would make it look killed.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
     raise AssertionError("click exits by itself")
 
 

@@ -13,6 +13,7 @@ from fcluster.cli import local_kafka, startup, up
 from fcluster.cli.ending import Session
 from fcluster.cli.main import commands
 from fcluster.common.errors import FclusterError, KafkaUnavailable
+from fcluster.common.exit_codes import ExitCode
 from fcluster.worker import handler_processes
 
 ALL_COMMANDS = (
@@ -121,6 +122,22 @@ def test_brokers_that_are_down_are_a_temporary_failure_for_a_server(monkeypatch:
     monkeypatch.setattr(startup, "load", fail)
     assert run("worker", "job.py").exit_code == 75
     assert run("coordinator", "job.py").exit_code == 75
+
+
+def test_signal_while_the_interpreter_of_a_server_ends_does_not_change_its_exit_code() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from fcluster.cli.main import main\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM): kill(pid, number)\n"
+        # Modules are dropped after the interpreter has put the default handling of signals back.
+        "sys.modules['last'] = Last()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "main(['worker', 'no-such-job.py'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.MISTAKE, (done.returncode, done.stderr)
+    assert "no-such-job.py" in done.stderr
 
 
 def test_ctrl_c_ends_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
