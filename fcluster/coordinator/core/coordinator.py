@@ -83,6 +83,8 @@ from fcluster.coordinator.core.topics import Topics
 from fcluster.wire import messages
 
 _EPOCH_KEY = "epoch"
+_STOPPED, _RUNNING = Phase.STOPPED, Phase.RUNNING
+"""Looking up a member of an enum takes eight times as long (Python 3.11), and each message looks at them."""
 """Journal key of the reservation of epoch numbers."""
 
 
@@ -233,19 +235,20 @@ class Coordinator:
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
         """Returns the effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
         cluster = self._cluster
-        if cluster.phase is Phase.STOPPED:
+        if cluster.phase is _STOPPED:
             return []
         self._liveness.notice_absence(now_ms)
         cluster.now_ms = now_ms
         self._outbox.begin()
-        if type(event) is events.MessageReceived and type(event.message) in self._routine:
-            self._on_worker_message(event.peer, cast("messages.FromWorker", event.message))
+        act = self._routine.get(type(event.message)) if type(event) is events.MessageReceived else None
+        if act is not None:
+            received = cast("events.MessageReceived", event)
+            message = cast("messages.FromWorker", received.message)
+            session = self._hear(received.peer, message)
+            if session is not None:
+                act(session, message)
             # Phase.RUNNING and no shard that warms up: then the rest of `_advance` would do nothing.
-            if (
-                now_ms < self._calm_until_ms
-                and cluster.phase is Phase.RUNNING
-                and not self._ownership.warming
-            ):
+            if now_ms < self._calm_until_ms and cluster.phase is _RUNNING and not self._ownership.warming:
                 self._advance_epochs()
                 return self._outbox.finish()
         else:
@@ -301,16 +304,19 @@ class Coordinator:
         self._ownership.begin_assigning()
         self._ownership.hand_over_warm()
         self._advance_epochs()
+        self._reserve_epochs()
         self._leadership.follow_resignation()
         self._ending.follow_drain()
         self._calm_until_ms = self._find_calm()
 
     def _advance_epochs(self) -> None:
         """What a routine message may make possible."""
+        begun = self.rounds.begun
         self.rounds.advance(self._cluster.now_ms)
         if self.progress.has_targets:
             self._ending.follow_progress()
-        self._reserve_epochs()
+        if self.rounds.begun != begun:
+            self._reserve_epochs()  # it has taken a number
 
     def _find_calm(self) -> float:
         """Until when time alone makes nothing possible except epochs, as far as the cluster stays as it is.
@@ -417,17 +423,19 @@ class Coordinator:
             self._on_worker_message(peer, message)
 
     def _on_worker_message(self, peer: bytes, message: messages.FromWorker) -> None:
+        session = self._hear(peer, message)
+        if session is not None:
+            self._on_session_message(session, message)
+
+    def _hear(self, peer: bytes, message: messages.FromWorker) -> Session | None:
+        """The session that the message belongs to. If it is none of this peer's, the peer is told so."""
         session = self.sessions.get(message.session)
         if session is None or session.peer != peer:
             self._answer_stranger(peer, message)
-        else:
-            self._membership.hear(session)
-            session.spoken = True
-            act = self._routine.get(type(message))
-            if act is not None:
-                act(session, message)
-            else:
-                self._on_session_message(session, message)
+            return None
+        self._membership.hear(session)
+        session.spoken = True
+        return session
 
     def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
         if hello.term > self.terms.term:

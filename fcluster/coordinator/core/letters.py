@@ -43,8 +43,10 @@ class Letters:
             status: of a shard that the reporting session owns.
             last: the error of the owner's last dead letter, if it is known.
         """
+        if not self._most or status.input:
+            return  # the usual case: it comes with each epoch of each shard
         known = self._texts.get(status.shard, "")
-        if status.letters == known or not self._most or status.input:
+        if status.letters == known:
             return
         self._texts[status.shard] = status.letters
         self.totals.subtract(self._counts(status.shard, known))

@@ -81,7 +81,9 @@ class Outbox:
 
     def begin(self) -> None:
         """Start an event, without effects."""
-        self._effects, self._entries = [], {}
+        self._effects = []
+        if self._entries:
+            self._entries = {}
 
     def finish(self) -> list[Effect]:
         """The effects of the event, in order. The journal write comes last."""

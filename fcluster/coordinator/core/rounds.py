@@ -32,6 +32,11 @@ journal write a minute.
 _EARLY_SHARE = 8
 """A session takes part together with those that are due if only this fraction of its interval is left."""
 
+# Looking up a member of an enum takes eight times as long as a global (Python 3.11), and these are looked up
+# for each session in each epoch.
+_NONE, _PREPARING, _PREPARED, _COMMITTING = EpochPhase
+_LIVE = SessionPhase.LIVE
+
 
 class EpochNumbers:
     """Hands out epoch numbers below the journalled reservation.
@@ -149,7 +154,7 @@ class Rounds:
         """The session's epoch is flushed. It waits for the others, unless the epoch was already declared
         complete.
         """
-        if session.epoch_phase is not EpochPhase.PREPARING:
+        if session.epoch_phase is not _PREPARING:
             return
         if not session.committed_epoch < epoch <= session.epoch:
             return
@@ -164,15 +169,15 @@ class Rounds:
             return
         del current.waiting[session.number]
         current.prepared[session.number] = session
-        session.epoch_phase = EpochPhase.PREPARED
+        session.epoch_phase = _PREPARED
         if not current.waiting:
             self._declare_complete(current, now_ms)
 
     def committed(self, session: Session, message: messages.Committed, now_ms: float) -> None:
         """The session's epoch is committed. Its next interval depends on how that went."""
-        if session.epoch_phase is not EpochPhase.NONE and session.epoch == message.epoch:
+        if session.epoch_phase is not _NONE and session.epoch == message.epoch:
             self._drop_out(session, now_ms)
-            session.epoch_phase = EpochPhase.NONE
+            session.epoch_phase = _NONE
             session.committed_epoch = message.epoch
             session.epochs_committed += 1
             session.commit_ms = message.commit_ms
@@ -192,16 +197,16 @@ class Rounds:
         authoritative.
         """
         in_flight = hello.prepared_epoch or hello.in_flight_epoch
-        if session.epoch_phase is not EpochPhase.NONE and session.epoch != in_flight:
+        if session.epoch_phase is not _NONE and session.epoch != in_flight:
             # The barrier never arrived. Or the epoch is committed, and only that message was lost.
             self._drop_out(session, now_ms)
-            session.epoch_phase = EpochPhase.NONE
-        if in_flight and session.epoch_phase is EpochPhase.NONE:
-            session.epoch, session.epoch_phase = in_flight, EpochPhase.PREPARING
+            session.epoch_phase = _NONE
+        if in_flight and session.epoch_phase is _NONE:
+            session.epoch, session.epoch_phase = in_flight, _PREPARING
             session.barrier_ms = session.epoch_phase_ms = now_ms
-        if hello.prepared_epoch and session.epoch_phase is EpochPhase.PREPARING:
+        if hello.prepared_epoch and session.epoch_phase is _PREPARING:
             self.prepared(session, in_flight, now_ms)
-        elif hello.prepared_epoch and session.epoch_phase is EpochPhase.COMMITTING:
+        elif hello.prepared_epoch and session.epoch_phase is _COMMITTING:
             self._complete(session, now_ms)  # the first one was lost
         if hello.dirty:
             self.want(session)
@@ -220,7 +225,7 @@ class Rounds:
         """The session is over: it gets no more messages of this epoch, and no session waits for it."""
         self.wanting.pop(session.number, None)
         self._drop_out(session, now_ms)
-        session.epoch_phase = EpochPhase.NONE
+        session.epoch_phase = _NONE
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -273,7 +278,7 @@ class Rounds:
         self.current = Round(epoch, now_ms, participants)
         for session in participants.values():
             del self.wanting[session.number]
-            session.epoch, session.epoch_phase = epoch, EpochPhase.PREPARING
+            session.epoch, session.epoch_phase = epoch, _PREPARING
             session.barrier_ms = session.epoch_phase_ms = now_ms
             session.due_ms = now_ms + session.interval_ms
             self._send(session.peer, messages.Barrier(self._term, session.number, epoch))
@@ -297,13 +302,9 @@ class Rounds:
             self._complete(session, now_ms)
 
     def _complete(self, session: Session, now_ms: float) -> None:
-        session.epoch_phase, session.epoch_phase_ms = EpochPhase.COMMITTING, now_ms
+        session.epoch_phase, session.epoch_phase_ms = _COMMITTING, now_ms
         self._send(session.peer, messages.Complete(self._term, session.number, session.epoch))
 
 
 def _can_prepare(session: Session) -> bool:
-    return (
-        session.epoch_phase is EpochPhase.NONE
-        and session.phase is SessionPhase.LIVE
-        and session.unlinked_ms is None
-    )
+    return session.epoch_phase is _NONE and session.phase is _LIVE and session.unlinked_ms is None
