@@ -40,7 +40,7 @@ from fcluster.worker.transactions import (
     ShardEpoch,
     TransactionLostError,
     check_deltas,
-    produce_deltas,
+    deltas_of,
 )
 
 AT = TopicPartition("in", 0)
@@ -341,18 +341,12 @@ def test_end_before_the_committed_offset_is_trusted_only_when_it_is_repeated(
 def test_delta_with_an_unknown_offset_is_replayed() -> None:
     """A broker that took a record before its answer was lost may answer without an offset."""
 
-    class Acknowledges:
-        def __init__(self, offsets: Sequence[int | None]) -> None:
-            self._offsets = list(offsets)
-
-        def produce(self, *_arguments: object, on_delivery: Callable[..., None], **_more: object) -> None:
-            offset = self._offsets.pop(0)
-            on_delivery(None, SimpleNamespace(offset=lambda: offset))
-
     def write(offsets: Sequence[int | None]) -> FrozenEpoch:
         part = ShardEpoch(ShardId("in", 0), ["in"], POSITION, "changelog", records=[b"one", b"two"])
         frozen = FrozenEpoch(4, 1, [part])
-        produce_deltas(Acknowledges(offsets), frozen)  # type: ignore[arg-type]
+        for (topic, partition, _record, note), offset in zip(deltas_of(frozen), offsets, strict=True):
+            assert (topic, partition) == ("changelog", 0)
+            note(None, SimpleNamespace(offset=lambda offset=offset: offset))
         return frozen
 
     frozen = write([5, 6])
