@@ -83,7 +83,6 @@ class Fold:
         self._read_to: dict[int, int] = {}
         self._early: dict[int, deque[OutputRecord]] = {}
         self._inputs: dict[str, _Group] = {}
-        self.repeats = 0
 
     def take_input(self, record: InputRecord) -> None:
         """Take the next record of its source partition."""
@@ -93,7 +92,7 @@ class Fold:
         if record.sequence > key.read + 1:
             verdict.found("input", f"key {record.key}: sequence {record.sequence} behind {key.read}")
         if record.sequence <= key.read:
-            self.repeats += 1
+            verdict.repeated_inputs += 1
         if key.source not in (-1, record.partition):
             verdict.found("input", f"key {record.key} in partitions {key.source} and {record.partition}")
         key.read, key.source = max(key.read, record.sequence), record.partition
@@ -137,9 +136,10 @@ class Fold:
             verdict.found(
                 "lost", f"input {record.id} (key {record.key}, sequence {record.sequence}, {place})"
             )
-        if self.repeats:
+        if verdict.repeated_inputs:
             verdict.notes.append(
-                f"{self.repeats} records stand in the source again: its producer had to begin a new epoch"
+                f"{verdict.repeated_inputs} records stand in the source again: its producer had to begin a "
+                "new epoch"
             )
         verdict.keys = len(self._keys)
         return verdict

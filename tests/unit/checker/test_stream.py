@@ -141,6 +141,7 @@ def test_record_that_the_producer_wrote_twice_has_two_outputs_and_not_three(grou
     outputs = outputs_of(inputs, group_count)
     verdict = judged(inputs, outputs, group_count)
     assert verdict.ok, verdict.report()
+    assert verdict.repeated_inputs == 30
     assert "30 records stand in the source again" in verdict.report()
     assert judged(inputs, [*outputs, outputs[60]], group_count).counts["repeated"] == 1
     assert judged(inputs, outputs[:60] + outputs[61:], group_count).counts["lost"] == 1
