@@ -105,13 +105,13 @@ class Progress:
         if standings is None or known is None:
             self._keep(status)
             return
-        position = max(known.position, status.position)
-        # By position, because this comes with each epoch of each shard.
+        # By position and without calls, because this comes with each epoch of each shard.
+        position = known.position if known.position > status.position else status.position
         standings[status.input] = ShardStatus(
             status.shard,
             position,
             status.committed,
-            max(known.end, status.end),
+            known.end if known.end > status.end else status.end,
             position > status.committed,
             status.epoch,
             status.input,

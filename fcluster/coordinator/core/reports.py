@@ -120,6 +120,7 @@ class Reports:
                 known = committed.get(status.shard)
                 if known is None:
                     known = committed[status.shard] = {}
-                known[status.input] = max(status.committed, known.get(status.input, 0))
+                if status.committed > known.get(status.input, -1):
+                    known[status.input] = status.committed
                 self._losses.committed(status)
                 self._letters.learn(status, last_letter)
