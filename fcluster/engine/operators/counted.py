@@ -17,7 +17,7 @@ from fcluster.engine.operators.window import (
     compile_result,
     in_no_window,
 )
-from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.counted import Counted
 
@@ -44,8 +44,11 @@ class CountedOperator(OfWindow):
         noting: CountedAtIntervals | None = None
         if node.emit == "interval":
             noting = cast("CountedAtIntervals", surroundings.timers[node.name])
-            pass_on = self._compile_pass_on(surroundings, noting, result_of, following)
-            surroundings.fire[node.name, RESULT] = (place, pass_on)
+            results_at = _results_at(noting, result_of)
+            surroundings.fire[node.name, RESULT] = (
+                place,
+                self.passing_on(surroundings, following, results_at),
+            )
         further = () if noting is None else (0,)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -90,27 +93,14 @@ class CountedOperator(OfWindow):
 
         return step
 
-    def _compile_pass_on(
-        self,
-        surroundings: Surroundings,
-        windows: CountedAtIntervals,
-        result_of: ResultOf,
-        following: Step,
-    ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing = self.place, surroundings.passing
 
-        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                noted = windows.take_noted(key, timer_record.timestamp()[1])
-                values = [
-                    apart(result_of(key, start_ms, last_ms + 1, kept))
-                    for _records, start_ms, last_ms, kept, _noted in noted
-                ]
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for value in values:
-                following(timer_record, key, value)
+def _results_at(
+    windows: CountedAtIntervals, result_of: ResultOf
+) -> Callable[[bytes, int], list[dict[str, Any]]]:
+    def results_at(key: bytes, at_ms: int) -> list[dict[str, Any]]:
+        return [
+            apart(result_of(key, start_ms, last_ms + 1, kept))
+            for _records, start_ms, last_ms, kept, _noted in windows.take_noted(key, at_ms)
+        ]
 
-        return pass_on
+    return results_at

@@ -18,7 +18,7 @@ from fcluster.engine.operators.window import (
     compile_result,
 )
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE, OpenWindows
 from fcluster.graph.windows import Gathered
@@ -36,11 +36,10 @@ class GatherOperator(OfWindow):
         windows = cast("OpenWindows", surroundings.timers[node.name])
         holding = windows if isinstance(windows, OpenGatheredAtIntervals) else None
         if holding is not None:
-            surroundings.fire[node.name, RESULT] = (
-                place,
-                self._compile_pass_on(surroundings, holding, following),
-            )
-        surroundings.fire[node.name, CLOSE] = (place, self._compile_close(surroundings, windows, following))
+            noted = self._noted(surroundings, holding)
+            surroundings.fire[node.name, RESULT] = (place, self.passing_on(surroundings, following, noted))
+        closing = self._closing(surroundings, windows)
+        surroundings.fire[node.name, CLOSE] = (place, self.passing_on(surroundings, following, closing))
         clock, get, put, opened = windows.clock, windows.table.get, windows.table.put, windows.opened
         self.name_fields(windows.table, lambda kept: [kept] if holding is None else [kept[0]])
         late = compile_late(node, place, surroundings, windows.port)
@@ -76,59 +75,45 @@ class GatherOperator(OfWindow):
 
         return step
 
-    def _compile_pass_on(
-        self, surroundings: Surroundings, windows: OpenGatheredAtIntervals, following: Step
-    ) -> Callable[[TimerRecord, bytes], None]:
-        node, place, passing = self._node, self.place, surroundings.passing
+    def _noted(
+        self, surroundings: Surroundings, windows: OpenGatheredAtIntervals
+    ) -> Callable[[bytes, int], list[dict[str, Any]]]:
+        """What is passed on at an interval."""
+        node = self._node
         assert isinstance(node.windows, Gathered)
         start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
         _inits, add_all = compile_fields(node)
 
-        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                timestamp_ms = timer_record.timestamp()[1]
-                results: list[dict[str, Any]] = []
-                for end_ms, together, parts in windows.take_noted(timestamp_ms):
-                    for part in parts:
-                        add_all(together, part, timestamp_ms)
-                    results.append(apart(result_of(key, start_of(end_ms), end_ms, together)))
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for result in results:
-                following(timer_record, None, result)
+        def results_at(key: bytes, at_ms: int) -> list[dict[str, Any]]:
+            results: list[dict[str, Any]] = []
+            for end_ms, together, parts in windows.take_noted(at_ms):
+                for part in parts:
+                    add_all(together, part, at_ms)
+                results.append(apart(result_of(key, start_of(end_ms), end_ms, together)))
+            return results
 
-        return pass_on
+        return results_at
 
-    def _compile_close(
-        self, surroundings: Surroundings, windows: OpenWindows, following: Step
-    ) -> Callable[[TimerRecord, bytes], None]:
-        node, place, passing = self._node, self.place, surroundings.passing
+    def _closing(
+        self, surroundings: Surroundings, windows: OpenWindows
+    ) -> Callable[[bytes, int], list[dict[str, Any]]]:
+        """What is passed on when a window closes."""
+        node = self._node
         assert isinstance(node.windows, Gathered)
         table, updates = windows.table, node.emit == "update"
         start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
         _inits, add_all = compile_fields(node)
 
-        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                timestamp_ms = timer_record.timestamp()[1]
-                end_ms = timestamp_ms + 1
-                if isinstance(windows, OpenGatheredAtIntervals):
-                    kept, parts = windows.take_out(end_ms)
-                    for part in parts:
-                        add_all(kept, part, timestamp_ms)
-                else:
-                    entry = encode_time(end_ms) + key
-                    kept = table.get(entry)
-                    table.delete(entry)
-                if updates:
-                    return
-                value = result_of(key, start_of(end_ms), end_ms, kept)
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            following(timer_record, None, value)
+        def results_at(key: bytes, timestamp_ms: int) -> list[dict[str, Any]]:
+            end_ms = timestamp_ms + 1
+            if isinstance(windows, OpenGatheredAtIntervals):
+                kept, parts = windows.take_out(end_ms)
+                for part in parts:
+                    add_all(kept, part, timestamp_ms)
+            else:
+                entry = encode_time(end_ms) + key
+                kept = table.get(entry)
+                table.delete(entry)
+            return [] if updates else [result_of(key, start_of(end_ms), end_ms, kept)]
 
-        return close
+        return results_at

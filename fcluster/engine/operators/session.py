@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from fcluster.engine.entries import ABSENT
@@ -18,7 +19,7 @@ from fcluster.engine.operators.window import (
     compile_result,
     in_no_window,
 )
-from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.records import SourceRecord
 from fcluster.engine.sessions import OpenSessions
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE
@@ -35,14 +36,13 @@ class SessionOperator(OfWindow):
         node, place, passing = self._node, self.place, surroundings.passing
         assert isinstance(node.windows, Session)
         open_sessions = cast("OpenSessions", surroundings.timers[node.name])
-        close = self._compile_close(surroundings, open_sessions, following)
-        surroundings.fire[node.name, CLOSE] = (place, close)
+        result_of = compile_result(node, surroundings)
+        closing = self._closing(open_sessions, result_of)
+        surroundings.fire[node.name, CLOSE] = (place, self.passing_on(surroundings, following, closing))
         noting = open_sessions if isinstance(open_sessions, OpenSessionsAtIntervals) else None
         if noting is not None:
-            surroundings.fire[node.name, RESULT] = (
-                place,
-                self._compile_pass_on(surroundings, noting, following),
-            )
+            told = partial(_told_at, noting, result_of)
+            surroundings.fire[node.name, RESULT] = (place, self.passing_on(surroundings, following, told))
         clock, table, note = open_sessions.clock, open_sessions.table, open_sessions.note
         self.name_fields(table, lambda sessions: [session[2] for session in sessions])
         late = compile_late(node, place, surroundings, open_sessions.port)
@@ -50,7 +50,6 @@ class SessionOperator(OfWindow):
         floor_ms = open_sessions.floor_ms
         inits, add_all = compile_fields(node)
         merge, updates = _compile_merge(node), node.emit == "update"
-        result_of = compile_result(node, surroundings)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
@@ -110,48 +109,27 @@ class SessionOperator(OfWindow):
 
         return step
 
-    def _compile_close(
-        self, surroundings: Surroundings, open_sessions: OpenSessions, following: Step
-    ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing, updates = self.place, surroundings.passing, self._node.emit == "update"
-        result_of = compile_result(self._node, surroundings)
+    def _closing(
+        self, open_sessions: OpenSessions, result_of: ResultOf
+    ) -> Callable[[bytes, int], list[dict[str, Any]]]:
+        """What is passed on when a session closes."""
+        updates = self._node.emit == "update"
 
-        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                session = open_sessions.take_out(key, timer_record.timestamp()[1] + 1)
-                if updates:
-                    return
-                if isinstance(open_sessions, OpenSessionsAtIntervals):
-                    values = _told(result_of, key, open_sessions.passed_on(session))
-                else:
-                    values = [result_of(key, *session)]
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for value in values:
-                following(timer_record, key, value)
+        def results_at(key: bytes, timestamp_ms: int) -> list[dict[str, Any]]:
+            session = open_sessions.take_out(key, timestamp_ms + 1)
+            if updates:
+                return []
+            if isinstance(open_sessions, OpenSessionsAtIntervals):
+                return _told(result_of, key, open_sessions.passed_on(session))
+            return [result_of(key, *session)]
 
-        return close
+        return results_at
 
-    def _compile_pass_on(
-        self, surroundings: Surroundings, open_sessions: OpenSessionsAtIntervals, following: Step
-    ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing = self.place, surroundings.passing
-        result_of = compile_result(self._node, surroundings)
 
-        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                told = open_sessions.take_noted(key, timer_record.timestamp()[1])
-                values = _told(result_of, key, told)
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for value in values:
-                following(timer_record, key, value)
-
-        return pass_on
+def _told_at(
+    windows: OpenSessionsAtIntervals, result_of: ResultOf, key: bytes, at_ms: int
+) -> list[dict[str, Any]]:
+    return _told(result_of, key, windows.take_noted(key, at_ms))
 
 
 def _told(result_of: ResultOf, key: bytes, told: list[tuple[bool, list[Any]]]) -> list[dict[str, Any]]:

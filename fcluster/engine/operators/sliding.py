@@ -15,7 +15,7 @@ from fcluster.engine.operators.window import (
     compile_result,
     in_no_window,
 )
-from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.records import SourceRecord
 from fcluster.engine.sliding import RAW, TIMESTAMP, Kept, OpenSliding
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.engine.windows import CLOSE
@@ -34,20 +34,25 @@ class SlidingOperator(OfWindow):
         assert isinstance(node.windows, Sliding)
         windows = cast("OpenSliding", surroundings.timers[node.name])
         result_of = self._compile_result(surroundings, windows)
-        surroundings.fire[node.name, CLOSE] = (
-            place,
-            self._compile_close(surroundings, windows, result_of, following),
-        )
+        updates = node.emit == "update"
+
+        def closing(key: bytes, timestamp_ms: int) -> list[dict[str, Any]]:
+            end_ms = timestamp_ms + 1
+            records = windows.take_out(key, end_ms)
+            return [] if updates or not records else [result_of(key, records, end_ms)]
+
+        surroundings.fire[node.name, CLOSE] = (place, self.passing_on(surroundings, following, closing))
         noting = windows if isinstance(windows, OpenSlidingAtIntervals) else None
         if noting is not None:
-            surroundings.fire[node.name, RESULT] = (
-                place,
-                self._compile_pass_on(surroundings, noting, result_of, following),
-            )
+
+            def noted(key: bytes, at_ms: int) -> list[dict[str, Any]]:
+                return [result_of(key, own, end_ms) for end_ms, own in noting.take_noted(key, at_ms)]
+
+            surroundings.fire[node.name, RESULT] = (place, self.passing_on(surroundings, following, noted))
         clock, add, is_late = windows.clock, windows.add, windows.is_late
         late = compile_late(node, place, surroundings, windows.port)
         raw_of = compile_raw(node.value, is_unchanged=node.is_unchanged)
-        grace_ms, floor_ms, updates = node.windows.grace_ms, windows.floor_ms, node.emit == "update"
+        grace_ms, floor_ms = node.windows.grace_ms, windows.floor_ms
         inits, add_all = compile_fields(node)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -99,49 +104,3 @@ class SlidingOperator(OfWindow):
             return result_of(key, windows.start_of(end_ms), end_ms, kept)
 
         return result
-
-    def _compile_pass_on(
-        self,
-        surroundings: Surroundings,
-        windows: OpenSlidingAtIntervals,
-        result_of: Callable[[bytes, list[Kept], int], dict[str, Any]],
-        following: Step,
-    ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing = self.place, surroundings.passing
-
-        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                noted = windows.take_noted(key, timer_record.timestamp()[1])
-                values = [result_of(key, records, end_ms) for end_ms, records in noted]
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for value in values:
-                following(timer_record, key, value)
-
-        return pass_on
-
-    def _compile_close(
-        self,
-        surroundings: Surroundings,
-        windows: OpenSliding,
-        result_of: Callable[[bytes, list[Kept], int], dict[str, Any]],
-        following: Step,
-    ) -> Callable[[TimerRecord, bytes], None]:
-        place, passing, updates = self.place, surroundings.passing, self._node.emit == "update"
-
-        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                end_ms = timer_record.timestamp()[1] + 1
-                records = windows.take_out(key, end_ms)
-                if updates or not records:
-                    return
-                value = result_of(key, records, end_ms)
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            following(timer_record, key, value)
-
-        return close

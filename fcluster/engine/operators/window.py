@@ -50,6 +50,30 @@ class OfWindow:
         names = [name for name, _aggregate in self._node.fields]
         table.describe_unkept = describing_fields(f"the window {self._node.name!r}", names, kept_in)
 
+    def passing_on(
+        self, surroundings: Surroundings, following: Step, results_at: Callable[[bytes, int], Iterable[Any]]
+    ) -> Callable[[TimerRecord, bytes], None]:
+        """The function that `firing` calls when results are due.
+
+        Args:
+            surroundings: of the step.
+            following: gets the results.
+            results_at: returns them, given their key and the timestamp of the timer.
+        """
+        place, passing, keyed = self.place, surroundings.passing, not self._node.keyless
+
+        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                results = results_at(key, timer_record.timestamp()[1])
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            for result in results:
+                following(timer_record, key if keyed else None, result)
+
+        return pass_on
+
 
 class WindowOperator(OfWindow):
     """Adds each value to the windows that its timestamp is in; `firing` calls the function that closes
@@ -115,7 +139,7 @@ class WindowOperator(OfWindow):
         self, surroundings: Surroundings, windows: OpenWindows, following: Step
     ) -> _After | None:
         """What happens when a record has changed a window. None: nothing."""
-        node, place, passing = self._node, self.place, surroundings.passing
+        node = self._node
         assert isinstance(node.windows, InTime)
         if node.emit == "close":
             return None
@@ -129,23 +153,19 @@ class WindowOperator(OfWindow):
         def note(record: SourceRecord, _key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
             noting.changed(own, end_ms, kept, record.timestamp()[1])
 
-        def pass_on(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
-            try:
-                results = [
-                    apart(result_of(key, start_of(end_ms), end_ms, kept))
-                    for end_ms, kept in noting.take_noted(key, timer_record.timestamp()[1])
-                ]
-            except passing:
-                raise
-            except BaseException as error:
-                raise StepFailure(place, error) from error
-            for result in results:
-                following(timer_record, key if keyed else None, result)
+        def results_at(key: bytes, at_ms: int) -> list[dict[str, Any]]:
+            return [
+                apart(result_of(key, start_of(end_ms), end_ms, kept))
+                for end_ms, kept in noting.take_noted(key, at_ms)
+            ]
 
         if node.emit == "update":
             return update
         noting = cast("OpenWindowsAtIntervals", windows)
-        surroundings.fire[node.name, RESULT] = (place, pass_on)
+        surroundings.fire[node.name, RESULT] = (
+            self.place,
+            self.passing_on(surroundings, following, results_at),
+        )
         return note
 
     def _compile_close(
