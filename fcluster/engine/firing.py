@@ -65,7 +65,7 @@ from fcluster.engine.sessions import AnyWindows, OpenSessions
 from fcluster.engine.sliding import OpenSliding
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
-from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
+from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows, StepInShard
 from fcluster.graph.counted import Counted
 from fcluster.graph.operators import JoinStreams, Process, TimedOperator, TopicSpec, Window
 from fcluster.graph.sliding import Sliding
@@ -389,18 +389,19 @@ class TimerRunner:
         return self._windows_of(step)
 
     def _windows_of(self, step: Window) -> AnyWindows:
+        clock: ClockInEventTime = self._clock
+        if step.clock == "processing":
+            clock = ProcessingTime(cast("EntryTable", self._tables[step.store.clock_name]), self._wall_ms)
+        in_shard = StepInShard(step, self._tables, clock, self._noted, self._port)
         if isinstance(step.windows, Counted):
-            return CountedAtIntervals(step, self._tables, self._clock, self._noted)
+            return CountedAtIntervals(in_shard)
         of_kind: type[OpenWindows | OpenSessions | OpenSliding]
         if step.emit == "interval":
             in_time = OpenPartsAtIntervals if step.is_part else OpenWindowsAtIntervals
             of_kind = _OPEN_AT_INTERVALS.get(type(step.windows), in_time)
         else:
             of_kind = _OPEN.get(type(step.windows), OpenWindows)
-        clock: ClockInEventTime = self._clock
-        if step.clock == "processing":
-            clock = ProcessingTime(cast("EntryTable", self._tables[step.store.clock_name]), self._wall_ms)
-        return of_kind(step, self._tables, clock, self._noted, self._port)
+        return of_kind(in_shard)
 
     def _event_ms(self) -> int | None:
         return self._clock.now_ms

@@ -13,31 +13,21 @@ wait until all results that are due are passed on (`firing`), and nothing has to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from fcluster.engine.entries import EntryTable
 from fcluster.engine.interval_notes import IntervalNotes
-from fcluster.engine.windows import ClockInEventTime
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import StepInShard
 
 _EARLIEST, _NOTED = 1, 4
 """What there is of a window, among other things."""
 
 
 class CountedAtIntervals:
-    """See the module's docstring, and `IntervalNotes` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-    ) -> None:
-        self._table = cast("EntryTable", tables[window.store.name])
-        self.notes = self._notes = IntervalNotes(window, tables, clock, noted, self._forget)
+    def __init__(self, step: StepInShard) -> None:
+        self._table = step.table
+        self.notes = self._notes = IntervalNotes(step, self._forget)
 
     def changed(self, key: bytes, windows: list[list[Any]], timestamp_ms: int) -> None:
         """A record of that time was added to all of these windows, which are those of the key."""

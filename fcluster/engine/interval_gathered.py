@@ -20,17 +20,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.interval_notes import IntervalNotes
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import Timer
-from fcluster.engine.windows import ClockInEventTime, OpenWindows
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import OpenWindows, StepInShard
 from fcluster.graph.windows import Gathered
 
 Part = dict[str, Any]
@@ -38,20 +34,13 @@ _NO_KEY = b""
 
 
 class OpenGatheredAtIntervals(OpenWindows):
-    """See the module's docstring, and `OpenInTime` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        assert isinstance(window.windows, Gathered)
-        ahead_ms = window.windows.windows.grace_ms
-        self.notes = self._notes = IntervalNotes(window, tables, clock, noted, self._forget, ahead_ms)
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        gathered = step.window.windows
+        assert isinstance(gathered, Gathered)
+        self.notes = self._notes = IntervalNotes(step, self._forget, gathered.windows.grace_ms)
 
     def hold(self, end_ms: int, window: list[Any], part: Part, at_ms: int) -> None:
         """A part of that time has come, of the window with that end."""

@@ -18,7 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from fcluster.common.failures import bounded_repr
@@ -26,8 +26,7 @@ from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
 from fcluster.engine.timers import ReadAhead, Timer, time_text
-from fcluster.engine.windows import BEHIND_ALL, ClockInEventTime
-from fcluster.graph.operators import Window
+from fcluster.engine.windows import BEHIND_ALL, StepInShard
 from fcluster.graph.timers import TimerClock
 
 RESULT: Final = "result"
@@ -38,29 +37,19 @@ class IntervalNotes:
     """The notes of a step. For `firing`, it is a `TimedStep`.
 
     Args:
-        window: the declaration of the step.
-        tables: the shard's tables, by the name of the store.
-        clock: the shard's event time, or the step's processing time.
-        noted: called with the clock and time of each timer that is set.
+        step: the step.
         forget: called with the key and time of results that have failed and are given up.
         ahead_ms: results are passed on so much earlier than event time reaches what is noted.
     """
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        forget: Callable[[bytes, int], None],
-        ahead_ms: int = 0,
-    ) -> None:
+    def __init__(self, step: StepInShard, forget: Callable[[bytes, int], None], ahead_ms: int = 0) -> None:
+        window = step.window
         self._step = window.name
         self._interval_ms = window.interval_ms
-        self._table = cast("EntryTable", tables[window.store.notes_name])
-        self._clock = clock
+        self._table = cast("EntryTable", step.tables[window.store.notes_name])
+        self._clock = step.clock
         self._goes_by: TimerClock = window.clock
-        self._noted = noted
+        self._noted = step.noted
         self._forget = forget
         self._ahead_ms = ahead_ms
         self._read_ahead = ReadAhead(b"", BEHIND_ALL, self._note_of, self._timer_of)

@@ -13,30 +13,19 @@ A part that has gained nothing isn't there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcluster.engine.interval_windows import NOTED, OpenWindowsAtIntervals
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort
-from fcluster.engine.windows import ClockInEventTime
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import StepInShard
 
 
 class OpenPartsAtIntervals(OpenWindowsAtIntervals):
-    """See the module's docstring, and `OpenInTime` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        self._inits = [aggregate.init for _name, aggregate in window.fields]
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        self._inits = [aggregate.init for _name, aggregate in step.window.fields]
 
     def changing(self, key: bytes, end_ms: int, kept: list[Any]) -> None:
         """See `OpenWindowsAtIntervals`. A part that is due is kept apart, and begins anew."""

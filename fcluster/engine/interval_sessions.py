@@ -22,17 +22,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Final
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.interval_notes import IntervalNotes
-from fcluster.engine.records import OutputPort
 from fcluster.engine.sessions import OpenSessions
-from fcluster.engine.windows import ClockInEventTime
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import StepInShard
 
 _START, _END, _KEPT, _NOTED, _TOLD, _APART = range(6)
 """What there is of a session."""
@@ -42,18 +38,11 @@ Told = list[Any]
 
 
 class OpenSessionsAtIntervals(OpenSessions):
-    """See the module's docstring, and `OpenInTime` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        self.notes = self._notes = IntervalNotes(window, tables, clock, noted, self._forget)
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        self.notes = self._notes = IntervalNotes(step, self._forget)
 
     def nothing_yet(self) -> list[Any]:
         """What a new session has behind what it keeps."""

@@ -14,16 +14,12 @@ operator (`operators.sliding`) computes the results and passes them on. See `int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.interval_notes import IntervalNotes
-from fcluster.engine.records import OutputPort
 from fcluster.engine.sliding import RECORDS, Kept, OpenSliding
-from fcluster.engine.windows import ClockInEventTime
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import StepInShard
 
 _RESULTS: Final = 3
 """Where the results of a key are noted, in its entry."""
@@ -32,18 +28,11 @@ _END, _AT, _FORMER = range(3)
 
 
 class OpenSlidingAtIntervals(OpenSliding):
-    """See the module's docstring, and `OpenInTime` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        self.notes = self._notes = IntervalNotes(window, tables, clock, noted, self._forget)
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        self.notes = self._notes = IntervalNotes(step, self._forget)
 
     def _new_entry(self) -> list[Any]:
         return [*super()._new_entry(), []]

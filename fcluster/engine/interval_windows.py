@@ -13,36 +13,25 @@ A window keeps 0 if no result is noted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Final
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.interval_notes import IntervalNotes
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import Timer
-from fcluster.engine.windows import ClockInEventTime, OpenWindows
-from fcluster.graph.operators import Window
-from fcluster.graph.timers import TimerClock
+from fcluster.engine.windows import OpenWindows, StepInShard
 
 NOTED: Final = -1
 """Where a window keeps when its result is noted: behind its aggregates."""
 
 
 class OpenWindowsAtIntervals(OpenWindows):
-    """See the module's docstring, and `OpenInTime` for the arguments."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        self.notes = self._notes = IntervalNotes(window, tables, clock, noted, self._forget)
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        self.notes = self._notes = IntervalNotes(step, self._forget)
 
     def changing(self, key: bytes, end_ms: int, kept: list[Any]) -> None:
         """A record is about to change the window. A result that is due is kept apart."""

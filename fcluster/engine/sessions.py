@@ -31,7 +31,7 @@ from fcluster.engine.windows import OpenByKey, OpenWindows
 
 
 class OpenSessions(OpenByKey):
-    """The open sessions of a step. `table` has the sessions by key. See `OpenInTime` for the arguments."""
+    """The open sessions of a step. `table` has the sessions by key."""
 
     def take_out(self, key: bytes, end_ms: int) -> list[Any]:
         """Remove the session of the key with that end, and return it."""

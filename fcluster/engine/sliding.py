@@ -22,17 +22,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.ordered_keys import encode_time
-from fcluster.engine.records import OutputPort
 from fcluster.engine.timers import Timer
-from fcluster.engine.windows import ClockInEventTime, OpenByKey, window_title
-from fcluster.graph.operators import Window
+from fcluster.engine.windows import OpenByKey, StepInShard, window_title
 from fcluster.graph.sliding import Sliding
-from fcluster.graph.timers import TimerClock
 
 TIMESTAMP, CAME, RAW = range(3)
 """What is kept of a record."""
@@ -43,19 +40,13 @@ Kept = list[Any]
 
 
 class OpenSliding(OpenByKey):
-    """The records of sliding windows. `table` has them by key. See `OpenInTime` for the arguments."""
+    """The records of sliding windows. `table` has them by key."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, clock, noted, port)
-        assert isinstance(window.windows, Sliding)
-        self._within_ms = window.windows.within_ms
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step)
+        windows = step.window.windows
+        assert isinstance(windows, Sliding)
+        self._within_ms = windows.within_ms
 
     def start_of(self, end_ms: int) -> int:
         """When the window with that end begins."""

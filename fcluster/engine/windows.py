@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from fcluster.common.failures import bounded_repr
@@ -55,18 +56,38 @@ class ClockInEventTime(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StepInShard:
+    """A step with windows in one shard: what its open windows are made from.
+
+    Attributes:
+        window: the declaration of the step.
+        tables: the shard's tables, by the name of the store.
+        clock: the shard's event time, or the step's processing time.
+        noted: called with the clock and time of each timer that is set.
+        port: counts late records.
+    """
+
+    window: Window
+    tables: Mapping[str, Any]
+    clock: ClockInEventTime
+    noted: Callable[[TimerClock, int], None]
+    port: OutputPort
+
+    @property
+    def table(self) -> EntryTable:
+        """What is open."""
+        return cast("EntryTable", self.tables[self.window.store.name])
+
+
 class OpenInTime:
     """What is open in a step until its clock is `closes_after_ms` behind its end: windows, sessions.
 
     For `firing` it is a `TimedStep`.
 
     Args:
-        window: the declaration of the step.
-        tables: the shard's tables, by the name of the store.
+        step: the step.
         due_name: the store whose keys are those of `_entry_of`, in the order in which they are due.
-        clock: the shard's event time, or the step's processing time.
-        noted: called with the clock and time of each timer that is set.
-        port: counts late records.
 
     Attributes:
         table: what is open.
@@ -79,25 +100,18 @@ class OpenInTime:
 
     notes: IntervalNotes | None = None
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        due_name: str,
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
+    def __init__(self, step: StepInShard, due_name: str) -> None:
+        window = step.window
         self.step = window.name
-        self.clock = clock
+        self.clock = step.clock
         self.goes_by: TimerClock = window.clock
-        self.port = port
-        self.table = cast("EntryTable", tables[window.store.name])
-        self._due = cast("EntryTable", tables[due_name])
+        self.port = step.port
+        self.table = step.table
+        self._due = cast("EntryTable", step.tables[due_name])
         self._closes_after_ms = window.closes_after_ms
-        kept_grace = cast("EntryTable", tables[window.store.grace_name])
-        self.floor_ms = closed_floor(kept_grace, self._closes_after_ms, clock.now_ms)
-        self._noted = noted
+        kept_grace = cast("EntryTable", step.tables[window.store.grace_name])
+        self.floor_ms = closed_floor(kept_grace, self._closes_after_ms, step.clock.now_ms)
+        self._noted = step.noted
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of, self._timer_of)
 
     def _note(self, key: bytes, end_ms: int) -> Timer:
@@ -139,21 +153,13 @@ class OpenInTime:
 
 
 class OpenWindows(OpenInTime):
-    """The open windows of a step. `table` has the aggregates of each window, by `_entry_of`. See `OpenInTime`
-    for the arguments.
-    """
+    """The open windows of a step. `table` has the aggregates of each window, by `_entry_of`."""
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, window.store.name, clock, noted, port)
-        assert isinstance(window.windows, InTime)
-        self._start_of = window.windows.start_of()
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step, step.window.store.name)
+        windows = step.window.windows
+        assert isinstance(windows, InTime)
+        self._start_of = windows.start_of()
 
     def opened(self, key: bytes, end_ms: int) -> None:
         """The window has received its first record."""
@@ -173,18 +179,11 @@ class OpenWindows(OpenInTime):
 
 class OpenByKey(OpenInTime):
     """What is open of a key is kept together, and a note says when the first of it is due, or earlier.
-    `table` has it by key. See `OpenInTime` for the arguments.
+    `table` has it by key.
     """
 
-    def __init__(
-        self,
-        window: Window,
-        tables: Mapping[str, Any],
-        clock: ClockInEventTime,
-        noted: Callable[[TimerClock, int], None],
-        port: OutputPort,
-    ) -> None:
-        super().__init__(window, tables, window.store.due_name, clock, noted, port)
+    def __init__(self, step: StepInShard) -> None:
+        super().__init__(step, step.window.store.due_name)
 
     def note(self, key: bytes, end_ms: int) -> None:
         """Something of the key with this end may be due."""
