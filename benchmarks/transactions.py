@@ -87,11 +87,11 @@ def compare(brokers: str, broker_pid: int, arguments: argparse.Namespace) -> int
                 if process.returncode:
                     raise SystemExit(f"{lane} failed")
                 took += json.loads(written)
-            all_of_it = (WARM_UP + arguments.transactions) / 1000
-            broker_s = (cpu_seconds(broker_pid) - before_s) / all_of_it
+            transactions = WARM_UP + arguments.transactions
+            broker_ms = (cpu_seconds(broker_pid) - before_s) * 1000 / transactions
             quantiles = statistics.quantiles(took, n=100)
             if number:
-                figures[lane].append((statistics.median(took), quantiles[98], broker_s))
+                figures[lane].append((statistics.median(took), quantiles[98], broker_ms))
     print(f"{len(partitions)} partitions, {arguments.records} records in a transaction; medians of rounds")
     print(f"{'':<28}{'median ms':>12}{'p99 ms':>12}{'broker CPU ms each':>22}")
     for lane, rounds in figures.items():

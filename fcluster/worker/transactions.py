@@ -440,7 +440,7 @@ class ProducerTransactions:
             # While this waits for its answers, the deltas are being sent, so flush() finds most of them done.
             producer.send_offsets_to_transaction(offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S)
         frozen.trace.ended("offsets")
-        self._wait_for(outputs)
+        wait_for(outputs, self._waits)
         frozen.trace.ended("outputs")
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(producer, self._waits, check_transaction)
@@ -450,7 +450,7 @@ class ProducerTransactions:
 
     def _produce_deltas(self, producer: Producer, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
         def make_room() -> None:
-            self._wait_for(outputs)  # reports are this thread's from then on
+            wait_for(outputs, self._waits)  # reports are this thread's from then on
             _wait_for_room(producer, check_transaction)
 
         for topic, partition, record, note in deltas_of(frozen):
@@ -462,10 +462,6 @@ class ProducerTransactions:
             fields = {"partition": partition, "on_delivery": reported}
             _produce_own(producer, topic, record, fields, make_room)
             self._deltas_written += 1
-
-    def _wait_for(self, outputs: AwaitedOutputs) -> None:
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            outputs.wait()
 
     def commit(self, frozen: FrozenEpoch) -> None:
         failpoints.reach("worker.commit", frozen.epoch)
@@ -628,8 +624,7 @@ class AtLeastOnceWriter:
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            outputs.wait()  # without a transaction, no delta may be written whose outputs aren't
+        wait_for(outputs, self._waits)  # without a transaction, no delta may be written whose outputs aren't
         frozen.trace.ended("outputs")
         producer = self._producer
         for topic, partition, record, note in deltas_of(frozen):
@@ -824,6 +819,16 @@ def flush(
         waiting = sending.flush(producer, FLUSH_TIMEOUT_S, look, unacknowledged)
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
+
+
+def wait_for(outputs: AwaitedOutputs, waits: KafkaWaits) -> None:
+    """Wait until the main thread knows that they are acknowledged.
+
+    Raises:
+        OutputsFailedError: they can't be written.
+    """
+    with waits.waiting(_ACKNOWLEDGEMENTS):
+        outputs.wait()
 
 
 def deltas_of(frozen: FrozenEpoch) -> Iterator[tuple[str, int, bytes, Callable[[Any, Any], None]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from fcluster import Codec, CodecUse, Job
 from fcluster.common.errors import JobError
 from fcluster.graph.codecs import ModelError, bound_codec
-from fcluster.schema_registry import Avro, registry
+from fcluster.schema_registry import Avro
 from fcluster.schema_registry.defaults import compile_defaults
 from fcluster.testing import Driver
 
@@ -37,13 +36,6 @@ INNER = {
     "fields": [{"name": "x", "type": "int", "default": 3}, {"name": "at", "type": TIME, "default": 0}],
 }
 OLD_INNER = {**INNER, "fields": INNER["fields"][:1]}
-
-
-@pytest.fixture(autouse=True)
-def without_registries() -> Iterator[None]:
-    """Each test has a registry of its own."""
-    yield
-    registry.close_registries()
 
 
 def opened(schema: Any, topic: str = "t", **options: Any) -> Codec[Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -62,13 +61,6 @@ class PaymentStruct(msgspec.Struct):
 class PaymentModel(pydantic.BaseModel):
     account: str
     cents: int
-
-
-@pytest.fixture(autouse=True)
-def without_registries() -> Iterator[None]:
-    """Each test has a registry of its own, and leaves no connection."""
-    yield
-    registry.close_registries()
 
 
 def opened(kind: Codec[Any], topic: str = "payments", part: Any = "value", **settings: Any) -> Codec[Any]:

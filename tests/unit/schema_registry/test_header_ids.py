@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -40,13 +39,6 @@ CONF = {
 }
 TRACE = ("trace", b"t1")
 GUID = bytes(range(16))
-
-
-@pytest.fixture(autouse=True)
-def without_registries() -> Iterator[None]:
-    """Each test has a registry of its own."""
-    yield
-    registry.close_registries()
 
 
 def payment(account: str = "ann", at: int = 5) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -92,13 +91,6 @@ def use_of(topic: str = "orders", part: Any = "value", url: str = "mock://refere
     quick = {"max.retries": 1, "retries.wait.ms": 1, "retries.max.wait.ms": 1}
     settings = {"schema.registry.url": url, **{f"schema.registry.{name}": n for name, n in quick.items()}}
     return CodecUse(topic, part, MappingProxyType(settings))
-
-
-@pytest.fixture(autouse=True)
-def without_registries() -> Iterator[None]:
-    """Each test has a registry of its own."""
-    yield
-    registry.close_registries()
 
 
 def opened(kind: Codec[Any], **use: Any) -> Codec[Any]:

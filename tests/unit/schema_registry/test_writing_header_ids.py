@@ -47,13 +47,6 @@ TRACE = ("trace", b"t1")
 KEY_ID, VALUE_ID = ("__key_schema_id", b"\1" + bytes(16)), ("__value_schema_id", b"\1" + bytes(range(16)))
 
 
-@pytest.fixture(autouse=True)
-def without_registries() -> Iterator[None]:
-    """Each test has a registry of its own."""
-    yield
-    registry.close_registries()
-
-
 def payment(account: str = "ann", at: int = 5) -> dict[str, Any]:
     return {"account": account, "at": at}
 
