@@ -229,6 +229,40 @@ class RowRecord:
         return self._record.timestamp()[0], self._at_ms
 
 
+class KeptRecord:
+    """A record that the state has kept for a while, in place of the timer that gives it up.
+
+    Args:
+        timer: the timer.
+        raw: what was kept of the value. None: it was null.
+        at_ms: the record's timestamp.
+        headers: what was kept of its headers.
+    """
+
+    __slots__ = ("_at_ms", "_headers", "_raw", "key", "offset", "partition", "topic")
+
+    def __init__(self, timer: TimerRecord, raw: bytes | None, at_ms: int, headers: Headers) -> None:
+        self._raw = raw
+        self._at_ms = at_ms
+        self._headers = headers
+        self.key = timer.key
+        self.topic = timer.topic
+        self.partition = timer.partition
+        self.offset = timer.offset
+
+    def value(self) -> bytes | None:
+        """See `raw` of the class."""
+        return self._raw
+
+    def timestamp(self) -> tuple[int, int]:
+        """That of the record, as one that its creator has set."""
+        return (1, self._at_ms)
+
+    def headers(self) -> Headers | None:
+        """Pairs of a name and a value."""
+        return [(name, value) for name, value in self._headers] or None
+
+
 class PassedRecord:
     """A `Record` of a handler on its way to the steps behind, in place of the record that the handler got.
 

@@ -7,6 +7,7 @@ Pure.
     sliding   key of the stream                   ->  [closed, noted, [record, ...]], as they were processed
     due       end (8 bytes) | key of the stream   ->  nothing
     record    [timestamp, what had closed when it came, value as bytes]
+              [..., headers]   while it is in no result: the window that ends with it had closed when it came
 
 A window of length `within` is identified by its end, which isn't in it. A record defines two: one whose last
 millisecond is that of the record, and one that begins a millisecond after it. The first of a key's windows
@@ -18,21 +19,28 @@ Invariants:
 - Windows of a key close in the order of their ends. `closed` is the end of the last one, `noted` that of the
   next one, for which there is a note in `due`. Other notes of the key are outdated.
 - A record is removed when the last window that it defines closes, which is after the last one that it is in.
+- A record is in the result of a window, or it is late, once. The window that ends with a record has it. If
+  that had closed, another window may still come to have it, up to when the record is removed: it is late
+  then. Event time alone decides that, as it decides which windows there are. Those that are late are told one
+  by one, each by a timer that fires behind that of the window, with the same time: one that fails takes no
+  other with it.
+- Records of versions that didn't keep headers are removed without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.ordered_keys import encode_time
+from fcluster.engine.records import Headers
 from fcluster.engine.timers import Timer
 from fcluster.engine.windows import OpenByKey, StepInShard, window_title
 from fcluster.graph.sliding import Sliding
 
-TIMESTAMP, CAME, RAW = range(3)
-"""What is kept of a record."""
+TIMESTAMP, CAME, RAW, HEADERS = range(4)
+"""What is kept of a record. Headers only as long as it may be late."""
 _CLOSED, _NOTED, RECORDS = range(3)
 """What is kept of a key."""
 _NEVER: Final = -1
@@ -56,11 +64,20 @@ class OpenSliding(OpenByKey):
         """Whether all windows have closed that a record of that time can be in."""
         return timestamp_ms + self._within_ms < closed_ms
 
-    def add(self, key: bytes, timestamp_ms: int, closed_ms: int, raw: bytes | None) -> list[Kept] | None:
-        """Keep a record that isn't late.
+    def add(
+        self,
+        key: bytes,
+        timestamp_ms: int,
+        closed_ms: int,
+        raw: bytes | None,
+        headers_of: Callable[[], Headers],
+    ) -> list[Kept] | None:
+        """Keep a record that isn't late, as far as is known.
 
         Args:
             closed_ms: windows that end then or before have closed.
+            headers_of: returns what is kept of its headers. It is only asked if the record may turn out to be
+                late.
 
         Returns:
             All records of the key that are kept. None: it is late after all, because the grace used to be
@@ -71,27 +88,46 @@ class OpenSliding(OpenByKey):
         closed_ms = max(closed_ms, entry[_CLOSED])
         if self.is_late(timestamp_ms, closed_ms):
             return None
-        record = [timestamp_ms, closed_ms, raw]
+        record: Kept = [timestamp_ms, closed_ms, raw]
+        end_ms, behind_ms = self._defined_by(record)
+        if end_ms <= closed_ms:
+            end_ms = behind_ms
+            record.append(headers_of())
         entry[RECORDS].append(record)
         if found is ABSENT:
             self.table.put(key, entry)
-        end_ms = min(end for end in self._defined_by(record) if end > closed_ms)
         if found is ABSENT or end_ms < entry[_NOTED]:
             self._note_next(key, entry, end_ms)
         return entry[RECORDS]
 
     def take_out(self, key: bytes, end_ms: int) -> list[Kept]:
-        """Close the window of the key with that end. Returns its records; none if there is no such window."""
+        """Close the window of the key with that end. Returns its records; none if there is no such window.
+        Those that are late now are left to `take_late`.
+        """
         entry = self.table.get(key)
         records = self.records_of(entry[RECORDS], end_ms)
-        self._due.delete(encode_time(end_ms) + key)
+        for one in records:
+            del one[HEADERS:]
         entry[_CLOSED] = end_ms
-        entry[RECORDS] = left = [one for one in entry[RECORDS] if self._last_of(one) > end_ms]
-        if left:
-            self._note_next(key, entry, self._next_of(left, end_ms))
-        else:
-            self.table.delete(key)
+        entry[RECORDS] = [one for one in entry[RECORDS] if self._last_of(one) > end_ms or len(one) > HEADERS]
+        self._go_on(key, entry, end_ms)
         return records
+
+    def take_late(self, key: bytes, end_ms: int) -> Kept | None:
+        """The next record of the key that is late since the window with that end has closed. None: there is
+        no such record, or the window hasn't closed.
+        """
+        entry = self.table.get(key)
+        late = self._late_of(entry, end_ms)
+        if late is not None:
+            entry[RECORDS].remove(late)
+            self._go_on(key, entry, end_ms)
+        return late
+
+    def skipped(self, timer: Timer) -> None:
+        """See `firing.TimedStep`."""
+        if self.take_late(timer.key, self._end_ms_of(timer)) is None:
+            super().skipped(timer)
 
     def records_of(self, records: list[Kept], end_ms: int) -> list[Kept]:
         """Those that are in the window with that end, in the order in which they were processed. None if
@@ -116,6 +152,21 @@ class OpenSliding(OpenByKey):
 
     def _new_entry(self) -> list[Any]:
         return [_NEVER, _NEVER, []]
+
+    def _late_of(self, entry: list[Any], end_ms: int) -> Kept | None:
+        if entry[_CLOSED] < end_ms:
+            return None
+        return next((one for one in entry[RECORDS] if self._last_of(one) <= end_ms), None)
+
+    def _go_on(self, key: bytes, entry: list[Any], end_ms: int) -> None:
+        """A window of the key has closed. If records are late since, its timer fires again."""
+        if self._late_of(entry, end_ms) is not None:
+            return
+        self._due.delete(encode_time(end_ms) + key)
+        if entry[RECORDS]:
+            self._note_next(key, entry, self._next_of(entry[RECORDS], end_ms))
+        else:
+            self.table.delete(key)
 
     def _defined_by(self, record: Kept) -> tuple[int, int]:
         """The ends of the windows that a record defines."""

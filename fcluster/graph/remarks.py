@@ -88,7 +88,7 @@ def _counts_again(step: Window | KeptTable) -> bool:
 def _message(window: Window, step: Window | KeptTable) -> str:
     kind = "window" if isinstance(step, Window) else "running aggregate"
     when = "after each record" if window.emit == "update" else "at intervals"
-    again = ", and those that are withdrawn" if window.store.of_sessions else ""
+    again = ", and those that are withdrawn" if window.store.kind == "sessions" else ""
     return (
         f"The {kind} {step.name!r} adds up results of the window {window.name!r}, which are passed on "
         f"{when}: former results of a window count besides the newest one{again}."

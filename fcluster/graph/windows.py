@@ -342,11 +342,6 @@ class WindowStore:
         return f"{self.step}//{self.kind}"
 
     @property
-    def of_sessions(self) -> bool:
-        """Whether the windows are sessions."""
-        return self.kind == "sessions"
-
-    @property
     def has_notes(self) -> bool:
         """Whether there is another store, which finds what is due."""
         return self.kind in ("sessions", "sliding") or (self.at_intervals and self.kind == "windows")

@@ -151,6 +151,7 @@ class Slides(AtIntervals):
                 continue
             rows = self.sliding(key)[start, end]
             self.emit(key, start, end, rows, time if is_noted else end - 1)
+        self.tell_late(before)
 
 
 class Counts(AtIntervals):

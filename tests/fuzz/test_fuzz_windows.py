@@ -212,8 +212,8 @@ def records_slide_into_windows_that_are_due(monkeypatch: pytest.MonkeyPatch) -> 
     """A record gets into sliding windows that have closed, or define some."""
     plain = OpenSliding.add
 
-    def add(self: OpenSliding, key: bytes, timestamp_ms: int, _closed_ms: int, raw: Any) -> Any:
-        return plain(self, key, timestamp_ms, -1, raw)
+    def add(self: OpenSliding, key: bytes, timestamp_ms: int, _closed_ms: int, *kept: Any) -> Any:
+        return plain(self, key, timestamp_ms, -1, *kept)
 
     monkeypatch.setattr(OpenSliding, "add", add)
 

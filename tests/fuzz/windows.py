@@ -395,6 +395,10 @@ def sliding(within: int, rows: Timed) -> dict[tuple[int, int], Timed]:
     return {span: own for span, own in found.items() if own}
 
 
+def _by_end(one: tuple[int, bytes, int, Any]) -> tuple[int, bytes]:
+    return one[:2]
+
+
 class Partition:
     """One window step in one partition of the source."""
 
@@ -492,6 +496,22 @@ class Partition:
             found |= {span: own for span, own in sliding(self.plan.size, rows).items() if span[1] == end}
         return found
 
+    def tell_late(self, before: int) -> None:
+        """Event time has moved from `before`: which records can be in no sliding window any more, and are in
+        none.
+        """
+        found: list[tuple[int, bytes, int, Any]] = []
+        for key, came in self.came.items():
+            in_results = [row for rows in self.sliding(key).values() for row in rows]
+            for _closed, row in came:
+                over = row[0] + self.plan.size + 2
+                is_over = before < over + self.plan.grace <= self.now
+                if is_over and not any(one is row for one in in_results):
+                    found.append((over, key.encode(), *row))
+        self.late += [
+            (raw_key.decode(), at, value) for _over, raw_key, at, value in sorted(found, key=_by_end)
+        ]
+
     def pass_time(self, now: int) -> None:
         """Event time has moved."""
         if self.plan.kind == "counted":
@@ -508,6 +528,7 @@ class Partition:
             for end, raw_key, start, rows in sorted(closing, key=lambda one: one[:2]):
                 if not self.plan.updates:
                     self.emit(raw_key.decode(), start, end, rows, end - 1)
+            self.tell_late(before)
             return
         due: list[tuple[int, bytes, Timed]] = []
         for (end, key), rows in self.open.items():

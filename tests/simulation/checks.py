@@ -432,7 +432,9 @@ class Checks:
             self.world.landed["window closed"] += not due[0].name
             if standing.time.ended:
                 standing.time.now_ms = max(standing.time.now_ms or 0, due[0].at_ms)
-            fired.append(self._placed(model.fire(standing.state, due[0], time_ms), due[0].at_ms))
+            output = model.fire(standing.state, due[0], time_ms)
+            self.world.landed["record in no window"] += output.topic == LATE
+            fired.append(self._placed(output, due[0].at_ms))
 
     def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
         place = output.topic, partition_of(output.key.encode(), self.partitions)

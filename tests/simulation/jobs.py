@@ -1012,7 +1012,7 @@ class SimJob:
             entries = stored[window.store.name]
             if window.store.kind == "sliding":
                 ends = list(stored[window.store.due_name])
-            elif window.store.of_sessions:
+            elif window.store.kind == "sessions":
                 ends = [(session[1], key) for key, sessions in entries.items() for session in sessions]
             else:
                 ends = list(entries)
@@ -1118,7 +1118,7 @@ def _read_by_key(key: bytes, raw: bytes) -> tuple[Any, Any]:
 def _read_sliding(key: bytes, raw: bytes) -> tuple[Any, Any]:
     """By key: time and value of each record."""
     _closed, _noted, records = msgspec.msgpack.decode(raw[1:])
-    return key.decode(errors="replace"), [(at_ms, json.loads(value)) for at_ms, _came, value in records]
+    return key.decode(errors="replace"), [(at_ms, json.loads(value)) for at_ms, _came, value, *_ in records]
 
 
 def _read_row(key: bytes, raw: bytes) -> tuple[Any, Any]:

@@ -109,11 +109,13 @@ class _Slid:
     Attributes:
         came: by key: all records, each with the time up to which windows had closed when it came.
         closed: end and key of the windows that have closed.
+        late: key and number of the records that were in no result.
     """
 
     def __init__(self) -> None:
         self.came: dict[str, list[tuple[int, int, Any]]] = {}
         self.closed: set[tuple[int, str]] = set()
+        self.late: set[tuple[str, int]] = set()
 
 
 class SlidingModel(Model):
@@ -147,27 +149,41 @@ class SlidingModel(Model):
     def timers(self, state: _Slid, clock: str) -> list[SetTimer]:
         if clock != "event":
             return []
-        return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key, _ in self._open(state))
+        ends = [(end, key) for end, key, _ in self._open(state)]
+        ends += [(end, key) for end, key, _ in self._to_be_late(state)]
+        return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key in ends)
 
     def fire(self, state: _Slid, timer: SetTimer, event_ms: int | None) -> Expected:
         end = timer.at_ms - self.closes_after_ms
-        rows = next(rows for at, key, rows in self._open(state) if (at, key) == (end, timer.key))
+        rows = next((rows for at, key, rows in self._open(state) if (at, key) == (end, timer.key)), None)
+        if rows is None:
+            number = next(
+                number for at, key, number in self._to_be_late(state) if (at, key) == (end, timer.key)
+            )
+            state.late.add((timer.key, number))
+            _closed_ms, at_ms, value = state.came[timer.key][number]
+            return Expected(LATE, timer.key, value, at_ms)
         state.closed.add((end, timer.key))
         return result_of(self._stage, self._step, timer.key, end - 1 - self._within, end, rows)
 
     def content(self, state: _Slid, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
-        """A record stays until the window that begins behind it has closed. If that has no records, nobody
-        sees when it closes: once it is due, the record may be gone.
+        """A record stays until the window that begins behind it has closed, and it has been told if it is
+        late. If that window has no records, nobody sees when it closes: once it is due, the record may be
+        gone.
         """
         found = stored[f"{self._step}//sliding"]
         closed_ms = -1 if now_ms is None else now_ms - self.closes_after_ms
         needed = [(key, row) for _, key, rows in self._open(state) for row in rows]
         must: dict[str, Rows] = {}
         may: dict[str, Rows] = {}
+        lost = {(key, number) for _, key, number in self._to_be_late(state)}
         for key, came in state.came.items():
-            for _, at_ms, value in came:
+            for number, (_, at_ms, value) in enumerate(came):
                 over_ms = at_ms + self._within + 2
-                if (over_ms, key) not in state.closed:
+                if (key, number) in lost:
+                    may.setdefault(key, []).append((at_ms, value))
+                    must.setdefault(key, []).append((at_ms, value))
+                elif (over_ms, key) not in state.closed and (key, number) not in state.late:
                     may.setdefault(key, []).append((at_ms, value))
                     if over_ms > closed_ms or (key, (at_ms, value)) in needed:
                         must.setdefault(key, []).append((at_ms, value))
@@ -177,11 +193,29 @@ class SlidingModel(Model):
 
     def _open(self, state: _Slid) -> Iterator[tuple[int, str, Rows]]:
         """End, key and records of each window that hasn't closed."""
+        for end, key, rows in self._windows(state):
+            if (end, key) not in state.closed:
+                yield end, key, rows
+
+    def _to_be_late(self, state: _Slid) -> Iterator[tuple[int, str, int]]:
+        """Of each record that is in no window so far and wasn't told as late: when it is, its key, and its
+        number.
+        """
+        spans = [(end, key) for end, key, _ in self._windows(state)]
+        for key, came in state.came.items():
+            for number, (closed_ms, at_ms, _) in enumerate(came):
+                is_in_one = any(
+                    of == key and closed_ms < end and end - 1 - self._within <= at_ms < end
+                    for end, of in spans
+                )
+                if not is_in_one and (key, number) not in state.late:
+                    yield at_ms + self._within + 2, key, number
+
+    def _windows(self, state: _Slid) -> Iterator[tuple[int, str, Rows]]:
+        """End, key and records of each window that there has been."""
         for key, came in state.came.items():
             ends = {end for _, at_ms, _ in came for end in (at_ms + 1, at_ms + self._within + 2)}
             for end in ends:
-                if (end, key) in state.closed:
-                    continue
                 in_time = [(at_ms, value) for closed_ms, at_ms, value in came if closed_ms < end]
                 is_defined = any(end in (at_ms + 1, at_ms + self._within + 2) for at_ms, _ in in_time)
                 rows = [row for row in in_time if end - 1 - self._within <= row[0] < end]

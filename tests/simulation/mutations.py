@@ -821,7 +821,7 @@ class LateByWorker(_ChangesWindows):
     newest_ms: list[int]
 
     def changed(self, window: Window, position: CommittedPosition) -> Window:
-        if window.store.of_sessions:
+        if window.store.kind == "sessions":
             return window
         if not hasattr(self, "newest_ms"):
             self.newest_ms = [0]
