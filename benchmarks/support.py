@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -80,6 +81,16 @@ class Place:
     broker_pid: int | None = None
 
 
+def compile_fully() -> None:
+    """Let the embedded brokers that are started from now on use Java's second compiler, as other brokers do.
+
+    It takes minutes until it is done. For brokers on which several jobs are compared.
+    """
+    from fcluster.kafka.embedded import JVM_OPTIONS_VARIABLE
+
+    os.environ.setdefault(JVM_OPTIONS_VARIABLE, "-server")
+
+
 @contextmanager
 def place(brokers: str | None) -> Iterator[Place]:
     """Brokers and an empty directory; both are gone afterwards, unless the brokers were given."""
@@ -89,6 +100,7 @@ def place(brokers: str | None) -> Iterator[Place]:
         if not brokers:
             from fcluster.kafka.embedded import EmbeddedKafka
 
+            compile_fully()
             broker = EmbeddedKafka(directory / "kafka")
             brokers = broker.start()
         yield Place(brokers, directory, None if broker is None else broker.pid)

@@ -26,6 +26,7 @@ from pathlib import Path
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks import peers
+from benchmarks.support import compile_fully
 from fcluster.kafka.embedded import EmbeddedKafka
 from fcluster.kafka.jars import find_java
 from tests.checker.generate import create_topic
@@ -53,6 +54,7 @@ def main() -> int:
         print(json.dumps(took))
         return 0
     with tempfile.TemporaryDirectory(prefix="fcluster-bench-") as directory:
+        compile_fully()
         broker = EmbeddedKafka(Path(directory) / "kafka")
         brokers = broker.start()
         try:

@@ -74,7 +74,7 @@ from fcluster.worker.watchdog import Watchdog
 
 _log = logging.getLogger("fcluster.worker")
 
-CLOSING_S_MAX = 0.025
+CLOSING_S_MAX = 0.008
 CLOSING_SHARE_MAX = 0.25
 """How long windows close in an epoch while the one before it is still on its way into Kafka: so long,
 and this share of the time since the epoch began. The longer that takes, the more would close meanwhile,

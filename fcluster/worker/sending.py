@@ -1,10 +1,10 @@
 """When a producer sends its records: when it is told to, and not while its thread would only spin.
 
-A broker thread of librdkafka may not send more records of a partition while five or more requests are in
-flight. If `linger.ms` of the next record has passed, the thread polls without a pause until an answer arrives
-(decision 0084). That takes a third of the CPU of a job with little to do, and whole cores for seconds while a
-broker is down. So the epochs' producers linger for longer than any answer takes, and are flushed explicitly:
-at once at each barrier, and in short pulses if that takes long.
+A broker thread of librdkafka sends no more records of a partition while five or more records of it are
+unacknowledged. If `linger.ms` of the next record has passed, or if the producer is being flushed, the thread
+polls without a pause until the answer arrives (decision 0084). That takes a core, which the broker may need
+to answer: while very many windows closed, outputs came 0.15 s later for that. So the epochs' producers linger
+for longer than any answer takes, and are flushed explicitly, in short pulses.
 
 Responsible for: the settings of those producers, and flushing them. Must not: know epochs.
 """
@@ -23,14 +23,17 @@ from fcluster.kafka.clients import LASTING
 LINGER_MS_MAX: Final = 30_000
 STICKY_MS: Final = 2
 """How long outputs without a key go to the same partition. By default it is twice the linger."""
-AT_ONCE_S: Final = 0.25
+PULSE_S: Final = 0.002
+"""The time that the broker threads need to notice that they should send, on a busy machine."""
+PAUSE_S: Final = 0.005
+"""Between two pulses. An answer ends it. Short, since a busy machine's threads may not notice a pulse."""
+HEALTHY_S: Final = 0.25
 """Healthy brokers answer within milliseconds. On a busy machine they answer within this time."""
-PAUSE_S: Final = 0.1
-PULSE_S: Final = 0.01
+LONG_PULSE_S: Final = 0.01
+LONG_PAUSE_S: Final = 0.1
+"""If brokers don't answer for some time, they are asked less often."""
 NUDGE_S: Final = 0.001
 """The time that the broker threads need to notice that they should send."""
-STEP_S: Final = 0.002
-"""The client can only wait for all records at once. Whoever waits for some of them looks this often."""
 
 
 def sending_config(settings: Settings) -> dict[str, Any]:
@@ -70,16 +73,15 @@ def flush(
     """
     begun_s = time.monotonic()
     deadline_s = begun_s + timeout_s
-    if unacknowledged is None:
-        waiting = producer.flush(min(AT_ONCE_S, timeout_s))
-    else:
-        at_once_s = begun_s + min(AT_ONCE_S, timeout_s)
-        while (waiting := unacknowledged()) and time.monotonic() < at_once_s:
-            producer.flush(STEP_S)
-    while waiting and (left_s := deadline_s - time.monotonic()) > 0:
-        look(producer)
-        producer.poll(min(PAUSE_S, left_s))  # an answer ends the wait
-        waiting = producer.flush(PULSE_S)
+    pulse_s, pause_s = PULSE_S, PAUSE_S
+    while True:
+        waiting = producer.flush(min(pulse_s, timeout_s))
         if unacknowledged is not None:
             waiting = unacknowledged()
-    return waiting
+        now_s = time.monotonic()
+        if not waiting or now_s >= deadline_s:
+            return waiting
+        if now_s - begun_s >= HEALTHY_S:
+            pulse_s, pause_s = LONG_PULSE_S, LONG_PAUSE_S
+            look(producer)
+        producer.poll(min(pause_s, deadline_s - now_s))

@@ -183,5 +183,9 @@ def test_guard_runs_the_broker_on_other_systems_than_linux_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_KERNEL_BINDS", False)
+    monkeypatch.setenv(embedded_kafka.JVM_OPTIONS_VARIABLE, "-server -XX:+UseSerialGC")
     with EmbeddedKafka(tmp_path, heap_mb=HEAP_MB) as broker:
         assert embedded_kafka.status(tmp_path).pid == broker.pid
+        command = Path(f"/proc/{broker.pid}/cmdline").read_text().split("\0")
+    assert {"-server", "-XX:+UseSerialGC"} <= {*command}, "the variable of Kafka's own scripts is heeded"
+    assert embedded_kafka.COMPILED_QUICKLY not in command

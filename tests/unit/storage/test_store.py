@@ -418,3 +418,18 @@ def test_layers_over_rocksdb_read_back_what_they_wrote(directory: StoreDirectory
     assert state.tables["s"].load_many([b"%d" % n for n in range(101)]) == 101
     assert [state.tables["s"].get(b"%d" % n).get("n") for n in range(101)] == [*range(100), None]
     assert store.meta() == StoreMeta(1, 5)
+
+
+def test_compactions_leave_the_processors_to_the_job(directory: StoreDirectory, tmp_path: Path) -> None:
+    """Otherwise one keeps commits from running for 0.1 s (decision 0182)."""
+    store = directory.open(SHARD)
+    for number in range(1, 6):  # a checkpoint makes a file, and four files are compacted
+        store.apply({b"key-a": b"%d" % number}, StoreMeta(number, number))
+        store.checkpoint(tmp_path / f"checkpoint-{number}")
+
+    def priorities() -> set[int]:
+        threads = [one for one in Path("/proc/self/task").iterdir() if (one / "comm").exists()]
+        low = [one for one in threads if (one / "comm").read_text().strip() == "rocksdb:low"]
+        return {os.getpriority(os.PRIO_PROCESS, int(one.name)) for one in low}
+
+    wait_until(lambda: priorities() == {19}, "a compaction of low priority")
