@@ -74,19 +74,22 @@ def compile_framing(source: Input) -> Callable[[SourceRecord], SourceRecord] | N
             return record
         return FramedRecord(
             record,
-            framed(record.key(), key_header, headers),
-            framed(record.value(), value_header, headers),
+            framed(record.key(), source.topic.key, key_header, headers),
+            framed(record.value(), source.topic.value, value_header, headers),
             [header for header in headers if header[0] not in names],
         )
 
     return frame
 
 
-def framed(raw: bytes | None, name: str | None, headers: Headers) -> bytes | None:
-    """A key or value with the id that the first header of that name has, if there is one."""
-    if raw is None:
-        return None
-    return next((found + raw for title, found in headers if title == name and found), raw)
+def framed(raw: bytes | None, kind: Kind, name: str | None, headers: Headers) -> bytes | None:
+    """A key or value with the id that the first header of that name has, if there is one. What else is in
+    that header is left out.
+    """
+    if raw is None or not isinstance(kind, Codec):
+        return raw
+    found = next((found for title, found in headers if title == name and found), b"")
+    return found[: kind.id_bytes(found)] + raw
 
 
 def compile_parting(topic: TopicSpec) -> Parting | None:

@@ -383,6 +383,10 @@ class Codec(Generic[_T]):
         """The name of a header that may have the first bytes of a key or value: the id of its schema."""
         return None
 
+    def id_bytes(self, found: bytes) -> int:
+        """How many of the first bytes of such a header are an id. 0: it has none."""
+        return len(found)
+
     def header_bytes(self, raw: bytes) -> int:  # noqa: ARG002  for codecs that write some
         """How many of the first bytes of what `encode` returns are written to that header. 0: none."""
         return 0
@@ -411,6 +415,10 @@ class BoundCodec(Codec[_T]):
     def id_header(self, part: Literal["key", "value"]) -> str | None:
         """See `Codec`."""
         return self.declared.id_header(part)
+
+    def id_bytes(self, found: bytes) -> int:
+        """See `Codec`."""
+        return self.declared.id_bytes(found)
 
     def header_bytes(self, raw: bytes) -> int:
         """See `Codec`."""

@@ -28,31 +28,34 @@ def compile_defaults(schema: Any) -> Finish | None:
     Returns:
         None: they are right as they are.
     """
-    return _Defaults(schema).finish_of(schema)
+    return Defaults(schema).finish_of(schema)
 
 
-class _Defaults:
+class Defaults:
+    """The named types and the defaults of a schema, parsed by fastavro."""
+
     def __init__(self, schema: Any) -> None:
         self._named: dict[str, Any] = {}
         self._known: dict[str, Finish | None] = {}
         self._collect(schema)
 
     def _collect(self, schema: Any) -> None:
-        for one in _parts_of(schema):
+        for one in parts_of(schema):
             if isinstance(one, dict) and "name" in one:
                 self._named[cast("dict[str, Any]", one)["name"]] = one
             self._collect(one)
         if isinstance(schema, dict) and "name" in schema:
             self._named[cast("dict[str, Any]", schema)["name"]] = schema
 
-    def _resolved(self, schema: Any) -> Any:
+    def resolved(self, schema: Any) -> Any:
+        """The schema that a name stands for. Others as they are."""
         return self._named.get(schema, schema) if isinstance(schema, str) else schema
 
     # --- defaults -------------------------------------------------------------------------------------
 
     def native(self, schema: Any, default: Any) -> Any:
         """A default as it would be read."""
-        schema = self._resolved(schema)
+        schema = self.resolved(schema)
         if isinstance(schema, list):
             return self.native(schema[0], default)  # a default is one of the first type
         if not isinstance(schema, dict):
@@ -92,7 +95,7 @@ class _Defaults:
 
     def finish_of(self, schema: Any) -> Finish | None:
         """See `compile_defaults`."""
-        schema = self._resolved(schema)
+        schema = self.resolved(schema)
         if isinstance(schema, list):
             return self._of_union(cast("list[Any]", schema))
         if not isinstance(schema, dict):
@@ -144,14 +147,19 @@ class _Defaults:
         return finish
 
     def _of_union(self, branches: list[Any]) -> Finish | None:
-        found = [self._resolved(one) for one in branches]
-        of_list = next((self.finish_of(one) for one in found if _kind_of(one) == "array"), None)
-        records = [(_names_of(one), self.finish_of(one)) for one in found if _kind_of(one) == "record"]
-        of_map = next((self.finish_of(one) for one in found if _kind_of(one) == "map"), None)
+        found = [self.resolved(one) for one in branches]
+        of_list = next((self.finish_of(one) for one in found if kind_of(one) == "array"), None)
+        records = [(_names_of(one), self.finish_of(one)) for one in found if kind_of(one) == "record"]
+        by_name = {one["name"]: self.finish_of(one) for one in found if kind_of(one) == "record"}
+        of_map = next((self.finish_of(one) for one in found if kind_of(one) == "map"), None)
         if of_list is None and of_map is None and not any(step for _names, step in records):
             return None
 
         def finish(value: Any) -> Any:
+            if isinstance(value, tuple):  # the record with its name
+                name, inner = cast("tuple[str, Any]", value)
+                of_record = by_name.get(name)
+                return (name, inner if of_record is None else of_record(inner))
             if isinstance(value, list):
                 return cast("Any", value) if of_list is None else of_list(value)
             if not isinstance(value, dict):
@@ -170,21 +178,22 @@ class _Defaults:
         return isinstance(native, _CHANGEABLE) or type(native) is not type(field["default"])
 
     def _needs_care(self, schema: Any, seen: set[str]) -> bool:
-        schema = self._resolved(schema)
-        if _kind_of(schema) == "record":
+        schema = self.resolved(schema)
+        if kind_of(schema) == "record":
             if schema["name"] in seen:
                 return False
             seen.add(schema["name"])
             if any(map(self._is_wrong, schema["fields"])):
                 return True
-        return any(self._needs_care(one, seen) for one in _parts_of(schema))
+        return any(self._needs_care(one, seen) for one in parts_of(schema))
 
 
 def _has_items(kind: object) -> bool:
     return kind in ("array", "map")
 
 
-def _kind_of(schema: Any) -> str:
+def kind_of(schema: Any) -> str:
+    """The type of a schema. Empty for a union."""
     kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else schema
     return "record" if kind == "error" else kind if isinstance(kind, str) else ""
 
@@ -193,7 +202,7 @@ def _names_of(schema: Any) -> frozenset[str]:
     return frozenset(field["name"] for field in schema["fields"])
 
 
-def _parts_of(schema: Any) -> Iterator[Any]:
+def parts_of(schema: Any) -> Iterator[Any]:
     """The schemas in a schema."""
     if isinstance(schema, list):
         yield from cast("list[Any]", schema)

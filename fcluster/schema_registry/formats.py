@@ -37,8 +37,10 @@ from fcluster.graph.codecs import (
     encode_json_key,
 )
 from fcluster.graph.models import is_model
+from fcluster.schema_registry.avro_values import compile_checks
 from fcluster.schema_registry.defaults import Finish, compile_defaults
 from fcluster.schema_registry.references import (
+    BUILT_IN,
     DeclaredClient,
     Reference,
     all_references,
@@ -59,24 +61,38 @@ from fcluster.schema_registry.registry import (
 )
 from fcluster.schema_registry.standing import standing_of, why_avro_is_unreadable
 from fcluster.schema_registry.texts import bad_schema, parsed_schema
+from fcluster.schema_registry.writers import (
+    PROTOBUF,
+    check_avro,
+    check_message,
+    frame_bytes,
+    id_title,
+    is_decimal,
+    writer_schema,
+)
 
 _T = TypeVar("_T")
 
 _FRAME_BYTES: Final = 5
-"""A magic byte (0) and a schema's id; or 1 and the 16 bytes of a schema's GUID."""
-_GUID_BYTES: Final = 16
-_MAGIC: Final = (0, 1)
+"""A magic byte (0) and a schema's id. With a GUID, it is 1, and 16 bytes follow."""
 _WITH_GUID: Final = b"\1"
 _NATIVE: Final = (bytes, bytearray, datetime, date, time, Decimal, UUID)
 """What Avro's logical types have values of."""
-_MOMENTS: Final = {"timestamp-millis", "timestamp-micros"}
-_LOCAL_TIMES: Final = {"local-timestamp-millis", "local-timestamp-micros"}
 _AMBIGUOUS: Final = ("map", "float", "double")
 """Avro types of which equal values may have different bytes."""
 SchemaIdSerializer = Callable[[bytes, Any, Any], bytes]
 """The type of `header_schema_id_serializer` and `prefix_schema_id_serializer` in
 confluent_kafka.schema_registry.
 """
+SubjectNameStrategy = Callable[..., "str | None"]
+"""The type of `topic_subject_name_strategy`, `record_subject_name_strategy` and
+`topic_record_subject_name_strategy` there.
+"""
+_STRATEGIES: Final = (
+    "topic_subject_name_strategy",
+    "record_subject_name_strategy",
+    "topic_record_subject_name_strategy",
+)
 
 
 def _unopened(_value: Any) -> NoReturn:
@@ -90,24 +106,35 @@ class RegistryFormat(Codec[_T]):
         auto_register: whether the schema is registered when the first record is written.
         ids_in_headers: whether schemas' ids are written to headers.
         kind: what the registry calls the format.
+        frame_title: what stands in front of data, for messages.
     """
 
     kind: str
+    frame_title = "a zero byte, and 4 bytes"
 
     def __init__(
         self,
         name: str,
         identity: tuple[Any, ...],
         text: str,
+        record_name: str | None,
         auto_register: bool,
         schema_id_serializer: SchemaIdSerializer | None,
+        subject_name_strategy: SubjectNameStrategy | None,
+        normalize_schemas: bool,
     ) -> None:
         super().__init__(name, _unopened, _unopened, self._open)
-        self.ids_in_headers = _writes_to_headers(schema_id_serializer, type(self).__name__)
+        title = type(self).__name__
+        self.ids_in_headers = _writes_to_headers(schema_id_serializer, title)
+        self._strategy_name = _strategy_name(subject_name_strategy, title, record_name)
+        self._record_name = record_name
+        self._normalize_schemas = normalize_schemas
         self._identity: tuple[Any, ...] = (
-            type(self).__name__,
+            title,
             auto_register,
             self.ids_in_headers,
+            self._strategy_name,
+            normalize_schemas,
             *identity,
         )
         self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -157,13 +184,13 @@ class RegistryFormat(Codec[_T]):
         """See `Codec`. What the header has is also a valid beginning of the data."""
         return KEY_ID_HEADER if part == "key" else VALUE_ID_HEADER
 
+    def id_bytes(self, found: bytes) -> int:
+        """See `Codec`."""
+        return frame_bytes(self.kind, found)
+
     def header_bytes(self, raw: bytes) -> int:
         """See `Codec`: the GUID. An id stays in front of the data, where all readers find it."""
-        return self.guid_bytes(raw) if self.ids_in_headers and raw[:1] == _WITH_GUID else 0
-
-    def guid_bytes(self, raw: bytes) -> int:  # noqa: ARG002  for formats that have more there
-        """How many bytes of data that begins with a GUID belong to it."""
-        return 1 + _GUID_BYTES
+        return frame_bytes(self.kind, raw) if self.ids_in_headers and raw[:1] == _WITH_GUID else 0
 
     def notes_on(self, use: CodecUse, *, reads: bool, writes: bool) -> Iterable[CodecNote]:
         """See `Codec`."""
@@ -172,7 +199,7 @@ class RegistryFormat(Codec[_T]):
             return list(
                 standing_of(
                     registry,
-                    use,
+                    self._subject_of(use),
                     self.kind,
                     lambda: self.schema(registry),
                     lambda schema: self.why_unreadable(registry, schema),
@@ -180,6 +207,7 @@ class RegistryFormat(Codec[_T]):
                     writes=writes,
                     auto_register=self.auto_register,
                     needs_guids=self.ids_in_headers,
+                    normalize=self._normalize_schemas,
                 )
             )
         except ImportError as error:
@@ -205,6 +233,14 @@ class RegistryFormat(Codec[_T]):
     def check_value(self, value: Any) -> None:
         """Raise TypeError for a value that the serializer would write wrongly."""
 
+    def check_writer(self, schema: Any, frame: bytes) -> None:
+        """Raise ModelError for a schema with which other values are written, which would be read wrongly.
+
+        Args:
+            schema: as confluent-kafka's client gives it.
+            frame: what stands in front of such data.
+        """
+
     def _open(self, use: CodecUse) -> Codec[_T]:
         try:
             from confluent_kafka.serialization import SerializationContext
@@ -214,22 +250,38 @@ class RegistryFormat(Codec[_T]):
         except ImportError as error:
             raise _not_installed(type(self).__name__, error, FormatUnusable) from error
         context = SerializationContext(use.name, cast("Any", use.part))
-        subject = f"{use.name}-{use.part}"
+        subject = self._subject_of(use)
         return Codec(
             self.name,
             _encoder(self, registry, serialize, context, subject),
             _decoder(self, registry, deserialize, context, subject),
         )
 
-    def _conf(self) -> dict[str, Any]:
-        from confluent_kafka.schema_registry import topic_subject_name_strategy
+    @property
+    def asks_under_topic(self) -> bool:
+        """Whether the deserializer asks for schemas under the topic's subject. Otherwise: under none."""
+        return self._strategy_name == _STRATEGIES[0]
 
-        # The default asks the registry which subject a topic is associated with. Not every registry knows
-        # that.
-        return {"subject.name.strategy": topic_subject_name_strategy}
+    def _subject_of(self, use: CodecUse) -> str:
+        """Under which the job's own schema is registered."""
+        if self.asks_under_topic:
+            return f"{use.name}-{use.part}"
+        record_name = cast("str", self._record_name)
+        return record_name if self._strategy_name == _STRATEGIES[1] else f"{use.name}-{record_name}"
+
+    def _conf(self) -> dict[str, Any]:
+        from confluent_kafka import schema_registry
+
+        # Never the default: that asks the registry which subject a topic is associated with. Not every
+        # registry knows that.
+        return {"subject.name.strategy": getattr(schema_registry, self._strategy_name)}
 
     def _writing_conf(self, registry: Registry) -> dict[str, Any]:
-        conf = {**self._conf(), "auto.register.schemas": self.auto_register}
+        conf = {
+            **self._conf(),
+            "auto.register.schemas": self.auto_register,
+            "normalize.schemas": self._normalize_schemas,
+        }
         if self.ids_in_headers:
             conf["schema.id.serializer"] = _guid_in_front(registry)
         return conf
@@ -258,6 +310,7 @@ class _TextFormat(RegistryFormat[_T]):
                 references,
                 lambda found: serializer(_client_schema(self._text, self.kind, found)),
                 register=self.auto_register,
+                normalize=self._normalize_schemas,
             ),
             deserializer(
                 DeclaredClient(registry.client, self.kind, references),
@@ -267,7 +320,9 @@ class _TextFormat(RegistryFormat[_T]):
 
     def schema(self, registry: Registry) -> Any:
         """See `RegistryFormat`."""
-        found = registered_references(registry, self.kind, self._references, register=False)
+        found = registered_references(
+            registry, self.kind, self._references, register=False, normalize=self._normalize_schemas
+        )
         return _client_schema(self._text, self.kind, found)
 
 
@@ -289,6 +344,12 @@ class Avro(_TextFormat[_T]):
         references: the schemas of other subjects to which it refers, each as a `Reference`.
         schema_id_serializer: confluent-kafka's `header_schema_id_serializer` writes schemas' ids to headers.
             Default: in front of the data.
+        subject_name_strategy: confluent-kafka's `record_subject_name_strategy` or
+            `topic_record_subject_name_strategy` registers the schema under its name, or under that behind
+            the topic's. Default: `topic_subject_name_strategy`, under TOPIC-value or TOPIC-key.
+        normalize_schemas: whether the registry compares schemas in their normal form.
+        return_record_name: whether records in unions are read as tuples of their full name and a dict, as
+            they can be written. Otherwise nothing says which of several like ones a dict was.
 
     Raises:
         JobError: the schema isn't valid, refers to what isn't declared, or the extra `schema-registry` isn't
@@ -305,6 +366,9 @@ class Avro(_TextFormat[_T]):
         auto_register: bool = True,
         references: Sequence[Reference] = (),
         schema_id_serializer: SchemaIdSerializer | None = None,
+        subject_name_strategy: SubjectNameStrategy | None = None,
+        normalize_schemas: bool = False,
+        return_record_name: bool = False,
     ) -> None:
         parsed = parsed_schema(schema, "Avro")
         self._references = checked_references(references, "Avro")
@@ -316,10 +380,30 @@ class Avro(_TextFormat[_T]):
             self._finish = compile_defaults(self._checked)
         except Exception as error:  # what a wrong default leads to
             raise bad_schema("default of a field in the Avro schema", error) from error
+        if is_decimal(parsed):
+            raise JobError(
+                "The Avro schema is a decimal, which confluent-kafka can't write as a whole key or value.",
+                remedy="Put it into a field of a record.",
+            )
         self._convert = _Conversion.of(model, "Avro")
         self._text = json.dumps(parsed)
         identity, text = _with_references(self._text, self._references)
-        super().__init__("avro", (*identity, model), text, auto_register, schema_id_serializer)
+        self._returns_names = return_record_name
+        if return_record_name and model is not None:
+            raise JobError(
+                "Avro got model= and return_record_name=True: a model has no place for the names.",
+                remedy="Leave one of the two out.",
+            )
+        super().__init__(
+            "avro",
+            (*identity, model, return_record_name),
+            text,
+            _name_in(self._checked, "name"),
+            auto_register,
+            schema_id_serializer,
+            subject_name_strategy,
+            normalize_schemas,
+        )
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`."""
@@ -342,10 +426,11 @@ class Avro(_TextFormat[_T]):
         read = _finishing(self._finish, self._convert.from_plain)
 
         def deserializer(knowing: Any, schema: Any) -> Callable[..., Any]:
-            usual = library.AvroDeserializer(knowing, schema, read, conf=self._conf())
+            names = self._returns_names
+            usual = library.AvroDeserializer(knowing, schema, read, names, conf=self._conf())
             # It refuses data of which nothing follows the id: a record without fields, or empty bytes.
             conf = {**self._conf(), "schema.id.deserializer": _id_of_padded}
-            of_nothing = library.AvroDeserializer(knowing, schema, read, conf=conf)
+            of_nothing = library.AvroDeserializer(knowing, schema, read, names, conf=conf)
 
             def deserialize(raw: bytes, context: Any) -> Any:
                 return usual(raw, context) if len(raw) > _FRAME_BYTES else of_nothing(raw + b"\0", context)
@@ -360,12 +445,18 @@ class Avro(_TextFormat[_T]):
         """See `RegistryFormat`."""
         self._convert.check(value)
 
+    def check_writer(self, schema: Any, frame: bytes) -> None:  # noqa: ARG002  for formats that need it
+        """See `RegistryFormat`."""
+        check_avro(schema, self._checked)
+
     def why_unreadable(self, registry: Registry, schema: Any) -> str | None:
         """See `RegistryFormat`."""
         try:
             texts = texts_of_writer(registry, schema)
         except UnknownSchemaError as error:
             return f"it refers to a schema that the registry doesn't have: {error}"
+        except ModelError as error:
+            return str(error)
         return why_avro_is_unreadable(self._checked, schema.schema_str, texts)
 
 
@@ -380,6 +471,8 @@ class JsonSchema(_TextFormat[_T]):
         auto_register: as in `Avro`.
         references: as in `Avro`.
         schema_id_serializer: as in `Avro`.
+        subject_name_strategy: as in `Avro`. The name is the schema's `title`.
+        normalize_schemas: as in `Avro`.
 
     Raises:
         JobError: as in `Avro`.
@@ -395,6 +488,8 @@ class JsonSchema(_TextFormat[_T]):
         auto_register: bool = True,
         references: Sequence[Reference] = (),
         schema_id_serializer: SchemaIdSerializer | None = None,
+        subject_name_strategy: SubjectNameStrategy | None = None,
+        normalize_schemas: bool = False,
     ) -> None:
         try:
             from jsonschema.validators import validator_for
@@ -412,7 +507,16 @@ class JsonSchema(_TextFormat[_T]):
         self._convert = _Conversion.of(model, "JsonSchema")
         self._text = json.dumps(parsed)
         identity, text = _with_references(self._text, self._references)
-        super().__init__("json-schema", (*identity, model), text, auto_register, schema_id_serializer)
+        super().__init__(
+            "json-schema",
+            (*identity, model),
+            text,
+            _name_in(parsed, "title"),
+            auto_register,
+            schema_id_serializer,
+            subject_name_strategy,
+            normalize_schemas,
+        )
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`. Keys are written with sorted names."""
@@ -423,7 +527,7 @@ class JsonSchema(_TextFormat[_T]):
 
         to_plain, from_plain = self._convert.to_json, self._convert.from_json
         library, client = cast("Any", json_schema), registry.client
-        return self._pair(
+        write, read = self._pair(
             registry,
             lambda schema: library.JSONSerializer(
                 schema, client, to_plain, self._writing_conf(registry), json_encode=_json_text
@@ -432,6 +536,7 @@ class JsonSchema(_TextFormat[_T]):
                 schema, from_plain, knowing, self._conf(), json_decode=decode_json
             ),
         )
+        return _resolving(write), _resolving(read)
 
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
@@ -451,12 +556,15 @@ class Protobuf(RegistryFormat[_T]):
         message: the class.
         auto_register: as in `Avro`.
         schema_id_serializer: as in `Avro`.
+        subject_name_strategy: as in `Avro`. The name is the message's, with its package.
+        normalize_schemas: as in `Avro`.
 
     Raises:
         JobError: it isn't a class of messages, or the extra `schema-registry` isn't installed.
     """
 
-    kind = "PROTOBUF"
+    kind = PROTOBUF
+    frame_title = "a zero byte, 4 bytes, and the place of the message in its file"
 
     def __init__(
         self,
@@ -464,6 +572,8 @@ class Protobuf(RegistryFormat[_T]):
         *,
         auto_register: bool = True,
         schema_id_serializer: SchemaIdSerializer | None = None,
+        subject_name_strategy: SubjectNameStrategy | None = None,
+        normalize_schemas: bool = False,
     ) -> None:
         try:
             from google.protobuf.message import Message
@@ -476,9 +586,18 @@ class Protobuf(RegistryFormat[_T]):
             )
         self._message: type[_T] = message
         self._descriptor: Any = cast("Any", message).DESCRIPTOR
-        text = str(self._descriptor.file.serialized_pb)
+        text = " ".join(str(file.serialized_pb) for file in _files(self._descriptor.file))
         identity = f"{self._descriptor.full_name} {text}"
-        super().__init__("protobuf", (message,), identity, auto_register, schema_id_serializer)
+        super().__init__(
+            "protobuf",
+            (message,),
+            identity,
+            self._descriptor.full_name,
+            auto_register,
+            schema_id_serializer,
+            subject_name_strategy,
+            normalize_schemas,
+        )
 
     def check_key(self, topic: str) -> None:
         """See `RegistryFormat`."""
@@ -495,31 +614,34 @@ class Protobuf(RegistryFormat[_T]):
         from confluent_kafka.schema_registry import protobuf
 
         library, client = cast("Any", protobuf), registry.client
-        return (
-            library.ProtobufSerializer(self._message, client, self._writing_conf(registry)),
-            library.ProtobufDeserializer(self._message, self._conf(), client),
-        )
+        read: Callable[..., Any] = library.ProtobufDeserializer(self._message, self._conf(), client)
 
-    def guid_bytes(self, raw: bytes) -> int:
-        """See `RegistryFormat`: the place of the message in its file follows."""
-        from confluent_kafka.schema_registry.common.serde import SchemaId
+        def deserialize(raw: bytes, context: Any) -> Any:
+            message = read(raw, context)
+            if not message.IsInitialized():  # it is no error to Protobuf until it is written
+                raise ValueError(f"it lacks {', '.join(message.FindInitializationErrors())}")
+            return message
 
-        return cast("Any", SchemaId)(self.kind).from_bytes(io.BytesIO(raw)).tell()
+        return library.ProtobufSerializer(self._message, client, self._writing_conf(registry)), deserialize
 
     def check_value(self, value: Any) -> None:
         """See `RegistryFormat`."""
-        if not isinstance(value, self._message):
-            raise TypeError(
-                f"{bounded_repr(value)} is of type {type_of(value)}, but {self._message.__name__} is "
-                "declared there"
-            )
+        if isinstance(value, self._message):
+            return
+        name, declared = type_of(value), self._message.__name__
+        also = ", another class of that name" if name == declared else ""
+        raise TypeError(f"{bounded_repr(value)} is of type {name}, but {declared}{also} is declared there")
+
+    def check_writer(self, schema: Any, frame: bytes) -> None:
+        """See `RegistryFormat`."""
+        check_message(schema, frame, self._descriptor)
 
     def schema(self, registry: Registry) -> Any:
         """See `RegistryFormat`."""
         from confluent_kafka.schema_registry import protobuf
 
         file = self._descriptor.file
-        conf = {**self._conf(), "auto.register.schemas": False}
+        conf = {**self._writing_conf(registry), "auto.register.schemas": False}
         # confluent-kafka has no public way to the schema's text and to the versions of the imported files.
         serializer = cast("Any", protobuf).ProtobufSerializer(self._message, registry.client, conf)
 
@@ -567,6 +689,37 @@ def _writes_to_headers(schema_id_serializer: object, what: str) -> bool:
         remedy="Give header_schema_id_serializer of confluent_kafka.schema_registry to write schemas' ids to "
         "headers, or leave it out: then they are in front of the data.",
     )
+
+
+def _strategy_name(strategy: object, what: str, record_name: str | None) -> str:
+    """The name of a strategy in confluent-kafka.
+
+    Raises:
+        JobError: it is another one, or the schema has no name for it. Or the extra isn't installed.
+    """
+    if strategy is None:
+        return _STRATEGIES[0]
+    try:
+        from confluent_kafka import schema_registry
+    except ImportError as error:
+        raise _not_installed(what, error) from error
+    found = next((name for name in _STRATEGIES if getattr(schema_registry, name) is strategy), None)
+    if found is None:
+        raise JobError(
+            f"{what} got subject_name_strategy={bounded_repr(strategy)}.",
+            remedy=f"Give one of confluent_kafka.schema_registry: {', '.join(_STRATEGIES)}.",
+        )
+    if found != _STRATEGIES[0] and not record_name:
+        raise JobError(
+            f"{what} got {found}, and its schema has no name, under which it could be registered.",
+            remedy="Name it: a record of Avro by its name, a JSON schema by its title.",
+        )
+    return found
+
+
+def _name_in(schema: Any, keyword: str) -> str | None:
+    found = cast("dict[str, Any]", schema).get(keyword) if isinstance(schema, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _guid_in_front(registry: Registry) -> SchemaIdSerializer:
@@ -696,16 +849,24 @@ def _decoder(
     subject: str,
 ) -> Callable[[bytes], Any]:
     call, name = registry.call, type(kind).__name__
+    known: set[bytes] = set()
+    """What stands in front of data that can be read."""
+    asked_under = subject if kind.asks_under_topic else None
 
     def decode(raw: bytes) -> Any:
-        if len(raw) < _FRAME_BYTES or raw[0] not in _MAGIC:
+        size = frame_bytes(kind.kind, raw)
+        if not size:
             raise ModelError(
-                f"it doesn't begin with the id of a schema (a zero byte, and 4 bytes), as {name} with a "
-                f"schema registry does, but with {bounded_repr(raw[:_FRAME_BYTES])}; and the record has no "
-                f"header '__{context.field}_schema_id'"
+                f"it doesn't begin with the id of a schema ({kind.frame_title}), as {name} with a schema "
+                f"registry does, but with {bounded_repr(raw[:_FRAME_BYTES])}; and no header "
+                f"'__{context.field}_schema_id' of the record has one"
             )
-        schema_id = _id_in(raw)
+        frame = raw[:size]
+        schema_id = id_title(frame)
         try:
+            if frame not in known:
+                kind.check_writer(writer_schema(registry, kind.kind, frame, asked_under), frame)
+                known.add(frame)
             return call(deserialize, raw, context, subject)
         except FormatUnusable:
             raise
@@ -720,26 +881,44 @@ def _decoder(
                 f"have: {error}"
             ) from error
         except Exception as error:
+            why = str(error) if isinstance(error, ModelError) else _described(error)
             raise ModelError(
                 f"it was written with the schema {schema_id}, and doesn't fit the one that the job declares: "
-                f"{_described(error)}"
+                f"{why}"
             ) from error
 
     return decode
 
 
-def _id_in(raw: bytes) -> str:
-    """The id, or the GUID, with which data begins."""
-    if raw[0] == 0:
-        return str(int.from_bytes(raw[1:_FRAME_BYTES], "big"))
-    guid = raw[1 : 1 + _GUID_BYTES]
-    return str(UUID(bytes=guid)) if len(guid) == _GUID_BYTES else guid.hex()
-
-
 def _described(error: BaseException) -> str:
     """The error, with the place in the value, which the JSON serializers leave out."""
-    path = getattr(error.__context__, "json_path", "$")
-    return describe_exception(error) + ("" if path == "$" else f", at {path}")
+    found: Any = error.__context__
+    if not hasattr(found, "json_path"):
+        return describe_exception(error)
+    from jsonschema import exceptions
+
+    closest: Any = cast("Any", exceptions).best_match([found])
+    also = "" if closest is found else f"; what comes closest: {closest.message}"
+    return (
+        describe_exception(error) + also + ("" if closest.json_path == "$" else f", at {closest.json_path}")
+    )
+
+
+def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A serializer or deserializer of JSON. If the job's schema refers to nothing, no value is to blame."""
+    from referencing.exceptions import Unresolvable
+
+    def resolve(argument: Any, context: Any) -> Any:
+        try:
+            return function(argument, context)
+        except Unresolvable as error:
+            raise FormatUnusable(
+                f"the JSON schema of '{context.topic}-{context.field}' refers to what can't be found: "
+                f"{describe_exception(error)}",
+                remedy="Correct the $ref, or declare the schema: references=[Reference(...)].",
+            ) from error
+
+    return resolve
 
 
 def _id_of_padded(data: bytes, _context: Any, schema_id: Any) -> io.BytesIO:
@@ -761,46 +940,20 @@ def _checking(schema: Any, to_plain: Callable[[Any, Any], Any] | None) -> Callab
     """`to_plain`, with a check: the serializer writes 1.7 as the int 1, and "false" as True."""
     from fastavro.validation import ValidationError, validate
 
-    logical = set(_logical_types(schema))
-    has_moments = logical & _MOMENTS and not logical & _LOCAL_TIMES
+    check = compile_checks(schema)
 
     def checked(value: Any, context: Any) -> Any:
         plain = value if to_plain is None else to_plain(value, context)
+        if check is not None:
+            plain = check(plain, "it")
         try:
             validate(plain, schema)
         except ValidationError as error:
             errors: tuple[object, ...] = cast("Any", error).errors
             raise ValueError("; ".join(map(str, errors))) from error
-        if has_moments:
-            _check_zones(plain, "it")
-        if "uuid" in logical:
-            _check_readable(plain, schema)
         return plain
 
     return checked
-
-
-def _check_zones(value: Any, path: str) -> None:
-    """Raise ValueError for a time without a zone: fastavro takes it for one of this machine's zone."""
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ValueError(f"{path} is {value!r}, which has no time zone: give it one, such as UTC")
-    elif isinstance(value, dict):
-        for name, one in cast("dict[str, Any]", value).items():
-            _check_zones(one, f"{path}[{name!r}]")
-    elif isinstance(value, list | tuple):
-        for number, one in enumerate(cast("Sequence[Any]", value)):
-            _check_zones(one, f"{path}[{number}]")
-
-
-def _check_readable(value: Any, schema: Any) -> None:
-    """Raise what fastavro raises for text that isn't a UUID, which it writes all the same."""
-    import fastavro
-
-    library, buffer = cast("Any", fastavro), io.BytesIO()
-    library.schemaless_writer(buffer, schema, value)
-    buffer.seek(0)
-    library.schemaless_reader(buffer, schema, None)
 
 
 # --- schemas ----------------------------------------------------------------------------------------------
@@ -828,19 +981,12 @@ def _avro_types(schema: Any) -> Iterator[str]:
             yield from _avro_types(field["type"])
 
 
-def _logical_types(schema: Any) -> Iterator[str]:
-    """The names of all logical types in an Avro schema."""
-    if isinstance(schema, list):
-        for one in cast("list[Any]", schema):
-            yield from _logical_types(one)
-    elif isinstance(schema, dict):
-        parts = cast("dict[str, Any]", schema)
-        if "logicalType" in parts:
-            yield parts["logicalType"]
-        for name in ("type", "items", "values"):
-            yield from _logical_types(parts.get(name))
-        for field in cast("list[Any]", parts.get("fields", [])):
-            yield from _logical_types(field["type"])
+def _files(file: Any) -> Iterator[Any]:
+    """The file of a message and those that it imports: with another one of these, it has another id."""
+    yield file
+    for one in file.dependencies:
+        if not one.name.startswith(BUILT_IN):
+            yield from _files(one)
 
 
 def _ambiguous_fields(descriptor: Any, seen: frozenset[str]) -> Iterator[str]:

@@ -15,11 +15,14 @@ from urllib.parse import urljoin
 
 from fcluster.common.errors import FormatUnusable, JobError
 from fcluster.common.failures import bounded_repr
+from fcluster.graph.codecs import ModelError
 from fcluster.schema_registry.registry import Registry, UnknownSchemaError
 from fcluster.schema_registry.texts import bad_schema, parsed_schema
 
 _LOCAL: Final = "\0"
 """Begins the subjects of declared schemas for `DeclaredClient`. No subject of a registry does."""
+BUILT_IN: Final = ("google/protobuf/", "google/type/", "confluent/")
+"""Protobuf files that aren't looked for in a registry: all programs have them."""
 _FETCHED: Final = ("http://", "https://")
 
 
@@ -252,7 +255,7 @@ def declared_schema(text: str, kind: str, references: Sequence[Reference]) -> An
 
 
 def registered_references(
-    registry: Registry, kind: str, references: Sequence[Reference], *, register: bool
+    registry: Registry, kind: str, references: Sequence[Reference], *, register: bool, normalize: bool
 ) -> list[Any]:
     """The references as a registered schema has them, with their versions.
 
@@ -261,6 +264,7 @@ def registered_references(
         kind: the type of the schemas.
         references: what is declared.
         register: whether they are registered if they aren't.
+        normalize: whether the registry compares them in their normal form.
 
     Raises:
         UnknownSchemaError: one isn't registered.
@@ -270,12 +274,12 @@ def registered_references(
 
     found: list[Any] = []
     for one in references:
-        inner = registered_references(registry, kind, one.references, register=register)
-        schema = Schema(one.text, kind, inner)
+        inner = registered_references(registry, kind, one.references, register=register, normalize=normalize)
+        asked = (one.subject, Schema(one.text, kind, inner), normalize)
         if register:
-            registry.ask("register_schema_full_response", one.subject, schema, subject=one.subject)
+            registry.ask("register_schema_full_response", *asked, subject=one.subject)
         try:
-            version = registry.ask("lookup_schema", one.subject, schema, subject=one.subject).version
+            version = registry.ask("lookup_schema", *asked, subject=one.subject).version
         except UnknownSchemaError as error:
             raise UnknownSchemaError(
                 f"the schema {one.name!r} isn't registered under {one.subject!r}"
@@ -291,11 +295,12 @@ def serializer_with_references(
     make: Callable[[list[Any]], Callable[..., Any]],
     *,
     register: bool,
+    normalize: bool,
 ) -> Callable[[Any, Any], bytes]:
     """A serializer that is made when the first record is written, because it needs the references' versions.
 
     Args:
-        registry, kind, references, register: see `registered_references`.
+        registry, kind, references, register, normalize: see `registered_references`.
         make: makes confluent-kafka's serializer with the references.
     """
     made: list[Callable[..., Any]] = []
@@ -303,7 +308,9 @@ def serializer_with_references(
     def serialize(value: Any, context: Any) -> bytes:
         if not made:
             try:
-                found = registered_references(registry, kind, references, register=register)
+                found = registered_references(
+                    registry, kind, references, register=register, normalize=normalize
+                )
             except UnknownSchemaError as error:
                 raise FormatUnusable(
                     f"the schema of '{context.topic}-{context.field}' refers to one that the schema registry "
@@ -316,20 +323,33 @@ def serializer_with_references(
     return serialize
 
 
-def texts_of_writer(registry: Registry, schema: Any) -> dict[str, str]:
+def texts_of_writer(
+    registry: Registry,
+    schema: Any,
+    form: str | None = None,
+    above: frozenset[tuple[str, int]] = frozenset(),
+) -> dict[str, str]:
     """The texts of all schemas to which a registered one refers, by name.
 
     Args:
         registry: the registry.
         schema: as confluent-kafka's client gives it.
+        form: in which the texts are.
+        above: the schemas, as subject and version, that refer to this one.
 
     Raises:
+        ModelError: one refers to itself.
         UnknownSchemaError: the registry doesn't have one of them.
         FormatUnusable: it can't be asked.
     """
     found: dict[str, str] = {}
     for one in schema.references or ():
-        inner = registry.ask("get_version", one.subject, one.version, True, subject=one.subject).schema
-        found |= texts_of_writer(registry, inner)
+        if one.name.startswith(BUILT_IN):
+            continue
+        place = (one.subject, one.version)
+        if place in above:
+            raise ModelError(f"it refers to version {one.version} of {one.subject!r}, which refers to itself")
+        inner = registry.ask("get_version", *place, True, form, subject=one.subject).schema
+        found |= texts_of_writer(registry, inner, form, above | {place})
         found[one.name] = inner.schema_str
     return found

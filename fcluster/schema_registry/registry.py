@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, cast
 
 from fcluster.common.errors import FormatUnavailable, FormatUnusable
@@ -141,7 +142,9 @@ class Registry:
         def asked(_argument: Any, _context: Any) -> Any:
             try:
                 return getattr(self.client, method)(*arguments)
-            except (FormatUnusable, SchemaRegistryError, httpx.HTTPError, OAuthTokenError, OSError):
+            except (FormatUnusable, UnknownSchemaError):
+                raise
+            except (SchemaRegistryError, httpx.HTTPError, OAuthTokenError, OSError):
                 raise
             except Exception as error:
                 raise self._no_registry(f"its answer can't be read ({describe_exception(error)})") from error
@@ -302,6 +305,7 @@ def _connect(given: Mapping[str, str], limit_s: float) -> Registry:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
     _check_url(given["url"])
+    _check_files(given)
     try:
         numbers = {name: number(given[name]) for name, number in _NUMBERS.items() if name in given}
         conf = within_limit({**_DEFAULTS, **given, **numbers}, limit_s)
@@ -342,8 +346,8 @@ def _number_as_registries_do(client: Any) -> None:
     ids: dict[str, tuple[Any, Any]] = {}
 
     def numbered(method: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(subject: str, schema: Any, **options: Any) -> Any:
-            given = method(subject, schema, **options)
+        def answer(subject: str, schema: Any, *options: Any, **named: Any) -> Any:
+            given = method(subject, schema, *options, **named)
             schema_id, guid = ids.setdefault(json.dumps(schema.to_dict()), (given.schema_id, given.guid))
             return type(given)(given.subject, given.version, schema_id, guid, given.schema)
 
@@ -351,6 +355,27 @@ def _number_as_registries_do(client: Any) -> None:
 
     for name in ("register_schema_full_response", "lookup_schema"):
         setattr(client, name, numbered(getattr(client, name)))
+
+
+def _check_files(given: Mapping[str, str]) -> None:
+    """Check that files can be read: the client's own messages don't say which one is missing.
+
+    Raises:
+        FormatUnusable: one can't be.
+    """
+    for name, path in given.items():
+        if not name.startswith("ssl.") or not name.endswith(".location"):
+            continue
+        try:
+            readable = Path(path).is_dir() or bool(Path(path).read_bytes())
+            why = "it is empty"
+        except OSError as error:
+            readable, why = False, describe_exception(error)
+        if not readable:
+            raise FormatUnusable(
+                f"the settings {_PREFIX}* can't be used: {_PREFIX}{name} is {path!r}, and {why}",
+                remedy="Correct the path. A relative one begins in the directory in which workers run.",
+            )
 
 
 def _check_url(url: str) -> None:

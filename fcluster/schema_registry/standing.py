@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 from fcluster.common.failures import describe_exception
-from fcluster.graph.codecs import CodecNote, CodecUse
+from fcluster.graph.codecs import CodecNote
 from fcluster.schema_registry.references import avro_schema
 from fcluster.schema_registry.registry import Registry, UnknownSchemaError
 
@@ -27,7 +27,7 @@ WhyUnreadable = Callable[[Any], str | None]
 
 def standing_of(
     registry: Registry,
-    use: CodecUse,
+    subject: str,
     kind: str,
     schema_of: Callable[[], Any],
     why_unreadable: WhyUnreadable,
@@ -36,12 +36,13 @@ def standing_of(
     writes: bool,
     auto_register: bool,
     needs_guids: bool,
+    normalize: bool,
 ) -> Iterator[CodecNote]:
     """What is known about a topic's schema.
 
     Args:
         registry: the registry.
-        use: has the topic.
+        subject: under which the job's schema is registered.
         kind: the type of the job's schema.
         schema_of: gives the job's schema, as confluent-kafka's client takes it. Raises UnknownSchemaError if
             the registry doesn't have a schema to which that refers.
@@ -49,11 +50,11 @@ def standing_of(
         reads, writes: what the job does with the topic.
         auto_register: whether the job registers its schema.
         needs_guids: whether the job writes schemas' GUIDs to headers.
+        normalize: whether the registry compares schemas in their normal form.
 
     Raises:
         FormatUnusable: the registry can't be asked.
     """
-    subject = f"{use.name}-{use.part}"
     try:
         versions = list(registry.ask("get_versions", subject, subject=subject))
     except UnknownSchemaError:
@@ -91,7 +92,7 @@ def standing_of(
         if writes:
             yield _reference_missing(subject, str(error), auto_register)
     else:
-        known = _version_of(registry, subject, schema)
+        known = _version_of(registry, subject, schema, normalize)
         if writes:
             yield _writing(registry, subject, schema, known, auto_register)
     if reads:
@@ -125,10 +126,10 @@ def _nothing_registered(subject: str, writes: bool, auto_register: bool) -> Code
     )
 
 
-def _version_of(registry: Registry, subject: str, schema: Any) -> int | None:
+def _version_of(registry: Registry, subject: str, schema: Any, normalize: bool) -> int | None:
     """The version under which the schema is registered."""
     try:
-        return registry.ask("lookup_schema", subject, schema, subject=subject).version
+        return registry.ask("lookup_schema", subject, schema, normalize, subject=subject).version
     except UnknownSchemaError:
         return None
 

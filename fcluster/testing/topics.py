@@ -118,7 +118,7 @@ class TopicRecord(Generic[K_co, V_co]):
     @property
     def key(self) -> K_co:
         """The key, decoded as declared for the topic. None if it has none. Raises what the codec raises."""
-        raw = framed(self.raw_key, id_header(self._spec.key, "key"), self.headers)
+        raw = framed(self.raw_key, self._spec.key, id_header(self._spec.key, "key"), self.headers)
         return cast("Any", None) if raw is None else key_codec(self._spec.key)[0](raw)
 
     @property
@@ -126,7 +126,7 @@ class TopicRecord(Generic[K_co, V_co]):
         """The value, decoded as declared for the topic. None for a tombstone. Raises what the codec
         raises.
         """
-        raw = framed(self.raw_value, id_header(self._spec.value, "value"), self.headers)
+        raw = framed(self.raw_value, self._spec.value, id_header(self._spec.value, "value"), self.headers)
         return cast("Any", None) if raw is None else decode_value(self._spec.value, raw)
 
     def __repr__(self) -> str:

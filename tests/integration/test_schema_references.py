@@ -56,6 +56,11 @@ def test_references_are_registered_read_and_compared_in_a_real_registry(tmp_path
             assert [note.level for note in notes] == ["ok"] * 3, notes
             assert notes[1].message == f"the job's schema is version 1 of '{topic}-value'"
 
+        close_registries()  # a worker that has asked for nothing yet
+        for topic, (kind, value) in by_topic.items():
+            decode = value_codec(bound_codec(kind, CodecUse(topic, "value", settings)))[0]
+            assert decode(raw[topic]) == value
+
         # Another program, which knows nothing of what the job declares.
         context = SerializationContext("avro", "value")  # type: ignore[arg-type]
         assert AvroDeserializer(client, conf=CONF)(raw["avro"], context) == VALUE

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import (
+    any_pb2,
+    descriptor_pb2,
+    descriptor_pool,
+    duration_pb2,
+    message_factory,
+    text_format,
+    timestamp_pb2,
+    wrappers_pb2,
+)
 
 _TYPES = descriptor_pb2.FieldDescriptorProto
 
@@ -41,3 +51,13 @@ def importing_class(name: str, imported: str) -> Any:
     for file in (inner, outer):
         pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tests.{name}"))
+
+
+def classes(*files: str, names: Sequence[str]) -> list[Any]:
+    """Classes of messages, from the text of files' descriptors, which are in a pool of their own."""
+    pool = descriptor_pool.DescriptorPool()
+    for module in (any_pb2, duration_pb2, timestamp_pb2, wrappers_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    for text in files:
+        pool.Add(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()))
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from io import BytesIO
 from types import MappingProxyType
@@ -27,6 +27,8 @@ TIME = {"type": "long", "logicalType": "timestamp-millis"}
 DAY = {"type": "int", "logicalType": "date"}
 MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 2}
 FIXED_MONEY = {**MONEY, "type": "fixed", "name": "Money", "size": 2, "precision": 4}
+FIXED_DURATION = {"type": "fixed", "name": "D", "size": 12, "logicalType": "duration"}
+DAYTIME = {"type": "long", "logicalType": "time-micros"}
 UUID_TEXT = {"type": "string", "logicalType": "uuid"}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NAIVE = EPOCH.replace(tzinfo=None)
@@ -48,6 +50,10 @@ def record(*fields: tuple[Any, ...]) -> dict[str, Any]:
     """A schema with a field `a`, and fields with a name, a type and perhaps a default."""
     more = [dict(zip(("name", "type", "default"), field, strict=False)) for field in fields]
     return {"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}, *more]}
+
+
+def like(name: str, *more: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "record", "name": f"shop.{name}", "fields": [{"name": "id", "type": "int"}, *more]}
 
 
 @pytest.mark.parametrize(
@@ -230,8 +236,130 @@ def test_value_that_others_would_read_differently_is_not_written(
             {"a": 1, "at": NAIVE},
         ),
         (record(("id", UUID_TEXT)), {"a": 1, "id": UUID(int=5)}),
+        (record(("day", DAY), ("at", DAYTIME)), {"a": 1, "day": date(2026, 1, 1), "at": time(1, 2, 3, 4)}),
+        (record(("n", {"type": "long", "logicalType": "timestamp-nanos"})), {"a": 1, "n": 2**60 + 1}),
+        (record(("d", FIXED_DURATION)), {"a": 1, "d": b"month.day..."}),
+        (record(("id", {**FIXED_DURATION, "size": 16, "logicalType": "uuid"})), {"a": 1, "id": bytes(16)}),
+        ([like("Paid"), like("Refunded")], {"id": 1}),
     ],
 )
 def test_times_and_ids_come_back(schema: Any, value: Any) -> None:
     codec = opened(schema)
     assert codec.decode(codec.encode(value)) == value
+
+
+def test_records_of_a_union_that_look_alike_have_their_names() -> None:
+    schema = record(("event", ["null", like("Paid"), like("Refunded", {"name": "at", "type": TIME})]))
+    newer = record(
+        ("event", ["null", like("Paid", {"name": "x", "type": TIME, "default": 0}), like("Refunded")])
+    )
+    codec, later = opened(schema, return_record_name=True), opened(newer, return_record_name=True)
+    for value in (None, ("shop.Paid", {"id": 1}), ("shop.Refunded", {"id": 1, "at": EPOCH})):
+        raw = codec.encode({"a": 1, "event": value})
+        assert codec.decode(raw) == {"a": 1, "event": value}
+        assert codec.encode(codec.decode(raw)) == raw
+    whole = opened([like("Paid"), like("Refunded")], return_record_name=True)
+    assert whole.decode(whole.encode(("shop.Refunded", {"id": 1}))) == ("shop.Refunded", {"id": 1})
+    raw = codec.encode({"a": 1, "event": ("shop.Paid", {"id": 1})})
+    assert later.decode(raw) == {"a": 1, "event": ("shop.Paid", {"id": 1, "x": EPOCH})}
+    with pytest.raises(JobError, match="a model has no place for the names"):
+        opened(schema, return_record_name=True, model=Model)
+
+
+ZONE = timezone(timedelta(hours=2))
+LOCAL = {"type": "long", "logicalType": "local-timestamp-millis"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (LOCAL, EPOCH.astimezone(ZONE), "whose time zone would be lost"),
+        (DAYTIME, time(1, 2, tzinfo=ZONE), "whose time zone would be lost"),
+        (DAY, EPOCH, r"has only a date: give \.date\(\) of it"),
+        (MONEY, Decimal("NaN"), "which a decimal of Avro can't be"),
+        ("float", 1e300, "which is too large for a float"),
+        ("double", 2**60 + 1, "of which a double doesn't have all digits"),
+        (["null", DAY], EPOCH, "has only a date"),
+        ({"type": "map", "values": LOCAL}, {"k": EPOCH}, r"it\['b'\]\['k'\] is .*would be lost"),
+        (
+            {"type": "array", "items": INNER},
+            [{"x": 1, "at": NAIVE}],
+            r"it\['b'\]\[0\]\['at'\] is .*no time zone",
+        ),
+    ],
+)
+def test_value_that_would_be_another_is_not_written(kind: Any, value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        opened(record(("b", kind))).encode({"a": 1, "b": value})
+
+
+def test_time_without_a_zone_is_refused_also_if_another_field_has_none() -> None:
+    """It was written as one of the machine's zone, so two workers could write different ones."""
+    codec = opened(record(("at", TIME), ("local", LOCAL)))
+    good = {"a": 1, "at": EPOCH, "local": NAIVE}
+    assert codec.decode(codec.encode(good)) == good
+    with pytest.raises(ModelError, match=r"it\['at'\] is .*has no time zone"):
+        codec.encode({**good, "at": NAIVE})
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "expected"),
+    [
+        ("bytes", "\u00ff", b"\xff"),
+        ({"type": "fixed", "name": "F", "size": 1}, "\u00ff", b"\xff"),
+        (MONEY, "\u0001", Decimal("0.01")),
+        (TIME, 0, EPOCH),
+        (INNER, {}, {"x": 3, "at": EPOCH}),
+        ("string", "new", "new"),
+    ],
+)
+def test_field_with_a_default_may_be_left_out(kind: Any, default: Any, expected: Any) -> None:
+    codec = opened(record(("b", kind, default)))
+    value = {"a": 1}
+    assert codec.decode(codec.encode(value)) == {"a": 1, "b": expected}
+    assert value == {"a": 1}, "the job's own value isn't changed"
+
+
+def test_decimal_at_the_top_is_refused() -> None:
+    """confluent-kafka takes it for plain bytes."""
+    with pytest.raises(JobError, match="can't write as a whole key or value"):
+        Avro(MONEY)
+
+
+@pytest.mark.parametrize(
+    ("written", "declared", "value", "expected"),
+    [
+        ("int", "long", 1, 1),
+        ("int", "double", 1, 1.0),
+        ("float", "double", 1.5, 1.5),
+        ("int", ["null", "long"], 1, 1),
+        (["null", "int"], "long", 1, 1),
+        ("string", "bytes", "x", b"x"),
+        (
+            {"type": "enum", "name": "E", "symbols": ["A", "C"]},
+            {"type": "enum", "name": "E", "symbols": ["A", "B"], "default": "B"},
+            "C",
+            "B",
+        ),
+    ],
+)
+def test_type_may_become_a_wider_one(written: Any, declared: Any, value: Any, expected: Any) -> None:
+    found = opened(record(("b", declared))).decode(
+        opened(record(("b", written))).encode({"a": 1, "b": value})
+    )
+    assert found == {"a": 1, "b": expected}
+    assert type(found["b"]) is type(expected)
+
+
+def test_renamed_record_and_field_have_aliases() -> None:
+    raw = opened(record(("b", "int"))).encode({"a": 1, "b": 2})
+    renamed = {
+        "type": "record",
+        "name": "shop.New",
+        "aliases": ["R"],
+        "fields": [{"name": "count", "aliases": ["b"], "type": "long"}],
+    }
+    assert opened(renamed).decode(raw) == {"count": 2}
+    without = {**renamed, "aliases": []}
+    with pytest.raises(ModelError, match=r"it is of the type R, not of the type shop\.New"):
+        opened(without).decode(raw)

@@ -276,6 +276,40 @@ def test_value_that_does_not_fit_is_not_written(kind: Any, value: Any, named: st
     assert named in str(caught.value)
 
 
+def test_json_that_fits_none_of_several_schemas_names_the_field_of_the_closest_one() -> None:
+    line = {"type": "object", "properties": {"cents": {"type": "integer"}}, "required": ["cents"]}
+    schema = {"properties": {"lines": {"items": {"anyOf": [line, {"type": "null"}]}}}}
+    with pytest.raises(ModelError, match=r"closest: '5' is not of type 'integer', at \$\.lines\[1\]\.cents"):
+        opened(JsonSchema(schema)).encode({"lines": [{"cents": 5}, {"cents": "5"}]})
+
+
+@pytest.mark.parametrize("name", ["#/definitions/none", "http://127.0.0.1:1/none.json"])
+def test_json_schema_that_refers_to_nothing_stops_the_job(name: str) -> None:
+    """Otherwise all records would be dead letters."""
+    with pytest.raises(FormatUnusable, match="refers to what can't be found") as caught:
+        opened(JsonSchema({"properties": {"a": {"$ref": name}}})).encode({"a": 1})
+    assert "Correct the $ref" in caught.value.remedy
+
+
+@pytest.mark.parametrize("draft", ["draft-04", "draft-06", "draft-07", "2019-09", "2020-12"])
+def test_json_schemas_of_all_drafts_are_known(draft: str) -> None:
+    old = draft.startswith("draft")
+    uri = (
+        f"http://json-schema.org/{draft}/schema#" if old else f"https://json-schema.org/draft/{draft}/schema"
+    )
+    names = "definitions" if old else "$defs"
+    schema = {
+        "$schema": uri,
+        names: {"count": {"type": "integer", "minimum": 0}},
+        "properties": {"n": {"$ref": f"#/{names}/count"}, "mail": {"format": "email"}},
+    }
+    codec = opened(JsonSchema(schema))
+    value = {"n": 2**70, "mail": "formats aren't checked"}
+    assert codec.decode(codec.encode(value)) == value
+    with pytest.raises(ModelError, match=r"-1 is less than the minimum of 0, at \$\.n"):
+        codec.encode({"n": -1})
+
+
 @pytest.mark.parametrize("part", ["key", "value"])
 @pytest.mark.parametrize(
     ("kind", "value"),

@@ -176,7 +176,7 @@ def test_dead_letter_is_as_the_record_was_read() -> None:
         assert unreadable.record.headers[:2] == unknown
         assert "with the schema 00010203-0405-0607-0809-0a0b0c0d0e0f, which" in unreadable.error
         driver.send_raw(source, b"x", headers=[("__key_schema_id", b"\1" + GUID)])
-        assert "and the record has no header '__value_schema_id'" in driver.dead_letters()[2].error
+        assert "and no header '__value_schema_id' of the record has one" in driver.dead_letters()[2].error
 
 
 def test_registry_is_asked_for_the_schema_by_its_guid() -> None:
@@ -229,10 +229,15 @@ def test_ids_of_headers_are_put_in_front_and_the_first_one_counts() -> None:
     plain = record_of([TRACE])
     assert frame(plain) is plain
     assert frame(record_of(None)).headers() is None
-    headers = [("__value_schema_id", b"1"), TRACE, ("__value_schema_id", b"2"), ("__key_schema_id", b"3")]
+    first = b"\1" + GUID
+    headers = [("__value_schema_id", first), TRACE, ("__value_schema_id", b"2"), ("__key_schema_id", b"3")]
     found = frame(record_of(headers))
-    assert (found.key(), found.value()) == (b"k", b"1v"), "keys are text here"
+    assert (found.key(), found.value()) == (b"k", first + b"v"), "keys are text here"
     assert found.headers() == [TRACE, ("__key_schema_id", b"3")]
+    longer = frame(record_of([("__value_schema_id", first + b"more")]))
+    assert longer.value() == first + b"v", "other programs don't read on, either"
+    shorter = frame(record_of([("__value_schema_id", first[:9])]))
+    assert (shorter.value(), shorter.headers()) == (b"v", []), "it must not go on in the data"
     assert (found.topic(), found.partition(), found.offset(), found.timestamp()[1]) == ("in", 0, 0, 5)
     deleted = frame(record_of([("__value_schema_id", b"1")], value=None))
     assert (deleted.value(), deleted.headers()) == (None, [])

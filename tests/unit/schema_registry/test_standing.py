@@ -56,7 +56,7 @@ class FakeClient:
     def get_version(self, _subject: str, version: int) -> RegisteredSchema:
         return self.registered[version - 1]
 
-    def lookup_schema(self, _subject: str, schema: Schema) -> RegisteredSchema:
+    def lookup_schema(self, _subject: str, schema: Schema, _normalize: bool) -> RegisteredSchema:
         for one in self.registered:
             if json.loads(one.schema.schema_str or "") == json.loads(schema.schema_str or ""):
                 return one
