@@ -35,10 +35,13 @@ of dead letters up to 250.
 """
 SHARDS_MAX: Final = 100_000
 """For one stage. A watermark record that claims more isn't valid."""
-END_MS: Final = 2**60
+END_MS: Final = 2**64
 """The watermark of an input that has been read to its end, and what a shard reports when nothing is to come
-of it any more. Later than any time of a timer or window.
+of it any more. Later than any time of a timer or window, also if a record has the greatest timestamp that
+Kafka takes: 2**63 - 1. Producers that write nanoseconds come near to that.
 """
+FORMER_END_MS: Final = 2**60
+"""What `END_MS` was in versions that had its number in watermark records, too."""
 _WATERMARK_FORMAT: Final = 1
 _SOURCE, _UPSTREAM, _UPSTREAM_SHORT = "s", "u", "m"
 _UPSTREAM_ENDING, _UPSTREAM_ENDING_SHORT = "e", "f"
@@ -179,8 +182,9 @@ class _Upstream:
         for one in said:
             if 0 <= one.shard < len(self._idle):
                 known = self._times_ms[one.shard]
-                if one.time_ms is not None and (known is None or one.time_ms > known):
-                    self._times_ms[one.shard] = one.time_ms
+                time_ms = END_MS if one.time_ms == FORMER_END_MS else one.time_ms
+                if time_ms is not None and (known is None or time_ms > known):
+                    self._times_ms[one.shard] = time_ms
                 self._idle[one.shard] = one.idle
 
     def look(self) -> InputTime:

@@ -46,7 +46,8 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own value for "none"
 _InputNumber = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
-_Timestamp = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+TIME_MS_MAX = 2**63 - 1
+_Timestamp = Annotated[int, msgspec.Meta(ge=-(2**63), le=TIME_MS_MAX)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 # Names are shown on terminals and in logs, so they must not move the cursor or start a new line.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from fcluster.common.ids import ShardId
-from fcluster.wire.messages import TimeStatus
+from fcluster.wire.messages import TIME_MS_MAX, TimeStatus
 from fcluster.worker.processing import InputRunner, ShardRunner
 
 LOOK_GAP_MS_MAX = 2_000
@@ -105,8 +105,8 @@ def times_of(
         return [None] * len(runner.inputs)
     return [
         TimeStatus(
-            clock.now_ms,
-            one.watermark_ms,
+            _sendable(clock.now_ms),
+            _sendable(one.watermark_ms),
             one.idle,
             -1 if one.slowest is None else one.slowest,
             one.idle_upstream,
@@ -117,6 +117,11 @@ def times_of(
         )
         for one in clock.look()
     ]
+
+
+def _sendable(time_ms: int | None) -> int | None:
+    """A time as a message holds it. The end of event time is beyond that."""
+    return None if time_ms is None else min(time_ms, TIME_MS_MAX)
 
 
 def _idle_ms(one: InputRunner) -> int | None:

@@ -420,12 +420,16 @@ class ProducerTransactions:
     def prepare(self, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
         producer = self._producer
         try:
-            self._produce_deltas(producer, frozen, outputs)
-            if outputs.known():  # until then, the main thread sends them together with the outputs
-                serve(producer, send=True)
+            self._prepare(producer, frozen, outputs)
         except TransactionLostError as error:
+            # While outputs are on their way, one that is refused makes any of these calls fail.
             with self._calling:
                 raise explain(producer, error) from None  # it may be the same error, no cause of itself
+
+    def _prepare(self, producer: Producer, frozen: FrozenEpoch, outputs: AwaitedOutputs) -> None:
+        self._produce_deltas(producer, frozen, outputs)
+        if outputs.known():  # until then, the main thread sends them together with the outputs
+            serve(producer, send=True)
         frozen.trace.ended("deltas")
         with (
             self._waits.unsticking(
@@ -694,8 +698,10 @@ def check_transaction(producer: Producer) -> None:
 
 
 def explain(producer: Producer, error: TransactionLostError) -> TransactionLostError:
-    """The reason why the transaction failed, if a call says only that it has failed."""
-    if error.code != KafkaError._STATE:
+    """The reason why the transaction failed, if a call says only that it has failed, or that something wasn't
+    acknowledged.
+    """
+    if error.code not in (None, KafkaError._STATE):
         return error
     try:
         check_transaction(producer)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fcluster.engine.clock import (
     ENCODED_CHARACTERS_MAX,
     END_MS,
+    FORMER_END_MS,
     EventClock,
     Said,
     UnreadableClockError,
@@ -294,6 +295,20 @@ def test_shard_upstream_that_has_ended_holds_nobody_back() -> None:
     assert (clock.now_ms, clock.ended) == (950, False)  # an idle one may go on
     clock.heard(0, 3, [Said(2, END_MS)])
     assert (clock.now_ms, clock.ended) == (950, True)
+
+
+def test_end_comes_after_the_greatest_timestamp_of_kafka() -> None:
+    clock = EventClock([0])
+    clock.observe(0, 2**63 - 1)
+    assert clock.end()
+    assert (clock.now_ms, clock.ended) == (2**63 - 1, True)
+
+
+def test_end_that_a_former_version_has_told_is_the_end() -> None:
+    clock = EventClock([None])
+    clock.heard(0, 2, [Said(0, FORMER_END_MS), Said(1, END_MS)])
+    assert clock.may_end
+    assert clock.ended
 
 
 def test_idle_input_does_not_end_event_time() -> None:

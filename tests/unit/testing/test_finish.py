@@ -155,5 +155,14 @@ def test_idle_partition_upstream_does_not_end_event_time_before_its_time() -> No
         assert [one["keys"] for one in driver.read_values("counts")] == [2]
 
 
+@pytest.mark.parametrize("timestamp", [1_767_225_600_000_000_000, 2**62, 2**63 - 120_001])
+def test_windows_of_timestamps_that_are_no_milliseconds_close_at_the_end_too(timestamp: int) -> None:
+    with Driver(windowed(), partitions=2) as driver:
+        for number in range(3):
+            driver.send("clicks", {}, key=str(number), timestamp=timestamp + number)
+        driver.finish()
+        assert sum(one["keys"] for one in driver.read_values("counts")) == 3
+
+
 def test_end_is_far_after_all_times() -> None:
-    assert END_MS > 253_402_300_799_999 * 2
+    assert END_MS > 2**63 + 253_402_300_799_999 * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fcluster import Job, Watermark
@@ -12,6 +13,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState
+from fcluster.wire.messages import TimeStatus
 from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, Ahead, IdleInputs, times_of
 from fcluster.worker.processing import ShardRunner
 from tests.state_memory import EntriesMax
@@ -59,6 +61,16 @@ def test_input_at_its_end_becomes_idle_in_time_and_is_reported_once(runner: Shar
     (time,) = times_of(runner, 5_000)
     assert time is not None
     assert time.idle
+
+
+def test_end_of_event_time_is_reported_as_a_time_that_a_message_holds(runner: ShardRunner) -> None:
+    take(runner, 0, timestamp=2**62)
+    assert runner.clock is not None
+    assert runner.clock.end()
+    (time,) = times_of(runner, 5_000)
+    assert time is not None
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(time), type=TimeStatus) == time
+    assert (time.now_ms, time.watermark_ms) == (2**62, 2**63 - 1)
 
 
 def test_record_restarts_the_wait_and_ends_the_idleness(runner: ShardRunner) -> None:

@@ -259,6 +259,44 @@ def test_transaction_is_not_checked_while_the_commit_thread_is_in_a_call_about_i
     assert not commit_thread.is_alive()
 
 
+class RefusedMeanwhile(RefusedProducer):
+    """An output is refused while the commit thread prepares the epoch. So the deltas aren't acknowledged."""
+
+    def __init__(self, *, in_call: bool) -> None:
+        super().__init__()
+        self._in_call = in_call
+        self._reports: list[Callable[[Any, Any], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def produce(self, *_arguments: object, on_delivery: Callable[[Any, Any], None], **_named: object) -> None:
+        self._reports.append(on_delivery)
+
+    def send_offsets_to_transaction(self, *_arguments: object) -> None:
+        if self._in_call:
+            text = "Failed to commit offsets to transaction on broker (none): Local: Erroneous state"
+            raise KafkaException(KafkaError(KafkaError._STATE, text))
+
+    def flush(self, _timeout_s: float) -> int:
+        reports, self._reports = self._reports, []
+        for report in reports:
+            report(KafkaError(KafkaError._PURGE_QUEUE), Acknowledged(-1001))
+        return 0
+
+
+@pytest.mark.parametrize("in_call", [True, False])
+def test_output_that_is_refused_while_the_epoch_is_prepared_is_named_as_the_cause(in_call: bool) -> None:
+    """Otherwise it would be replayed for ever, as if it were temporary."""
+    part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"a"])
+    transaction = transaction_of(RefusedMeanwhile(in_call=in_call))
+    with pytest.raises(TransactionLostError, match="too large") as raised:
+        transaction.prepare(FrozenEpoch(1, 1, [part]), AwaitedOutputs.none())
+    failure = raised.value.condemnation()
+    assert failure is not None
+    assert failure.topic == "small"
+
+
 def test_without_a_transaction_no_delta_is_written_before_its_outputs_are() -> None:
     part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"a"])
     settings, waits, producer = Settings(), KafkaWaits(Watchdog()), BusyProducer()
