@@ -350,7 +350,8 @@ class Driver:
         changed = job.build(resolved)
         reason = incompatibility(self.topology.describe(), changed)
         if reason is not None:
-            raise IncompatibleState(reason, remedy="Undo the change, or do what the message says.")
+            remedy = "Undo it, or do what the message says. In a cluster, `fcluster reset` begins anew."
+            raise IncompatibleState(reason, remedy=remedy)
         self._roll_back()
         self.topology = changed
         self._specs = _specs_of(changed)
