@@ -9,6 +9,10 @@ for when. Pure.
                                    each aggregate had gained] if records have come since it is due
 
 A part that has gained nothing isn't there.
+
+Invariants:
+- A part has what its shard has read when event time comes to its time, from the very first record on: while
+  event time isn't known, it is before all intervals. So the result of an interval lacks no shard's records.
 """
 
 from __future__ import annotations
@@ -34,6 +38,11 @@ class OpenPartsAtIntervals(OpenWindowsAtIntervals):
             parts = self._notes.get(key, at_ms)
             parts[parts.index(end_ms)] = [end_ms, kept[:NOTED]]
             kept[:] = [*(init() for init in self._inits), 0]
+
+    def changed(self, key: bytes, end_ms: int, kept: list[Any], timestamp_ms: int) -> None:  # noqa: ARG002
+        """See `OpenWindowsAtIntervals`. While event time isn't known, the window's start counts."""
+        if not kept[NOTED]:
+            super().changed(key, end_ms, kept, self._start_of(end_ms))
 
     def take_noted(self, key: bytes, at_ms: int) -> list[tuple[int, list[Any]]]:
         """See `OpenWindowsAtIntervals`. The parts begin anew."""

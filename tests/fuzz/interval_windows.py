@@ -225,7 +225,7 @@ def _tell_parts(plan: JobPlan, rows: list[Row], told: dict[tuple[int, int], list
         values = [] if row.value is None else changed(window, row.value)
         for value in values:
             for start, end in windows_of(window, row.at):
-                at = row.at if now is None else max(0, now, start)
+                at = start if now is None else max(0, now, start)
                 at = (at // window.interval + 1) * window.interval
                 parts.setdefault((end, start), _Part([], at)).rows.append((row.at, value))
         now = row.at - plan.delay if now is None else max(now, row.at - plan.delay)

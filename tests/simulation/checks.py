@@ -24,6 +24,7 @@ from fcluster.coordinator.core.outbox import assignment_key, deaths_key, slot_ke
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.clock import END_MS, decode_watermark
+from fcluster.engine.interval_notes import RESULT
 from fcluster.engine.state import StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.partitioner import partition_of
@@ -39,6 +40,7 @@ from tests.simulation.jobs import (
     SimJob,
     Step,
     Written,
+    as_json,
 )
 from tests.simulation.kafka_model import KafkaModel, Partition, Transaction
 from tests.simulation.world import Violation, World
@@ -430,14 +432,17 @@ class Checks:
             if not due:
                 return fired
             self.world.landed["window closed"] += not due[0].name
+            self.world.landed["result at an interval"] += due[0].name == RESULT
             if standing.time.ended:
                 standing.time.now_ms = max(standing.time.now_ms or 0, due[0].at_ms)
-            output = model.fire(standing.state, due[0], time_ms)
-            self.world.landed["record in no window"] += output.topic == LATE
-            fired.append(self._placed(output, due[0].at_ms))
+            outputs = model.fire(standing.state, due[0], time_ms)
+            self.world.landed["record in no window"] += outputs[0].topic == LATE
+            fired += [self._placed(output, due[0].at_ms) for output in outputs]
 
     def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
-        place = output.topic, partition_of(output.key.encode(), self.partitions)
+        # See `Cluster.place` for those without a key.
+        decides = output.key.encode() or as_json(output.data)
+        place = output.topic, partition_of(decides, self.partitions)
         at_ms = timestamp_ms if output.timestamp_ms is None else output.timestamp_ms
         return place, output.key, at_ms, output.data
 
@@ -665,9 +670,17 @@ class Checks:
         missing += [
             f"event time of {shard} has not ended"
             for shard in self._shards()
-            if self._is_timed(shard.stage) and not self._standing(shard).time.ended
+            if self._is_timed(shard.stage) and not self._has_ended(shard)
         ]
         return missing + list(self._awaited())
+
+    def _has_ended(self, shard: ShardId) -> bool:
+        """Whether event time has ended."""
+        standing = self._standing(shard)
+        if self.job.models:
+            return standing.time.ended
+        clock = make_clock(self.job.topology.stage(shard.stage), standing.position)
+        return clock is not None and clock.ended
 
     def behind(self) -> list[str]:
         """What isn't committed, for the report."""
@@ -700,7 +713,7 @@ class Checks:
                     self.fail(f"outputs of {stage}, {at[0]}, key {at[1]}: {there}, a recount gives {wanted}")
         if self.job.models and not self.job.has_results:
             self._check_repartition()
-        if self.job.judge is not None and (finding := self.job.judge(self._idents(SOURCE), self.outputs())):
+        if self.job.judge is not None and (finding := self.job.judge(self._parts_of(SOURCE), self.outputs())):
             self.fail(finding)
         for (topic, number), (offset, metadata, _) in self.kafka.offsets.items():
             shard = ShardId(self.job.stages_reading[topic], number)
@@ -726,12 +739,10 @@ class Checks:
 
     def outputs(self) -> dict[str, list[list[Written]]]:
         """What a read_committed reader finds in each topic that the job writes, by partition."""
-        return {
-            topic: [
-                [record for _, record in self._all_of((topic, number))] for number in range(self.partitions)
-            ]
-            for topic in self.job.outputs
-        }
+        return {topic: self._parts_of(topic) for topic in self.job.outputs}
+
+    def _parts_of(self, topic: str) -> list[list[Written]]:
+        return [[record for _, record in self._all_of((topic, number))] for number in range(self.partitions)]
 
     def _recount(self, stage: str) -> dict[_Flow, list[Any]]:
         """The outputs that a stage must have, if its inputs are read one after the other."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Literal
 
-from tests.simulation.clock_job import clock_job
+from tests.simulation.clock_job import clock_job, clock_kinds_job
+from tests.simulation.interval_jobs import INTERVALS_JOBS
 from tests.simulation.jobs import (
     MAX_DRIFT_MS,
     SimJob,
@@ -29,14 +30,18 @@ TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
 WINDOWS_SEEDS_FROM = 5 * SEEDS_OF_A_JOB
 SLIDING_SEEDS_FROM = 6 * SEEDS_OF_A_JOB
 CLOCK_SEEDS_FROM = 6 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
+CLOCK_KINDS_SEEDS_FROM = 6 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB * 3 // 4
 TABLES_SEEDS_FROM = 7 * SEEDS_OF_A_JOB
 RUNNING_SEEDS_FROM = 7 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 BOUNDED_SEEDS_FROM = 8 * SEEDS_OF_A_JOB
+BOUNDED_INTERVALS_SEEDS_FROM = 8 * SEEDS_OF_A_JOB + SEEDS_OF_A_JOB // 2
 DRIFT_SEEDS_FROM = 9 * SEEDS_OF_A_JOB
+INTERVALS_SEEDS_FROM = 10 * SEEDS_OF_A_JOB
 """Seeds from these numbers on play: the merged job, the one with declared states, the first job with event
-time, the one with timers, those with windows, the one with further kinds of windows, the one with windows in
-processing time, the one with tables, and the one with running aggregates. The last but one are bounded runs
-of some of them. In the last, partitions wait for each other.
+time, the one with timers, those with windows, the one with further kinds of windows, the two with windows in
+processing time, the one with tables, and the one with running aggregates; bounded runs of some of them, and
+of those with results at intervals; jobs in which partitions wait for each other, and those with results at
+intervals.
 """
 WindowsJob = Literal["tumbling", "sessions", "updates", "merged"]
 _WINDOWS_JOBS: dict[WindowsJob, Callable[[], SimJob]] = {
@@ -54,6 +59,7 @@ _BOUNDED_JOBS: tuple[Callable[[], SimJob], ...] = (
     lambda: counting_job(merged=False, timed=True),
 )
 """The jobs that bounded runs play. Their models know what is left to come at the end."""
+_BOUNDED_INTERVALS_JOBS = (*INTERVALS_JOBS, lambda: clock_kinds_job(bounded=True))
 _SEEDS_FROM = (
     0,
     TABLES_SEEDS_FROM,
@@ -68,8 +74,8 @@ _SEEDS_FROM = (
 
 
 def seeds(first: int, count: int) -> Iterator[int]:
-    """Seeds from this number on, of all jobs alike. Bounded runs, the job with windows in processing time,
-    and jobs whose partitions wait for each other, have seeds of their own.
+    """Seeds from this number on, of all jobs alike. Bounded runs, the jobs with windows in processing time,
+    those whose partitions wait for each other, and those with results at intervals, have seeds of their own.
     """
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed. Each job has to play with all of them.
@@ -78,14 +84,20 @@ def seeds(first: int, count: int) -> Iterator[int]:
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= INTERVALS_SEEDS_FROM:
+        return INTERVALS_JOBS[seed % len(INTERVALS_JOBS)]()
     if seed >= DRIFT_SEEDS_FROM:
         return drifting_job() if seed % 2 == 0 else merged_windows_job(max_drift_ms=MAX_DRIFT_MS)
+    if seed >= BOUNDED_INTERVALS_SEEDS_FROM:
+        return _BOUNDED_INTERVALS_JOBS[seed % len(_BOUNDED_INTERVALS_JOBS)]()
     if seed >= BOUNDED_SEEDS_FROM:
         return _BOUNDED_JOBS[seed % len(_BOUNDED_JOBS)]()
     if seed >= RUNNING_SEEDS_FROM:
         return running_job()
     if seed >= TABLES_SEEDS_FROM:
         return tables_job()
+    if seed >= CLOCK_KINDS_SEEDS_FROM:
+        return clock_kinds_job()
     if seed >= CLOCK_SEEDS_FROM:
         return clock_job()
     if seed >= SLIDING_SEEDS_FROM:

@@ -53,6 +53,7 @@ from fcluster.graph.states import StateStore
 from fcluster.graph.tables import TableStore
 from fcluster.graph.timers import TimerStore
 from fcluster.graph.topology import Topology
+from fcluster.graph.windows import Gathered
 
 JOB = "sim"
 SOURCE, SINK = "in", "out"
@@ -232,10 +233,11 @@ class Read:
 
 def source_record(key: str, ident: int) -> Written:
     """A record of a source."""
-    return Written(key.encode(), _encoded({"key": key, "ident": ident}), BEGIN_MS + ident)
+    return Written(key.encode(), as_json({"key": key, "ident": ident}), BEGIN_MS + ident)
 
 
-def _encoded(value: Any) -> bytes:
+def as_json(value: Any) -> bytes:
+    """The value as JSON, as jobs write it."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -328,8 +330,8 @@ class Model(ABC):
         """
         return []
 
-    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
-        """What a timer leads to, or a window that closes: one output."""
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> list[Expected]:
+        """What a timer leads to, or a window that closes: at least one output."""
         raise NotImplementedError
 
     def first_ms(self, state: Any) -> int | None:
@@ -379,7 +381,7 @@ class StageModel(Model):
             for timer in part.timers(state[number], clock)
         )
 
-    def fire(self, state: list[Any], timer: SetTimer, event_ms: int | None) -> Expected:
+    def fire(self, state: list[Any], timer: SetTimer, event_ms: int | None) -> list[Expected]:
         return self._parts[timer.part].fire(state[timer.part], timer, event_ms)
 
     def first_ms(self, state: list[Any]) -> int | None:
@@ -474,7 +476,7 @@ class TimersModel(CountModel):
             SetTimer(at_ms, key, name) for (key, name), (of, at_ms) in state.set.items() if of == clock
         )
 
-    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> list[Expected]:
         at_ms, key, name, _ = timer
         of, _ = state.set.pop((key, name))
         own = state.counts.setdefault(key, {})
@@ -489,7 +491,7 @@ class TimersModel(CountModel):
                 soon_ms = event_ms + 1  # no progress, so it waits until event time moves on
             state.set[key, "soon"] = ("event", soon_ms)
         data = {"stage": self._stage, "timer": name, "ident": at_ms - BEGIN_MS, "fired": fired}
-        return Expected(SINK, key, data, at_ms)
+        return [Expected(SINK, key, data, at_ms)]
 
     def content(self, state: Any, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
         due = {(clock, at_ms, key, name): None for (key, name), (clock, at_ms) in state.set.items()}
@@ -605,11 +607,11 @@ class WindowsModel(Model):
     def first_ms(self, state: Any) -> int | None:
         return min((end + self.closes_after_ms for end, _ in state), default=None)
 
-    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> list[Expected]:
         end = timer.at_ms - self.closes_after_ms
         result = self._result(state, end, timer.key)
         del state[end, timer.key]
-        return result
+        return [result]
 
     def _ends(self, at_ms: int) -> list[int]:
         """The ends of the windows that a time is in."""
@@ -691,15 +693,15 @@ class SessionsModel(Model):
             return []
         return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key in self._all(state))
 
-    def fire(self, state: _Sessions, timer: SetTimer, event_ms: int | None) -> Expected:
+    def fire(self, state: _Sessions, timer: SetTimer, event_ms: int | None) -> list[Expected]:
         self._part(state, event_ms)
         end, key = timer.at_ms - self.closes_after_ms, timer.key
         rows = state.due.pop((end, key))
         result = result_of(self._stage, self._step, key, rows[0][0], end, rows)
         if self._forward is None:
-            return result
+            return [result]
         topic, by = self._forward
-        return result._replace(topic=topic, key=by(key))
+        return [result._replace(topic=topic, key=by(key))]
 
     def content(self, state: _Sessions, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
         self._part(state, now_ms)
@@ -933,8 +935,8 @@ class SimJob:
         awaits_timers: whether a run goes on until all timers in processing time have fired. Jobs with models
             always do.
         clock_error_ms_max: how wrong the clocks of hosts may be.
-        judge: looks at the idents of all records in `SOURCE` and at what a read_committed reader finds in the
-            topics that the job writes. Returns what is wrong. For jobs without models.
+        judge: looks at the records in `SOURCE`, by partition, and at what a read_committed reader finds in
+            the topics that the job writes. Returns what is wrong. It knows nothing of models.
     """
 
     topology: Topology
@@ -950,13 +952,13 @@ class SimJob:
     awaits_timers: bool = False
     dead_letters_max: int = 0
     clock_error_ms_max: int = 20
-    judge: Callable[[Sequence[int], Mapping[str, list[list[Written]]]], str] | None = None
+    judge: Callable[[Sequence[Sequence[Written]], Mapping[str, list[list[Written]]]], str] | None = None
 
     def as_in(self, topic: str, record: Written) -> Written:
         """A record that was drawn, as that source has it."""
         ident = record.data["ident"]
         if topic in self.stamped:
-            value = _encoded({**record.data, "at": record.timestamp_ms})
+            value = as_json({**record.data, "at": record.timestamp_ms})
             return Written(record.key, value, BEGIN_MS + ident * 7 % 50)
         if topic in self.tables and ident % 5 == 4:
             return Written(record.key, None, record.timestamp_ms)  # a tombstone
@@ -999,7 +1001,9 @@ class SimJob:
         return any(watermark is not None and watermark.idle_ms is not None for watermark in watermarks)
 
     def timers_set(self, stage: str, encoded: Mapping[bytes, bytes]) -> Iterator[tuple[str, int, str, str]]:
-        """The timers and open windows in encoded entries: clock, time, key and name of each."""
+        """The timers, open windows and results at intervals in encoded entries: clock, time, key and name of
+        each.
+        """
         declared = self.topology.stage(stage)
         if not (declared.timed_processes or declared.windows):
             return
@@ -1007,6 +1011,11 @@ class SimJob:
         for process in declared.timed_processes:
             yield from stored[TimerStore(process.name).due_name]
         for window in declared.windows:
+            if window.store.at_intervals:
+                noted = stored[window.store.notes_name]
+                is_gathered = isinstance(window.windows, Gathered)
+                early_ms = window.windows.windows.grace_ms if is_gathered else 0
+                yield from ((window.clock, at_ms - early_ms, key, window.name) for at_ms, key in noted)
             if window.store.kind == "counted":
                 continue
             entries = stored[window.store.name]
@@ -1069,6 +1078,9 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
             readers[store_prefix(store.grace_name)] = (store.grace_name, _read_by_key)
         if store.has_notes:
             readers[store_prefix(store.due_name)] = (store.due_name, _read_window_at)
+        if store.at_intervals:
+            read = _read_window if store.kind == "windows" else _read_window_at
+            readers[store_prefix(store.notes_name)] = (store.notes_name, read)
         if store.in_processing_time:
             readers[store_prefix(store.clock_name)] = (
                 store.clock_name,
@@ -1116,9 +1128,19 @@ def _read_by_key(key: bytes, raw: bytes) -> tuple[Any, Any]:
 
 
 def _read_sliding(key: bytes, raw: bytes) -> tuple[Any, Any]:
-    """By key: time and value of each record."""
-    _closed, _noted, records = msgspec.msgpack.decode(raw[1:])
-    return key.decode(errors="replace"), [(at_ms, json.loads(value)) for at_ms, _came, value, *_ in records]
+    """By key: time and value of each record. At intervals, a pair of them and of the results that are noted:
+    end and time, and if they are set apart, the records.
+    """
+    _closed, _noted, records, *noted = msgspec.msgpack.decode(raw[1:])
+    rows = _rows_of(records)
+    if noted:
+        results = [(end, at_ms, *map(_rows_of, former)) for end, at_ms, *former in noted[0]]
+        return key.decode(errors="replace"), (rows, results)
+    return key.decode(errors="replace"), rows
+
+
+def _rows_of(records: list[Any]) -> list[tuple[int, Any]]:
+    return [(at_ms, json.loads(value)) for at_ms, _came, value, *_ in records]
 
 
 def _read_row(key: bytes, raw: bytes) -> tuple[Any, Any]:

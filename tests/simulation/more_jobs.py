@@ -128,6 +128,8 @@ class SlidingModel(Model):
     """
 
     has_timers = True
+    shows_closing = False
+    """A window that has no records closes as well."""
 
     def __init__(self, stage: str, step: str, within: int, grace: int) -> None:
         self._stage = stage
@@ -153,7 +155,7 @@ class SlidingModel(Model):
         ends += [(end, key) for end, key, _ in self._to_be_late(state)]
         return sorted(SetTimer(end + self.closes_after_ms, key, "") for end, key in ends)
 
-    def fire(self, state: _Slid, timer: SetTimer, event_ms: int | None) -> Expected:
+    def fire(self, state: _Slid, timer: SetTimer, event_ms: int | None) -> list[Expected]:
         end = timer.at_ms - self.closes_after_ms
         rows = next((rows for at, key, rows in self._open(state) if (at, key) == (end, timer.key)), None)
         if rows is None:
@@ -162,9 +164,9 @@ class SlidingModel(Model):
             )
             state.late.add((timer.key, number))
             _closed_ms, at_ms, value = state.came[timer.key][number]
-            return Expected(LATE, timer.key, value, at_ms)
+            return [Expected(LATE, timer.key, value, at_ms)]
         state.closed.add((end, timer.key))
-        return result_of(self._stage, self._step, timer.key, end - 1 - self._within, end, rows)
+        return [result_of(self._stage, self._step, timer.key, end - 1 - self._within, end, rows)]
 
     def content(self, state: _Slid, stored: Mapping[str, Any], now_ms: int | None) -> tuple[Any, Any]:
         """A record stays until the window that begins behind it has closed, and it has been told if it is

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition, InputOffset
@@ -27,6 +27,10 @@ from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.run_end import RUN_END_KEY, RunEnd
 from fcluster.engine.clock import END_MS, EventClock, _Source
 from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.interval_gathered import OpenGatheredAtIntervals, Part
+from fcluster.engine.interval_parts import OpenPartsAtIntervals
+from fcluster.engine.interval_sessions import _TOLD, OpenSessionsAtIntervals
+from fcluster.engine.interval_windows import OpenWindowsAtIntervals
 from fcluster.engine.processing_time import ProcessingTime
 from fcluster.engine.rows import FollowedTable, RowTable
 from fcluster.engine.state import ShardState, StoreMeta
@@ -56,6 +60,7 @@ from tests.simulation.job_mix import (
     BOUNDED_SEEDS_FROM,
     CLOCK_SEEDS_FROM,
     DRIFT_SEEDS_FROM,
+    INTERVALS_SEEDS_FROM,
     KINDS_SEEDS_FROM,
     MERGED_SEEDS_FROM,
     RUNNING_SEEDS_FROM,
@@ -104,10 +109,10 @@ class Mutation:
     harm_only: bool = False
 
 
-Part = TypeVar("Part")
+_Object = TypeVar("_Object")
 
 
-def plant(part: object, broken: type[Part]) -> Part:
+def plant(part: object, broken: type[_Object]) -> _Object:
     """Break a part of a core: from now on, it belongs to this subclass of its class."""
     assert issubclass(broken, type(part))
     part.__class__ = broken
@@ -856,6 +861,83 @@ class ForgetsWindowsOfTheClock(SimWorker):
         return runner
 
 
+# --- results at intervals -------------------------------------------------------------------------------
+
+
+class _BreaksSteps(SimWorker):
+    """Runs shards with another class for some of their steps."""
+
+    broken: ClassVar[type]
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        for step in () if runner.timers is None else runner.timers.steps.values():
+            if type(step) in self.broken.__bases__:
+                plant(step, self.broken)
+        return runner
+
+
+class _TakesRecordsMeanwhile(OpenSessionsAtIntervals):
+    def changing(self, session: list[Any]) -> None:
+        pass
+
+
+class TakesRecordsMeanwhile(_BreaksSteps):
+    """Records get into the results of sessions that are already due."""
+
+    broken = _TakesRecordsMeanwhile
+
+
+class _ForgetsWhatWasTold(OpenSessionsAtIntervals):
+    def merged(self, key: bytes, session: list[Any], later: list[Any]) -> None:
+        told = list(session[_TOLD])
+        super().merged(key, session, later)
+        session[_TOLD] = told
+
+
+class ForgetsWhatWasTold(_BreaksSteps):
+    """When two sessions become one, it forgets what was told of the later one, and doesn't withdraw it."""
+
+    broken = _ForgetsWhatWasTold
+
+
+class _TakesAllParts(OpenGatheredAtIntervals):
+    def _take_parts(self, window: list[Any], until_ms: int) -> tuple[list[Any], list[Part]]:
+        return super()._take_parts(window, END_MS)
+
+
+class TakesAllParts(_BreaksSteps):
+    """The result of an interval has parts of later times, of shards that are ahead."""
+
+    broken = _TakesAllParts
+
+
+class _TellsFirstByRecord(OpenPartsAtIntervals):
+    def changed(self, key: bytes, end_ms: int, kept: list[Any], timestamp_ms: int) -> None:
+        OpenWindowsAtIntervals.changed(self, key, end_ms, kept, timestamp_ms)
+
+
+class TellsFirstByRecord(_BreaksSteps):
+    """While event time isn't known, a part is told after the time of its first record."""
+
+    broken = _TellsFirstByRecord
+
+
+class LosesResults(SimWorker):
+    """Notes in memory, but not in the delta, when results are due."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for window in self.cluster.topology.stage(shard.stage).windows:
+            plant(state.tables[window.store.notes_name], _Unwritten)
+        return state
+
+
+# --- event time of stages behind ------------------------------------------------------------------------
+
+
 class ReportsTooMuch(SimWorker):
     """Reports event time to the stages behind, although results of earlier windows are still to come."""
 
@@ -1275,6 +1357,32 @@ MUTATIONS = [
         "the outputs should be",
         LosesNotes,
         harm_only=True,
+    ),
+    Mutation(
+        "results at intervals that aren't found after a restore",
+        INTERVALS_SEEDS_FROM + 7,
+        "the outputs should be",
+        LosesResults,
+        harm_only=True,
+    ),
+    Mutation(
+        "records in results that were due",
+        INTERVALS_SEEDS_FROM + 2,
+        "the outputs should be",
+        TakesRecordsMeanwhile,
+    ),
+    Mutation(
+        "what was told of a session forgotten",
+        INTERVALS_SEEDS_FROM + 2,
+        "the outputs should be",
+        ForgetsWhatWasTold,
+        harm_only=True,
+    ),
+    Mutation(
+        "parts of later times in a result", INTERVALS_SEEDS_FROM + 1, "the outputs should be", TakesAllParts
+    ),
+    Mutation(
+        "first parts told too late", INTERVALS_SEEDS_FROM + 7, "the outputs should be", TellsFirstByRecord
     ),
     Mutation("closed windows opened again", CLOCK_SEEDS_FROM + 44, "has two results", ForgetsClosed),
     Mutation(

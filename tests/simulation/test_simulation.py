@@ -12,12 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.__main__ import main, play, replay_command
-from tests.simulation.job_mix import BOUNDED_SEEDS_FROM, CLOCK_SEEDS_FROM
+from tests.simulation.job_mix import (
+    BOUNDED_INTERVALS_SEEDS_FROM,
+    BOUNDED_SEEDS_FROM,
+    CLOCK_KINDS_SEEDS_FROM,
+    CLOCK_SEEDS_FROM,
+    INTERVALS_SEEDS_FROM,
+)
 from tests.simulation.run import run
 
 SEEDS = 2000
 BOUNDED_SEEDS = 400
-CLOCK_SEEDS = 100
+BOUNDED_INTERVALS_SEEDS = 28
+CLOCK_SEEDS = 60
+CLOCK_KINDS_SEEDS = 24
+INTERVALS_SEEDS = 42
 ROOT = Path(__file__).parents[2]
 
 MUST_LAND = (
@@ -105,6 +114,16 @@ def test_two_thousand_seeds_are_safe_and_end() -> None:
     assert commits > 10 * SEEDS
 
 
+def landed_in(first: int, count: int) -> Counter[str]:
+    """What has happened in so many seeds. None of them has failed."""
+    landed: Counter[str] = Counter()
+    for seed in range(first, first + count):
+        result = run(seed)
+        assert not result.failure, f"seed {seed}: {result.failure}"
+        landed += result.landed
+    return landed
+
+
 def fingerprint(seed: int) -> str:
     """A hash of the seed's transcript."""
     return hashlib.sha256("\n".join(run(seed, recording=True).transcript).encode()).hexdigest()
@@ -119,23 +138,32 @@ print(fingerprint(int(sys.argv[1])))
 
 def test_bounded_runs_are_safe_and_end() -> None:
     landed: Counter[str] = Counter()
-    for seed in range(BOUNDED_SEEDS_FROM, BOUNDED_SEEDS_FROM + BOUNDED_SEEDS):
-        result = run(seed)
-        assert not result.failure, f"seed {seed}: {result.failure}"
-        landed += result.landed
-    assert landed["run came to its end"] == BOUNDED_SEEDS
+    for first, count in (
+        (BOUNDED_SEEDS_FROM, BOUNDED_SEEDS),
+        (BOUNDED_INTERVALS_SEEDS_FROM, BOUNDED_INTERVALS_SEEDS),
+    ):
+        landed += landed_in(first, count)
+    assert landed["run came to its end"] == BOUNDED_SEEDS + BOUNDED_INTERVALS_SEEDS
     assert landed["crash of a worker"]
+    assert landed["result at an interval"]
 
 
 @pytest.mark.timeout(300)
 def test_windows_in_processing_time_are_safe_and_close() -> None:
-    landed: Counter[str] = Counter()
-    for seed in range(CLOCK_SEEDS_FROM, CLOCK_SEEDS_FROM + CLOCK_SEEDS):
-        result = run(seed)
-        assert not result.failure, f"seed {seed}: {result.failure}"
-        landed += result.landed
+    for first, count in ((CLOCK_SEEDS_FROM, CLOCK_SEEDS), (CLOCK_KINDS_SEEDS_FROM, CLOCK_KINDS_SEEDS)):
+        landed = landed_in(first, count)
+        assert landed["crash of a worker"]
+        assert landed["crash at worker: timers fired"]
+
+
+@pytest.mark.timeout(300)
+def test_results_at_intervals_are_those_of_the_models() -> None:
+    landed = landed_in(INTERVALS_SEEDS_FROM, INTERVALS_SEEDS)
     assert landed["crash of a worker"]
     assert landed["crash at worker: timers fired"]
+    assert landed["result at an interval"] > 10 * INTERVALS_SEEDS
+    assert landed["window closed later"]
+    assert landed["timers left to the next epoch"]
 
 
 @pytest.mark.parametrize("seed", [3, 16])

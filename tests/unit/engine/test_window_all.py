@@ -173,6 +173,15 @@ def test_result_of_an_interval_has_what_all_shards_had_read_by_then() -> None:
         assert outputs(driver) == [(99, 0, [3, 12, 4, 19, 25, 31]), (110, 100, [150, 130])]
 
 
+def test_result_of_an_interval_has_the_first_record_of_each_shard() -> None:
+    job = all_records(HUNDRED, emit=10 * MS, delay=30, values=collect())
+    with Driver(job, partitions=2) as driver:
+        send(driver, (0, 3, 3), (0, 12, 12), (0, 45, 45))
+        # The other shard had read this one, and nothing else, when its event time came to 10.
+        send(driver, (1, 42, 42), (1, 60, 60))
+        assert outputs(driver) == [(10, 0, [3, 12, 45, 42])]
+
+
 def test_results_at_intervals_do_not_wait_for_the_grace() -> None:
     windows = Tumbling(100 * MS, grace=50 * MS)
     with Driver(all_records(windows, emit=10 * MS), partitions=2) as driver:
