@@ -41,7 +41,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_running_aggregates, count
 from fcluster.graph.calls import CONCURRENCY_MAX, ONCE, Circuit, Retry, check_count, check_together
-from fcluster.graph.codecs import Codec, Kind, codec_name, kind_title, may_take
+from fcluster.graph.codecs import Codec, Kind, codec_name, kind_title, may_carry, may_take
 from fcluster.graph.durations import MILLISECOND, check_duration
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.joins import How, duration_ms, interval_ms
@@ -858,12 +858,13 @@ class Stream(Generic[K_co, V_co]):
         kind = kinds[0][0] if len({kind_title(one) for one, _is_known in kinds}) == 1 else "json"
         key = key_of(self._node)
         topic = self._declared.target(late, "late=", key, kind)
-        checked: list[tuple[str, Kind, Kind]] = [("key", topic.key, key)]
+        checked: list[tuple[str, Kind, Kind, Callable[[Kind, Kind], bool]]] = []
+        checked.append(("key", topic.key, key, may_carry))
         for found, is_known in kinds:
             if is_known:
-                checked.append(("value", topic.value, found))
-        for part, taken, found in checked:
-            if not may_take(taken, found):
+                checked.append(("value", topic.value, found, may_take))
+        for part, taken, found, may in checked:
+            if not may(taken, found):
                 instead: Kind = found if part == "key" else "msgpack" if found == "bytes" else "json"
                 raise JobError(
                     f"late= of {what} is the topic {topic.name!r} of {kind_title(taken)} {part}s, but its "

@@ -131,7 +131,10 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
 
 def check_job(topology: Topology) -> list[Finding]:
     """Find out whether the job does something that may not be meant. It is none of the brokers' business."""
-    return [Finding("warning", "job", remark.message, remark.remedy) for remark in remarks_on(topology)]
+    return [
+        Finding("error" if remark.is_error else "warning", "job", remark.message, remark.remedy)
+        for remark in remarks_on(topology)
+    ]
 
 
 def check_on_brokers(settings: Settings, topology: Topology) -> tuple[Topology, list[Finding]]:

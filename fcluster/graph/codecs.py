@@ -488,6 +488,16 @@ def may_take(kind: Kind, values_of: Kind) -> bool:
     return values_of == "msgpack"
 
 
+def may_carry(taken: Kind, keys_of: Kind) -> bool:
+    """Whether a topic of this kind of keys may get keys that were read as those of another one. False: never.
+
+    Bytes carry over as they are, and kinds with one name have the same bytes.
+    """
+    if "bytes" in (taken, keys_of) or codec_name(taken) == codec_name(keys_of):
+        return True
+    return may_take(taken, keys_of)
+
+
 def id_header(kind: Kind, part: Literal["key", "value"]) -> str | None:
     """See `Codec.id_header`."""
     return kind.id_header(part) if isinstance(kind, Codec) else None

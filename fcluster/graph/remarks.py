@@ -1,7 +1,8 @@
 """What a job does as its file says, but perhaps not as its author meant it.
 
 Responsible for: finding, in a topology, aggregates that count values several times, because they follow
-windows whose results are passed on before they close. `fcluster check` says so. Pure.
+windows whose results are passed on before they close; and topics that never take the keys of what is written
+to them. `fcluster check` says so. Pure.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from fcluster.common.ids import is_internal_topic
+from fcluster.graph.codecs import kind_title, may_carry
 from fcluster.graph.operators import (
     GroupTable,
     JoinTable,
@@ -17,6 +20,7 @@ from fcluster.graph.operators import (
     Map,
     Operator,
     Peek,
+    Process,
     Window,
     is_running,
 )
@@ -33,14 +37,48 @@ _REMEDY: Final = (
 
 
 class Remark(NamedTuple):
-    """What may not be meant, and what to do then."""
+    """What may not be meant, and what to do then.
+
+    Attributes:
+        is_error: whether it can't be meant.
+    """
 
     message: str
     remedy: str
+    is_error: bool = False
 
 
 def remarks_on(topology: Topology) -> list[Remark]:
     """What may not be meant in a job."""
+    return [*_repeated_counts(topology), *_keys_that_never_fit(topology)]
+
+
+def _keys_that_never_fit(topology: Topology) -> Iterator[Remark]:
+    """Topics that get the keys that a stream was read with, and take none of them. It may work while records
+    have no keys, so such a job isn't refused. What a handler gives may have keys of its own.
+    """
+    for stage in topology.stages:
+        for chain in stage.chains:
+            sink, last = chain.sink, chain.operators[-1] if chain.operators else None
+            if sink is None or chain.rekey is not None or is_internal_topic(sink.name):
+                continue
+            if isinstance(last, Process) or any(
+                isinstance(step, Window) and step.keyless for step in chain.operators
+            ):
+                continue
+            read = stage.inputs[chain.input]
+            if not may_carry(sink.key, read.topic.key):
+                found = kind_title(read.topic.key)
+                yield Remark(
+                    f"The topic {sink.name!r} has {kind_title(sink.key)} keys, but what is written to it has "
+                    f"the {found} keys of {read.name or read.topic.name!r}: each record with a key fails.",
+                    f"Declare {sink.name!r} with {found} keys, or give the records others: "
+                    f".key_by(...) in front of .to({sink.name!r}).",
+                    is_error=True,
+                )
+
+
+def _repeated_counts(topology: Topology) -> list[Remark]:
     return [
         Remark(_message(window, step), _REMEDY)
         for stage in topology.stages

@@ -4,7 +4,7 @@ What no step has changed is written with its original bytes. A null value that w
 null, whatever the codec. A handler's output isn't null unless a `Record` says so, also if steps follow.
 
 Invariant: equal keys are equal bytes in a topic, whichever output of the job they belong to: results, a
-`Record` without a key, a late record.
+`Record` without a key, a late record. A key carries over to all of them in the same way, or to none.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from fcluster.graph.codecs import (
     VALUE_ID_HEADER,
     Decode,
     Encode,
+    Kind,
+    ModelCodec,
     codec_name,
     encode_json,
     encode_json_without_models,
@@ -69,7 +71,7 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
     sink, place = target.topic, target.place
     topic = sink.name
     value_bytes = _value_bytes(target, source)
-    transcode, part = _key_transcoder(source, sink), compile_parting(sink)
+    transcode, part = _compile_carrying(source.key, sink.key), compile_parting(sink)
     nulls_stay = not target.is_behind_handler
 
     def write_unchanged(record: SourceRecord, key: bytes | None, _value: Any) -> None:
@@ -179,19 +181,12 @@ class _Outlet:
     __slots__ = ("carry_key", "carry_value", "checked", "encode_key", "encode_value", "part")
 
     def __init__(self, topic: TopicSpec, source: TopicSpec) -> None:
-        decode_key, decode_value = key_codec(source.key)[0], value_codec(source.value)[0]
         self.encode_key, self.encode_value = key_codec(topic.key)[1], value_codec(topic.value)[1]
-        self.carry_key = self.carry_value = None
-        has_key_ids = id_header(source.key, "key") or id_header(topic.key, "key")
-        if has_key_ids or codec_name(source.key) != codec_name(topic.key):
-            self.carry_key = _transcoder(decode_key, self.encode_key)
-        if id_header(source.value, "value") or id_header(topic.value, "value"):
-            self.carry_value = _transcoder(decode_value, self.encode_value)
-        # Bytes carry over as they are.
-        if "bytes" in (source.key, topic.key):
-            self.carry_key = None
-        if "bytes" in (source.value, topic.value):
-            self.carry_value = None
+        self.carry_key = _compile_carrying(source.key, topic.key)
+        self.carry_value = None
+        has_value_ids = id_header(source.value, "value") or id_header(topic.value, "value")
+        if has_value_ids and "bytes" not in (source.value, topic.value):
+            self.carry_value = _transcoder(value_codec(source.value)[0], self.encode_value)
         self.part = compile_parting(topic)
         # Who writes bytes knows what their id is.
         kinds = {KEY_ID_HEADER: topic.key, VALUE_ID_HEADER: topic.value}
@@ -339,11 +334,21 @@ def _encode_anew(value: Any, place: Place) -> bytes:
         raise StepFailure(place, error) from error
 
 
-def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
-    """Turns a key's bytes in the source into its bytes in the sink. None if they are the same."""
-    if source.key == sink.key and id_header(source.key, "key") is None:
-        return None  # with ids, equal keys of one topic may have been written in several forms
-    return _transcoder(key_codec(source.key)[0], key_codec(sink.key)[1])
+def _compile_carrying(read: Kind, written: Kind) -> Encode | None:
+    """Turns bytes of a key that was read, and carries over, into those that are written. None: they are the
+    same.
+
+    `codecs.may_carry` says where this can't succeed.
+    """
+    if "bytes" in (read, written):
+        return None  # who reads or writes bytes has them as they are
+    decode, encode = key_codec(written)
+    if id_header(read, "key") is None and codec_name(read) == codec_name(written):
+        # The bytes are of one kind. Whether a model takes them is found out by reading them as one.
+        is_known = read == written or not (isinstance(read, ModelCodec) or isinstance(written, ModelCodec))
+        return None if is_known else _transcoder(decode, encode)
+    # With ids, equal keys of one topic may have been written in several forms.
+    return _transcoder(key_codec(read)[0], encode)
 
 
 def _transcoder(decode: Decode, encode: Encode) -> Encode:
