@@ -5,7 +5,7 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
-from fcluster.api.context import CallContext
+from fcluster.api.context import CallContext, RecordContext, RowContext
 from fcluster.api.job import UNSET, Context, Job, Record, Stream, Table, WindowedStream
 from fcluster.api.tables import GlobalTable, GroupedTable
 from fcluster.common.errors import FclusterError
@@ -61,7 +61,9 @@ __all__ = [
     "ListState",
     "MapState",
     "Record",
+    "RecordContext",
     "Retry",
+    "RowContext",
     "Session",
     "Sliding",
     "Stream",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fcluster.api.call_hints import meant_parameter
 from fcluster.common.errors import JobError
@@ -16,14 +16,35 @@ from fcluster.common.settings import isolation_from
 from fcluster.graph.codecs import Kind, ModelCodec
 from fcluster.graph.models import check_field
 from fcluster.graph.operators import TopicSpec
-from fcluster.graph.signatures import counted_arguments, declared_otherwise, does_yield, is_async, name_of
+from fcluster.graph.signatures import (
+    counted_arguments,
+    declared_otherwise,
+    does_yield,
+    is_async,
+    name_of,
+    parameter_names,
+    takes_context,
+)
 
 LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 TOPIC_OPTIONS: Final = ("key", "value", "timestamp", "watermark", "isolation", "on_error")
+_KEYS: Final = frozenset({"k", "key"})
+_VALUES: Final = frozenset({"self", "v", "value"})
+_CONTEXTS: Final = frozenset({"context", "ctx"})
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
 
 
-def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False) -> None:
+def check_function(
+    function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False, hint: str = ""
+) -> None:
+    """Check a function that is called with these parameters.
+
+    Args:
+        hint: how else it could be declared, as the end of a sentence.
+
+    Raises:
+        JobError: it takes other parameters, or is no function that is called for a result.
+    """
     call = f"{role}({', '.join(parameters)})"
     if not callable(function):
         raise JobError(
@@ -41,16 +62,41 @@ def check_function(function: Any, role: str, parameters: tuple[str, ...], *, may
             f"The {role} function {name!r} yields, but it has to return one result.",
             remedy="Return it, or use .flat_map(function) to emit several values.",
         )
-    _check_parameters(function, name, role, parameters)
+    _check_parameters(function, name, role, parameters, hint)
 
 
-def _check_parameters(function: Any, name: str, role: str, parameters: tuple[str, ...]) -> None:
+def check_function_of(
+    what: Literal["record", "row"], function: Any, role: str, *, may_yield: bool = False
+) -> None:
+    """Check a function of a value, which may take the context of its record or row in front of it.
+
+    Raises:
+        JobError: it takes other parameters, or is no function that is called for a result.
+    """
+    if not callable(function) or not takes_context(function):
+        hint = f", or as {name_of(function)}(ctx, value) to get the {what}'s key with ctx.key"
+        check_function(function, role, ("value",), may_yield=may_yield, hint=hint)
+        return
+    check_function(function, role, ("ctx", "value"), may_yield=may_yield)
+    first, second = parameter_names(function)[:2]
+    if first in _KEYS | _VALUES or second in _KEYS | _CONTEXTS:
+        known = "ctx.key" if what == "row" else "ctx.key, ctx.timestamp and ctx.headers"
+        raise JobError(
+            f"The {role} {name_of(function)!r} is declared with ({first}, {second}), but a function with two "
+            f"parameters is called with the context of the {what}, and then its value.",
+            remedy=f"Declare it as {name_of(function)}(ctx, value). It has {known}.",
+        )
+
+
+def _check_parameters(
+    function: Any, name: str, role: str, parameters: tuple[str, ...], hint: str = ""
+) -> None:
     declared = declared_otherwise(function, parameters)
     if declared is not None:
         raise JobError(
             f"The {role} {name!r} is declared as {declared}, but is called with "
             f"{counted_arguments(parameters)}.",
-            remedy=f"Declare it as {name}({', '.join(parameters)}).",
+            remedy=f"Declare it as {name}({', '.join(parameters)}){hint}.",
         )
 
 

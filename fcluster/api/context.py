@@ -15,6 +15,7 @@ _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+_R = TypeVar("_R")
 
 
 class AboutRecord(Protocol[K_co]):
@@ -51,8 +52,20 @@ class AboutRecord(Protocol[K_co]):
         ...
 
 
-class Context(AboutRecord[K_co], Protocol[K_co]):
-    """What a handler may know about the record that it processes. Valid only during the call."""
+class RowContext(Protocol[K_co]):
+    """What the function of a table may know about a row besides its value. Valid only during the call."""
+
+    @property
+    def key(self) -> K_co:
+        """The row's key, decoded as declared for its topic."""
+        ...
+
+
+class RecordContext(AboutRecord[K_co], Protocol[K_co]):
+    """What the function of a step may know about a record besides its value. Valid only during the call.
+
+    It is the first argument of functions with two parameters: `stream.map(lambda ctx, value: ...)`.
+    """
 
     @overload
     def header(self, header: Header[_V], /) -> _V | None: ...
@@ -62,9 +75,13 @@ class Context(AboutRecord[K_co], Protocol[K_co]):
         """The value of a header that has a kind: that of the last one of its name. `default` if the record
         has none, or if it is null.
 
-        If its bytes aren't of that kind, the record fails in the handler.
+        If its bytes aren't of that kind, the record fails in the step.
         """
         ...
+
+
+class Context(RecordContext[K_co], Protocol[K_co]):
+    """What a handler may know about the record that it processes. Valid only during the call."""
 
     @property
     def state(self) -> MutableMapping[str, Any]:
@@ -141,6 +158,10 @@ class CallContext(AboutRecord[K_co], Protocol[K_co]):
         ...
 
 
+OfRecord = Callable[[_V], _R] | Callable[[RecordContext[_K], _V], _R]
+"""A function of a value, or of a record's context and its value. Type checkers try the first one first."""
+OfRow = Callable[[_V], _R] | Callable[[RowContext[_K], _V], _R]
+"""The same for a table's rows."""
 Handler = Callable[[Any, Any], Any]
 JoinFunction = Callable[[Any, Any], Any]
 """Makes one value of two that belong together."""

@@ -83,7 +83,7 @@ _CALLED_HERE: Final = {
     "process_values": "process(handler)",
     "repartition": "key_by(...)",
     "select": "map(function)",
-    "select_key": "key_by(...)",
+    "select_key": "key_by(lambda ctx, value: ...)",
     "session_window": _WINDOW.format("Session(...)"),
     "side_output": "process(handler), whose handler yields Record(topic=...)",
     "sink": "to(topic)",

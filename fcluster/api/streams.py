@@ -12,11 +12,12 @@ from fcluster.api.checks import (
     check_async_function,
     check_field_of,
     check_function,
+    check_function_of,
     check_name,
     checked_version,
     given,
 )
-from fcluster.api.context import CallContext, Context, Handler, JoinFunction
+from fcluster.api.context import CallContext, Context, Handler, JoinFunction, OfRecord, RecordContext
 from fcluster.api.declarations import Declarations
 from fcluster.api.handlers import add_timer, checked_timers, process_operator
 from fcluster.api.nodes import KeyBy, Node, Sink, key_of, value_of
@@ -92,6 +93,10 @@ class Stream(Generic[K_co, V_co]):
     not to those of later steps. A record that is skipped or becomes a dead letter leaves no other trace in
     its chain of steps, neither outputs nor state.
 
+    The functions of `filter`, `map`, `flat_map`, `peek`, `branch` and `key_by` are called with a value. Those
+    with two parameters are called with the record's context (`RecordContext`) and the value, as handlers are:
+    `key_by(lambda ctx, reading: f"{ctx.key}/{reading['room']}")`.
+
     A null value (a tombstone) is None to the functions of all steps. It stays null through filters, through
     a map that returns None for it, and through a flat_map that returns [None] for it, and is written as null.
     """
@@ -103,20 +108,32 @@ class Stream(Generic[K_co, V_co]):
         self._node = node
         self._closed = closed
 
+    @overload
     def filter(
         self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
-    ) -> Stream[K_co, V_co]:
+    ) -> Stream[K_co, V_co]: ...
+    @overload
+    def filter(
+        self, function: Callable[[RecordContext[K_co], V_co], Any], *, on_error: OnError | None = None
+    ) -> Stream[K_co, V_co]: ...
+    def filter(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Stream[K_co, Any]:
         """Keep the values for which `function(value)` is true. They stay as they are.
 
         `function` must not change the value: a value that has passed only filters is written with the bytes
         that it was read with.
         """
-        check_function(function, "filter", ("value",))
+        check_function_of("record", function, "filter")
         return self._then(Filter(function, self._declared.rule(on_error, "filter")))
 
-    def map(self, function: Callable[[V_co], _T], *, on_error: OnError | None = None) -> Stream[K_co, _T]:
+    @overload
+    def map(self, function: Callable[[V_co], _T], *, on_error: OnError | None = None) -> Stream[K_co, _T]: ...
+    @overload
+    def map(
+        self, function: Callable[[RecordContext[K_co], V_co], _T], *, on_error: OnError | None = None
+    ) -> Stream[K_co, _T]: ...
+    def map(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Stream[K_co, Any]:
         """Replace each value with `function(value)`. Key, timestamp and headers don't change."""
-        check_function(function, "map", ("value",))
+        check_function_of("record", function, "map")
         return self._then(Map(function, self._declared.rule(on_error, "map")))
 
     def map_async(
@@ -167,9 +184,18 @@ class Stream(Generic[K_co, V_co]):
         timeout_ms = timeout // MILLISECOND
         return self._then(MapAsync(function, concurrency, timeout_ms, retries, circuit, rule))
 
+    @overload
     def flat_map(
         self, function: Callable[[V_co], Iterable[_T]], *, on_error: OnError | None = None
-    ) -> Stream[K_co, _T]:
+    ) -> Stream[K_co, _T]: ...
+    @overload
+    def flat_map(
+        self,
+        function: Callable[[RecordContext[K_co], V_co], Iterable[_T]],
+        *,
+        on_error: OnError | None = None,
+    ) -> Stream[K_co, _T]: ...
+    def flat_map(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Stream[K_co, Any]:
         """Replace each value with any number of values: those that `function(value)` returns as a list or
         other iterable, or yields. Key, timestamp and headers don't change.
 
@@ -177,20 +203,28 @@ class Stream(Generic[K_co, V_co]):
         trace either. The step fails if the function returns None, a dict, text, bytes or a set: write `[]`
         for no values, `[value]` for one, and `sorted(values)` for a set.
         """
-        check_function(function, "flat_map", ("value",), may_yield=True)
+        check_function_of("record", function, "flat_map", may_yield=True)
         return self._then(FlatMap(function, self._declared.rule(on_error, "flat_map")))
 
-    def peek(self, function: Callable[[V_co], Any], *, on_error: OnError | None = None) -> Stream[K_co, V_co]:
+    @overload
+    def peek(
+        self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
+    ) -> Stream[K_co, V_co]: ...
+    @overload
+    def peek(
+        self, function: Callable[[RecordContext[K_co], V_co], Any], *, on_error: OnError | None = None
+    ) -> Stream[K_co, V_co]: ...
+    def peek(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Stream[K_co, Any]:
         """Call `function(value)` for each value, such as for a log or a metric. The records stay as they are.
 
         `function` must not change the value. What it returns is ignored. It is called again for records that
         are replayed after a failure.
         """
-        check_function(function, "peek", ("value",))
+        check_function_of("record", function, "peek")
         return self._then(Peek(function, self._declared.rule(on_error, "peek")))
 
     def branch(
-        self, *functions: Callable[[V_co], Any], on_error: OnError | None = None
+        self, *functions: OfRecord[V_co, Any, K_co], on_error: OnError | None = None
     ) -> tuple[Stream[K_co, V_co], ...]:
         """Split the stream: each record goes one of several ways, unchanged.
 
@@ -210,7 +244,7 @@ class Stream(Generic[K_co, V_co]):
                 remedy="Give it one for each way: paid, others = stream.branch(is_paid).",
             )
         for function in functions:
-            check_function(function, "branch", ("value",))
+            check_function_of("record", function, "branch")
         rule = self._declared.rule(on_error, "branch")
         return tuple(self._then(Branch(functions, number, rule)) for number in range(len(functions) + 1))
 
@@ -218,6 +252,17 @@ class Stream(Generic[K_co, V_co]):
     def key_by(
         self,
         by: str | Callable[[V_co], str],
+        *,
+        name: str | None = None,
+        key: _Text = "text",
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[str, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: Callable[[RecordContext[K_co], V_co], str],
         *,
         name: str | None = None,
         key: _Text = "text",
@@ -239,7 +284,29 @@ class Stream(Generic[K_co, V_co]):
     @overload
     def key_by(
         self,
+        by: Callable[[RecordContext[K_co], V_co], Any],
+        *,
+        name: str | None = None,
+        key: _NoText,
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[Any, V_co]: ...
+    @overload
+    def key_by(
+        self,
         by: str | Callable[[V_co], _K],
+        *,
+        name: str | None = None,
+        key: _Of[_K],
+        value: ValueKind | type[Any] | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream[_K, V_co]: ...
+    @overload
+    def key_by(
+        self,
+        by: Callable[[RecordContext[K_co], V_co], _K],
         *,
         name: str | None = None,
         key: _Of[_K],
@@ -264,7 +331,8 @@ class Stream(Generic[K_co, V_co]):
         qualified name, a lambda by its syntax.
 
         Args:
-            by: the field of the value that holds the new key, or a function of the value.
+            by: the field of the value that holds the new key, or a function of the value, or of the record's
+                context and the value. `ctx.key` is the former key, which is gone behind this step.
             name: the name of the following stage. Default: the name of the first handler that follows.
             key: the kind of the new key, as in `Job.topic`. "json" takes numbers, lists and so on.
             value: how values are written. Default: as in the source topic, or "json" after a map or a
@@ -275,7 +343,7 @@ class Stream(Generic[K_co, V_co]):
                 written to the repartition topic.
         """
         if not isinstance(by, str):
-            check_function(by, "key_by", ("value",))
+            check_function_of("record", by, "key_by")
         elif not by:
             raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
         if name is not None:
@@ -464,7 +532,7 @@ class Stream(Generic[K_co, V_co]):
         other: GlobalTable[Any, Any],
         with_: None = None,
         *,
-        on: str | Callable[[V_co], Any] | None = None,
+        on: str | OfRecord[V_co, Any, K_co] | None = None,
         how: Literal["inner", "left"] = "inner",
         on_error: OnError | None = None,
     ) -> Stream[K_co, dict[str, Any]]: ...
@@ -474,7 +542,7 @@ class Stream(Generic[K_co, V_co]):
         other: GlobalTable[_K, _V],
         with_: Callable[[V_co, _V], _T],
         *,
-        on: str | Callable[[V_co], _K | None] | None = None,
+        on: str | OfRecord[V_co, _K | None, K_co] | None = None,
         how: Literal["inner"] = "inner",
         on_error: OnError | None = None,
     ) -> Stream[K_co, _T]: ...
@@ -484,7 +552,7 @@ class Stream(Generic[K_co, V_co]):
         other: GlobalTable[_K, _V],
         with_: Callable[[V_co, _V | None], _T],
         *,
-        on: str | Callable[[V_co], _K | None] | None = None,
+        on: str | OfRecord[V_co, _K | None, K_co] | None = None,
         how: Literal["left"],
         on_error: OnError | None = None,
     ) -> Stream[K_co, _T]: ...
@@ -647,7 +715,7 @@ class Stream(Generic[K_co, V_co]):
                     remedy="Say with on= which field of the value, or function of it, gives the row's key.",
                 )
         elif not isinstance(on, str):
-            check_function(on, "join(on=)", ("value",))
+            check_function_of("record", on, "join(on=)")
         elif not on:
             raise JobError("join(on=) got an empty field name.", remedy="Name the field that refers to it.")
         else:

@@ -7,8 +7,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from fcluster.api.call_hints import hints_at_calls, no_such
-from fcluster.api.checks import check_field_of, check_function, check_name, checked_version, given
-from fcluster.api.context import JoinFunction
+from fcluster.api.checks import (
+    check_field_of,
+    check_function,
+    check_function_of,
+    check_name,
+    checked_version,
+    given,
+)
+from fcluster.api.context import JoinFunction, OfRow, RowContext
 from fcluster.api.declarations import Declarations
 from fcluster.api.nodes import KeyBy, Node, key_of
 from fcluster.common.errors import JobError
@@ -65,6 +72,9 @@ class Table(Generic[K_co, V_co]):
     records of a stream: with "skip", they meet no row. Where two tables are joined, a row of the other one
     for which a function fails counts as no row, unless the rule is "stop".
 
+    The functions of `filter`, `map` and `group_by` are called with a row's value. Those with two parameters
+    are called with the row's context (`RowContext`) and the value: `map(lambda ctx, value: ctx.key)`.
+
     For type checkers, it has the types of its keys and values.
 
     Attributes:
@@ -87,9 +97,15 @@ class Table(Generic[K_co, V_co]):
         self._stream_of = stream_of
         self.name: str = table.name if isinstance(table, KeptTable) else f"made of {title_of_table(table)}"
 
+    @overload
     def filter(
         self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
-    ) -> Table[K_co, V_co]:
+    ) -> Table[K_co, V_co]: ...
+    @overload
+    def filter(
+        self, function: Callable[[RowContext[K_co], V_co], Any], *, on_error: OnError | None = None
+    ) -> Table[K_co, V_co]: ...
+    def filter(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Table[K_co, Any]:
         """The rows for which `function(value)` is true. A row for which it is no longer true counts as
         deleted.
 
@@ -97,12 +113,20 @@ class Table(Generic[K_co, V_co]):
             function: must not change the value.
             on_error: what to do with a record for whose row the function fails. Default: that of the job.
         """
-        check_function(function, "filter", ("value",))
-        return self._with(FilteredTable(self._table, function, self._declared.rule(on_error, "filter")))
+        check_function_of("row", function, "filter")
+        return self._with(
+            FilteredTable(self._table, function, self._declared.rule(on_error, "filter"), self._key_kind())
+        )
 
+    @overload
     def map(
         self, function: Callable[[V_co], _T | None], *, on_error: OnError | None = None
-    ) -> Table[K_co, _T]:
+    ) -> Table[K_co, _T]: ...
+    @overload
+    def map(
+        self, function: Callable[[RowContext[K_co], V_co], _T | None], *, on_error: OnError | None = None
+    ) -> Table[K_co, _T]: ...
+    def map(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> Table[K_co, Any]:
         """The same keys with other values: `function(value)` of each. None is no row.
 
         Args:
@@ -110,8 +134,10 @@ class Table(Generic[K_co, V_co]):
             on_error: what to do with a record for whose row the function fails. "skip": the row counts as no
                 row. Default: that of the job.
         """
-        check_function(function, "map", ("value",))
-        return self._with(MappedTable(self._table, function, self._declared.rule(on_error, "map")))
+        check_function_of("row", function, "map")
+        return self._with(
+            MappedTable(self._table, function, self._declared.rule(on_error, "map"), self._key_kind())
+        )
 
     @overload
     def join(
@@ -155,7 +181,7 @@ class Table(Generic[K_co, V_co]):
         other: Table[Any, Any],
         with_: None = None,
         *,
-        on: str | Callable[[V_co], Any],
+        on: str | OfRow[V_co, Any, K_co],
         name: str,
         how: Literal["inner", "left"] = "inner",
         version: str | int | None = None,
@@ -167,7 +193,7 @@ class Table(Generic[K_co, V_co]):
         other: Table[_K, _V],
         with_: Callable[[V_co, _V], _T | None],
         *,
-        on: str | Callable[[V_co], _K | None],
+        on: str | OfRow[V_co, _K | None, K_co],
         name: str,
         how: Literal["inner"] = "inner",
         version: str | int | None = None,
@@ -179,7 +205,7 @@ class Table(Generic[K_co, V_co]):
         other: Table[_K, _V],
         with_: Callable[[V_co, _V | None], _T | None],
         *,
-        on: str | Callable[[V_co], _K | None],
+        on: str | OfRow[V_co, _K | None, K_co],
         name: str,
         how: Literal["left"],
         version: str | int | None = None,
@@ -265,7 +291,7 @@ class Table(Generic[K_co, V_co]):
     ) -> Table[Any, Any]:
         """See `join`. Three stages: the left table's, the right table's, and the result's."""
         if not isinstance(on, str):
-            check_function(on, "join(on=)", ("value",))
+            check_function_of("row", on, "join(on=)")
         elif not on:
             raise JobError("join(on=) got an empty field name.", remedy="Name the field that refers to it.")
         if name is None:
@@ -315,6 +341,10 @@ class Table(Generic[K_co, V_co]):
         combine.__name__ = getattr(with_, "__name__", type(with_).__name__)
         return self._with(MappedTable(kept, combine, rule), {name: node})
 
+    def _key_kind(self) -> KeyKind:
+        """The kind of the table's keys."""
+        return key_of(next(iter(self._nodes.values())))
+
     def _known_kind(self) -> ValueKind | None:
         """The kind of the table's values. None if it isn't known, because they are computed."""
         base = rows_below(self._table)
@@ -327,7 +357,7 @@ class Table(Generic[K_co, V_co]):
     @overload
     def group_by(
         self,
-        by: str | Callable[[V_co], str | None],
+        by: str | OfRow[V_co, str | None, K_co],
         *,
         name: str,
         value: None = None,
@@ -339,7 +369,7 @@ class Table(Generic[K_co, V_co]):
     @overload
     def group_by(
         self,
-        by: str | Callable[[V_co], str | None],
+        by: str | OfRow[V_co, str | None, K_co],
         *,
         name: str,
         value: Callable[[V_co], _T | None],
@@ -351,10 +381,22 @@ class Table(Generic[K_co, V_co]):
     @overload
     def group_by(
         self,
-        by: str | Callable[[V_co], Any],
+        by: str | OfRow[V_co, str | None, K_co],
         *,
         name: str,
-        value: Callable[[V_co], Any] | None = None,
+        value: Callable[[RowContext[K_co], V_co], _T | None],
+        key: Literal["text"] = "text",
+        version: str | int | None = None,
+        drop_empty: bool = False,
+        on_error: OnError | None = None,
+    ) -> GroupedTable[str, _T]: ...
+    @overload
+    def group_by(
+        self,
+        by: str | OfRow[V_co, Any, K_co],
+        *,
+        name: str,
+        value: OfRow[V_co, Any, K_co] | None = None,
         key: KeyKind | type[Any],
         version: str | int | None = None,
         drop_empty: bool = False,
@@ -362,10 +404,10 @@ class Table(Generic[K_co, V_co]):
     ) -> GroupedTable[Any, Any]: ...
     def group_by(
         self,
-        by: str | Callable[[V_co], Any],
+        by: str | OfRow[V_co, Any, K_co],
         *,
         name: str,
-        value: Callable[[V_co], Any] | None = None,
+        value: OfRow[V_co, Any, K_co] | None = None,
         key: KeyKind | type[Any] = "text",
         version: str | int | None = None,
         drop_empty: bool = False,
@@ -392,11 +434,11 @@ class Table(Generic[K_co, V_co]):
             JobError: the model of this table's values has no field `by`, or another argument is wrong.
         """
         if not isinstance(by, str):
-            check_function(by, "group_by", ("value",))
+            check_function_of("row", by, "group_by")
         elif not by:
             raise JobError("group_by got an empty field name.", remedy="Name the field that gives the group.")
         if value is not None:
-            check_function(value, "group_by(value=)", ("value",))
+            check_function_of("row", value, "group_by(value=)")
         check_name(name, "The name of the groups", " with name=")
         if isinstance(by, str):
             check_field_of(self._known_kind(), by, f"{by!r} of the groups {name!r}", "group_by")
@@ -475,9 +517,17 @@ class GlobalTable(Generic[K_co, V_co]):
         names = title_of_table(table)
         self.name: str = table.name if isinstance(table, KeptTable) else f"made of {names}"
 
+    @overload
     def filter(
         self, function: Callable[[V_co], Any], *, on_error: OnError | None = None
-    ) -> GlobalTable[K_co, V_co]:
+    ) -> GlobalTable[K_co, V_co]: ...
+    @overload
+    def filter(
+        self, function: Callable[[RowContext[K_co], V_co], Any], *, on_error: OnError | None = None
+    ) -> GlobalTable[K_co, V_co]: ...
+    def filter(
+        self, function: Callable[..., Any], *, on_error: OnError | None = None
+    ) -> GlobalTable[K_co, Any]:
         """The rows for which `function(value)` is true. For the others, the table has no row.
 
         Args:
@@ -485,13 +535,19 @@ class GlobalTable(Generic[K_co, V_co]):
             on_error: what to do with a stream's record for whose row the function fails. Default: that of the
                 job.
         """
-        check_function(function, "filter", ("value",))
+        check_function_of("row", function, "filter")
         rule = self._declared.rule(on_error, "filter")
-        return GlobalTable(self._declared, FilteredTable(self._table, function, rule), self._key)
+        return GlobalTable(self._declared, FilteredTable(self._table, function, rule, self._key), self._key)
 
+    @overload
     def map(
         self, function: Callable[[V_co], _T | None], *, on_error: OnError | None = None
-    ) -> GlobalTable[K_co, _T]:
+    ) -> GlobalTable[K_co, _T]: ...
+    @overload
+    def map(
+        self, function: Callable[[RowContext[K_co], V_co], _T | None], *, on_error: OnError | None = None
+    ) -> GlobalTable[K_co, _T]: ...
+    def map(self, function: Callable[..., Any], *, on_error: OnError | None = None) -> GlobalTable[K_co, Any]:
         """The same keys with other values: `function(value)` of each. None is no row.
 
         Args:
@@ -499,9 +555,9 @@ class GlobalTable(Generic[K_co, V_co]):
             on_error: what to do with a stream's record for whose row the function fails. Default: that of the
                 job.
         """
-        check_function(function, "map", ("value",))
+        check_function_of("row", function, "map")
         rule = self._declared.rule(on_error, "map")
-        return GlobalTable(self._declared, MappedTable(self._table, function, rule), self._key)
+        return GlobalTable(self._declared, MappedTable(self._table, function, rule, self._key), self._key)
 
     def __getattr__(self, name: str) -> Any:
         """Only called for what isn't there."""

@@ -36,7 +36,7 @@ from fcluster.graph.operators import MapAsync
 from fcluster.graph.stages import Chain, Input
 
 
-class RecordContext:
+class CallContext:
     """The first argument of an async function; see `fcluster.api.context.CallContext`."""
 
     __slots__ = ("_decode_key", "_record", "attempt", "idempotency_key")
@@ -120,7 +120,7 @@ class Call:
         owner: object,
         node: MapAsync,
         place: Place,
-        context: RecordContext,
+        context: CallContext,
         value: Any,
         turn: Any,
         on_done: Callable[[Call], Sequence[Call]],
@@ -228,9 +228,9 @@ class InputCalls:
         """Calls of one step for one key are made one after another."""
         return None if key is None else (self, chain.name, level, key)
 
-    def context_of(self, record: SourceRecord, number: int | None) -> RecordContext:
+    def context_of(self, record: SourceRecord, number: int | None) -> CallContext:
         """What the function gets."""
-        return RecordContext(record, self._decode_key, number)
+        return CallContext(record, self._decode_key, number)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from fcluster.engine.call_results import CallResults
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
-from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord
+from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord, field_of
 from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.write import (
     Target,
@@ -25,6 +25,7 @@ from fcluster.engine.operators.write import (
 )
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import HeldOutputs, OutputPort
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import Place, Step, StepFailure, where_of_function
 from fcluster.graph.description import rekey_description
 from fcluster.graph.stages import Chain, Stage
@@ -127,7 +128,10 @@ def compile_chain(
             name = f"key_by ({rekey_description(chain.rekey)}) at the end of {chain.name!r}"
             where = where_of_function(chain.rekey)
             rekey_place = places[name] = Place(name, f"in {name}", chain.rekey_on_error, where)
-            step = compile_rekeyed_write(target, source, chain.rekey, rekey_place, port_at(sink_place))
+            by = field_of(chain.rekey, "key_by") if isinstance(chain.rekey, str) else chain.rekey
+            (key_of,), showing = of_values(source, partition, by)
+            sink_port = port_at(sink_place)
+            step = showing(compile_rekeyed_write(target, source, chain.rekey, key_of, rekey_place, sink_port))
         else:
             step = compile_write(target, source, port_at(sink_place))
     for operator in reversed(operators):

@@ -6,7 +6,7 @@ Responsible for: the `ctx` object of handlers. The shell provides tables with th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from fcluster.common.errors import FormatUnusable, ProcessingError, failure_of
 from fcluster.common.failures import bounded_repr, describe_exception
@@ -32,6 +32,11 @@ _V = TypeVar("_V")
 
 
 _NOT_REPLACED = "ctx.state can't be replaced; change it: ctx.state.clear(), then ctx.state.update(...)"
+_NO_KEY = (
+    "the first argument, ctx, is what is known about the record, and was used like its key or its value; "
+    "write ctx.key, and take the value as the second argument"
+)
+_OF_RECORDS = ("key", "timestamp", "headers", "header", "topic", "partition", "offset")
 _FOR_HANDLERS = (
     "key",
     "state",
@@ -41,12 +46,7 @@ _FOR_HANDLERS = (
     "timer",
     "cancel_timer",
     "processing_time",
-    "timestamp",
-    "headers",
-    "header",
-    "topic",
-    "partition",
-    "offset",
+    *_OF_RECORDS[1:],
 )
 _TIMER = "timer(name, at=...)"
 _WALL_TIMER = "timer(name, at=..., clock='processing')"
@@ -132,33 +132,26 @@ class Table(AnyTable, Protocol):
         ...
 
 
-class HandlerContext:
-    """What a handler sees as `ctx`. One for each handler and shard; it shows the record being processed."""
+class RowContext:
+    """What the function of a table sees of a row besides its value. It shows the row of the present call.
 
-    __slots__ = (
-        "_access",
-        "_decode_key",
-        "_key",
-        "_load",
-        "_name",
-        "_record",
-        "_timers",
-        "_touched",
-        "partition",
-        "topic",
-    )
+    Who takes it for the key itself compares it, looks it up, or writes it into a text. That fails: otherwise
+    `filter(lambda id, value: id != "a")` would be true for all records.
+    """
 
-    def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: Table) -> None:
-        self.topic = topic
-        self.partition = partition
+    __slots__ = ("_decode_key", "_key")
+
+    _names: ClassVar[tuple[str, ...]] = ("key",)
+    """What a function may ask it for."""
+
+    def __init__(self, decode_key: Callable[[bytes], Any]) -> None:
         self._decode_key = decode_key
-        self._name = table.name
-        self._touched = table.touched.get
-        self._load = table.get
-        self._access: Mapping[str, Any] = {}
-        self._timers: KeyTimers | None = None
-        self._record: SourceRecord = None  # type: ignore[assignment]  # set by the step before each call
-        self._key: bytes | None = None
+        self._key: bytes | None = None  # set before each call
+
+    def _is_no_key(self, *_others: object) -> Any:
+        raise TypeError(_NO_KEY)
+
+    __eq__ = __hash__ = __format__ = _is_no_key
 
     @property
     def key(self) -> Any:
@@ -179,6 +172,81 @@ class HandlerContext:
                 "topic with the kind of key that it has: key='bytes' takes any"
             ) from error
 
+    @classmethod
+    def hint_for(cls, name: str) -> str:
+        """What to say to a function that has asked for an attribute that there isn't.
+
+        Not in `__getattr__`: with that, Python looks up every attribute of a context in its slow way.
+        """
+        if name in _FOR_HANDLERS and name not in _OF_RECORDS:
+            return f"only the ctx of a handler has {name!r}: use .process(handler)"
+        near = near_names(name, cls._names)
+        hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(cls._names)}"
+        return f"ctx has no {name!r}; {hint}"
+
+
+class RecordContext(RowContext):
+    """What the function of a step sees of a record besides its value. One for each step and shard; it shows
+    the record being processed.
+    """
+
+    __slots__ = ("_record", "partition", "topic")
+
+    _names = _OF_RECORDS
+
+    def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any]) -> None:
+        super().__init__(decode_key)
+        self.topic = topic
+        self.partition = partition
+        self._record: SourceRecord = None  # type: ignore[assignment]  # set before each call
+
+    @property
+    def timestamp(self) -> int:
+        """The record's timestamp in milliseconds since 1970; -1 if it has none."""
+        return self._record.timestamp()[1]
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """The record's headers, in order."""
+        return self._record.headers() or []
+
+    def header(self, header: Header[Any], default: Any = None) -> Any:
+        """The value of a header that has a kind.
+
+        Raises:
+            RecordError: its bytes aren't of that kind.
+            TypeError: it isn't a `Header`.
+        """
+        if not isinstance(header, Header):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise TypeError(
+                f"ctx.header got {bounded_repr(header)}, not a Header; declare it as "
+                "TRACE = Header('trace'), and use ctx.header(TRACE)"
+            )
+        try:
+            value = header.read_from(self.headers)
+        except ModelError as error:
+            raise RecordError(str(error)) from error
+        return default if value is None else value
+
+    @property
+    def offset(self) -> int:
+        """The record's offset in its partition."""
+        return self._record.offset()
+
+
+class HandlerContext(RecordContext):
+    """What a handler sees as `ctx`. One for each handler and shard; it shows the record being processed."""
+
+    __slots__ = ("_access", "_load", "_name", "_timers", "_touched")
+
+    def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: Table) -> None:
+        super().__init__(topic, partition, decode_key)
+        self._name = table.name
+        self._touched = table.touched.get
+        self._load = table.get
+        self._access: Mapping[str, Any] = {}
+        self._timers: KeyTimers | None = None
+
     @property
     def state(self) -> dict[str, Any]:
         """The current key's state: a plain dict, saved with the epoch as it is at that time.
@@ -197,19 +265,6 @@ class HandlerContext:
     @state.setter
     def state(self, _value: Any) -> None:
         raise AttributeError(_NOT_REPLACED)
-
-    @staticmethod
-    def hint_for(name: str) -> str:
-        """What to say to a handler that has asked for an attribute that there isn't.
-
-        Not in `__getattr__`: with that, Python looks up every attribute of a context in its slow way.
-        """
-        here = _CALLED_HERE.get(name)
-        if here:
-            return f"ctx has no {name!r}; here it is ctx.{here}"
-        near = [] if here == "" else near_names(name, _FOR_HANDLERS)
-        hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(_FOR_HANDLERS)}"
-        return f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
 
     def value(self, state: ValueState[_V]) -> ValueAccess[_V]:
         """The current key's value in a state that the handler declares.
@@ -283,38 +338,15 @@ class HandlerContext:
             )
         return self._timers
 
-    @property
-    def timestamp(self) -> int:
-        """The record's timestamp in milliseconds since 1970; -1 if it has none."""
-        return self._record.timestamp()[1]
-
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]:
-        """The record's headers, in order."""
-        return self._record.headers() or []
-
-    def header(self, header: Header[Any], default: Any = None) -> Any:
-        """The value of a header that has a kind.
-
-        Raises:
-            RecordError: its bytes aren't of that kind.
-            TypeError: it isn't a `Header`.
-        """
-        if not isinstance(header, Header):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
-            raise TypeError(
-                f"ctx.header got {bounded_repr(header)}, not a Header; declare it as "
-                "TRACE = Header('trace'), and use ctx.header(TRACE)"
-            )
-        try:
-            value = header.read_from(self.headers)
-        except ModelError as error:
-            raise RecordError(str(error)) from error
-        return default if value is None else value
-
-    @property
-    def offset(self) -> int:
-        """The record's offset in its partition."""
-        return self._record.offset()
+    @classmethod
+    def hint_for(cls, name: str) -> str:
+        """See `RowContext.hint_for`."""
+        here = _CALLED_HERE.get(name)
+        if here:
+            return f"ctx has no {name!r}; here it is ctx.{here}"
+        near = [] if here == "" else near_names(name, _FOR_HANDLERS)
+        hint = f"did you mean ctx.{near[0]}?" if near else f"it has {', '.join(_FOR_HANDLERS)}"
+        return f"ctx has no {name!r}; {hint} (What goes on is what the handler returns or yields.)"
 
 
 class UndoableContext(HandlerContext):

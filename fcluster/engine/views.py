@@ -32,6 +32,7 @@ from fcluster.engine.rows import (
     compile_group_value,
     time_of_row,
 )
+from fcluster.engine.showing import of_rows
 from fcluster.engine.steps import Place, StepFailure, where_of_function
 from fcluster.graph.codecs import Decode, value_codec
 from fcluster.graph.operators import (
@@ -72,7 +73,7 @@ Changes = Mapping[str, RowChange]
 Delta = Callable[[bytes, Changes], Told | None]
 """Takes a key, and its changes."""
 Passing = tuple[type[BaseException], ...]
-_Apply = Callable[[Any], Any]
+_Apply = Callable[[bytes, Any], Any]
 
 
 def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: Passing) -> Lookup:
@@ -95,7 +96,7 @@ def compile_lookup(table: AnyTable, tables: Mapping[str, StoredTable], passing: 
         row = below(key, at_ms)
         if row is None:
             return None
-        value = apply(row.value)
+        value = apply(key, row.value)
         return None if value is None else Row(value, row.at_ms)
 
     return look_up
@@ -177,8 +178,8 @@ def compile_delta(
         told = below(key, changes)
         if told is None:
             return None
-        new = None if told.new is None else apply(told.new)
-        old = None if told.old is None else apply_to_old(told.old)
+        new = None if told.new is None else apply(key, told.new)
+        old = None if told.old is None else apply_to_old(key, told.old)
         return None if new is None and old is None and not tells_all else Told(old, new, told.at_ms)
 
     return delta
@@ -342,10 +343,10 @@ def _compile_combine(table: JoinedTable, passing: Passing) -> Callable[[Any, Any
 
 def _compile_apply(table: FilteredTable | MappedTable, passing: Passing) -> _Apply:
     """What a table makes of a value of the table below: another value, or None for no row."""
-    function, place = table.function, place_of_table(table)
-    keeps = isinstance(table, FilteredTable)
+    (function,), show = of_rows(table.key, table.function)
+    place, keeps = place_of_table(table), isinstance(table, FilteredTable)
 
-    def apply(value: Any) -> Any:
+    def apply(_key: bytes, value: Any) -> Any:
         try:
             result = function(value)
             if keeps:
@@ -356,7 +357,14 @@ def _compile_apply(table: FilteredTable | MappedTable, passing: Passing) -> _App
             raise StepFailure(place, error) from error
         return result
 
-    return apply
+    if show is None:
+        return apply
+
+    def show_and_apply(key: bytes, value: Any) -> Any:
+        show(key)
+        return apply(key, value)
+
+    return show_and_apply
 
 
 def _lenient(apply: Callable[..., Any], on_error: OnError) -> Callable[..., Any]:
@@ -364,9 +372,9 @@ def _lenient(apply: Callable[..., Any], on_error: OnError) -> Callable[..., Any]
     if on_error == "stop":
         return apply
 
-    def apply_or_none(*values: Any) -> Any:
+    def apply_or_none(*arguments: Any) -> Any:
         try:
-            return apply(*values)
+            return apply(*arguments)
         except StepFailure:
             return None
 

@@ -48,7 +48,7 @@ class GroupOf:
         key: the kind of the groups' keys.
     """
 
-    by: str | Callable[[Any], Any]
+    by: str | Callable[..., Any]
     key: Kind
 
     def __call__(self, halves: Halves) -> Any:

@@ -23,8 +23,10 @@ from fcluster.graph.windows import Gathered, Session, StoreKind, Windows, Window
 
 KeyKind = Kind
 ValueKind = Kind
-Rekey = str | Callable[[Any], Any]
-"""How the new key is found: a field of the value (which is an object then), or a function of the value."""
+Rekey = str | Callable[..., Any]
+"""How the new key is found: a field of the value (which is an object then), or a function of the value, which
+may take a context first.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,13 @@ OnError = Literal["stop", "skip"] | TopicSpec
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Passes on the values for which `function(value)` is true. `on_error` says what to do if it fails."""
+    """Passes on the values for which `function(value)` is true. `on_error` says what to do if it fails.
 
-    function: Callable[[Any], Any]
+    The functions of this and the following steps that can't be called with a value alone get the record's
+    context in front of it.
+    """
+
+    function: Callable[..., Any]
     on_error: OnError = "stop"
 
 
@@ -64,7 +70,7 @@ class Map:
     if it fails.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     on_error: OnError = "stop"
 
 
@@ -100,7 +106,7 @@ class FlatMap:
     Key, timestamp and headers stay. `on_error` says what to do if it fails.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     on_error: OnError = "stop"
 
 
@@ -110,7 +116,7 @@ class Peek:
     fails.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     on_error: OnError = "stop"
 
 
@@ -125,7 +131,7 @@ class Branch:
         on_error: what to do if its own function fails.
     """
 
-    functions: tuple[Callable[[Any], Any], ...]
+    functions: tuple[Callable[..., Any], ...]
     number: int
     on_error: OnError = "stop"
 
@@ -135,7 +141,7 @@ class Branch:
         return self.number == len(self.functions)
 
     @property
-    def function(self) -> Callable[[Any], Any]:
+    def function(self) -> Callable[..., Any]:
         """Its own function. For the rest: the last one."""
         return self.functions[min(self.number, len(self.functions) - 1)]
 
@@ -308,7 +314,7 @@ class Regroup:
     table: str
     by: Rekey
     key: KeyKind
-    function: Callable[[Any], Any] | None
+    function: Callable[..., Any] | None
     value: ValueKind
     fields: tuple[tuple[str, Aggregate[Any]], ...] = ()
     on_error: OnError = "stop"
@@ -500,13 +506,15 @@ class FilteredTable:
 
     Attributes:
         table: the table that it is made of.
-        function: called with the value of a row.
+        function: called with the value of a row; with the row's context in front of it, if it takes that.
         on_error: what to do with a record for whose row the function fails.
+        key: the codec of the table's keys.
     """
 
     table: AnyTable
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     on_error: OnError = "stop"
+    key: KeyKind = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,8 +524,9 @@ class MappedTable:
     """
 
     table: AnyTable
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     on_error: OnError = "stop"
+    key: KeyKind = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fcluster.common.ids import journal_topic
 from fcluster.graph.codecs import kind_title
@@ -39,6 +39,7 @@ from fcluster.graph.operators import (
     rules_of,
     step_kind,
 )
+from fcluster.graph.signatures import takes_context
 from fcluster.graph.stages import Chain, Input, Stage
 from fcluster.graph.timestamps import timestamp_text
 from fcluster.graph.topology import Topology
@@ -168,6 +169,9 @@ def outline(topology: Topology) -> JobOutline:
     return JobOutline(topology.job, topology.fingerprint, tuple(_topics(topology, stages)), stages)
 
 
+_WITH_CONTEXT: Final = {"called_with": "context, value"}
+"""Said of steps whose function gets more than the value."""
+
 # --- stages --------------------------------------------------------------------------------------------
 
 
@@ -193,6 +197,8 @@ def _chain(stage: Stage, chain: Chain) -> ChainOutline:
         by, details = rekey_description(chain.rekey), dict[str, str]()
         if chain.rekey_version is not None:
             details["version"] = chain.rekey_version
+        if not isinstance(chain.rekey, str) and takes_context(chain.rekey):
+            details |= _WITH_CONTEXT
         rule, failures = _rule(chain.rekey_on_error)
         steps.append(StepOutline("key_by", by, {**details, **_unless_stop(rule)}, writes=failures))
     if chain.sink is not None:
@@ -275,6 +281,8 @@ def _step(step: Operator) -> StepOutline:
     else:
         if isinstance(step, MapAsync):
             details |= _calls(step)
+        elif not isinstance(step, JoinTable) and takes_context(step.function):
+            details |= _WITH_CONTEXT
         if isinstance(step, JoinTable):
             details |= {"table": _named(step.table), "how": step.how}
             if step.by is not None:

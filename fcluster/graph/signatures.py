@@ -37,6 +37,20 @@ def declared_otherwise(function: Any, parameters: Sequence[str]) -> str | None:
     return None
 
 
+def takes_context(function: Any) -> bool:
+    """Whether the function of a value is called with a context in front of it: if it can't be called with the
+    value alone, but with both.
+    """
+    if declared_otherwise(function, ("value",)) is None:
+        return False
+    return declared_otherwise(function, ("ctx", "value")) is None
+
+
+def parameter_names(function: Any) -> list[str]:
+    """The names of the parameters of a function that has a signature."""
+    return list(inspect.signature(function).parameters)
+
+
 def counted_arguments(parameters: Sequence[str]) -> str:
     """How many arguments these are, in words."""
     return f"{len(parameters) or 'no'} argument{'' if len(parameters) == 1 else 's'}"

@@ -55,6 +55,14 @@ class Context:
         return self._states.setdefault(self._record.key, {})
 
     @property
+    def key(self) -> Any:
+        return None if self._record.key is None else self._record.key.decode()
+
+    @property
+    def timestamp(self) -> int:
+        return self._record.timestamp
+
+    @property
     def headers(self) -> Any:
         return self._record.headers
 
@@ -116,6 +124,8 @@ def run_chain(
 ) -> Iterator[tuple[Output, str, str]]:
     """The outputs of a chain, each with the rule and the name of the step that is responsible for it."""
     handlers = [place for place, step in enumerate(chain.steps) if step.kind == "process"]
+    calls = [place for place, step in enumerate(chain.steps) if step.kind == "map_async"]
+    reached: list[Any] = []
     is_raw = plan.value == sink_kind(chain.sink) and all(
         step.kind in ("filter", "peek") for step in chain.steps
     )
@@ -124,19 +134,23 @@ def run_chain(
         if place == len(chain.steps):
             yield write(value)
             return
+        if place in calls:
+            reached.append(copy.deepcopy(value))
+            return
         step = chain.steps[place]
         rule = step.rule or plan.default_rule or "stop"
         name = f"h{number}x{place}" if step.kind == "process" else step.kind
+        without_state = Context({}, record)
         try:
             if step.kind == "filter":
-                going_on = [value] if apply_filter(step.behaviour, value) else []
+                going_on = [value] if apply_filter(step.behaviour, value, without_state) else []
             elif step.kind == "peek":
-                apply_peek(step.behaviour, value)
+                apply_peek(step.behaviour, value, without_state)
                 going_on = [value]
-            elif step.kind in ("map", "map_async"):
-                going_on = [apply_map(step.behaviour, value)]
+            elif step.kind == "map":
+                going_on = [apply_map(step.behaviour, value, without_state)]
             elif step.kind == "flat_map":
-                going_on = apply_flat_map(step.behaviour, value)
+                going_on = apply_flat_map(step.behaviour, value, without_state)
                 if not isinstance(going_on, list | tuple | Iterator):
                     raise TypeError("no list of values")
             else:
@@ -167,7 +181,7 @@ def run_chain(
         if chain.end == "key_by":
             rule = chain.key_rule or plan.default_rule or "stop"
             try:
-                key = apply_key(chain.key_behaviour, value)
+                key = apply_key(chain.key_behaviour, value, Context({}, record))
                 assert isinstance(key, str)
                 key = key.encode()
             except BaseException as error:
@@ -196,7 +210,23 @@ def run_chain(
         timestamp = record.timestamp if output.timestamp is UNSET else output.timestamp
         return ("elsewhere", raw, key, timestamp, tuple(headers)), rule, name
 
-    yield from through(0, decode(plan.value, record.value))
+    def called(place: int, value: Any) -> Any:
+        step = chain.steps[place]
+        try:
+            return apply_map(step.behaviour, value, Context({}, record))
+        except BaseException as error:
+            raise Fail(step.rule or plan.default_rule or "stop", step.kind) from error
+
+    # All values are there before they are called for, and all results before the steps behind run.
+    values, place = [decode(plan.value, record.value)], 0
+    for call in calls:
+        reached.clear()
+        for value in values:
+            for _output in through(place, value):
+                raise AssertionError("a step in front of a call writes nothing")
+        values, place = [called(call, value) for value in reached], call + 1
+    for value in values:
+        yield from through(place, value)
 
 
 def source_rule(plan: JobPlan) -> str:

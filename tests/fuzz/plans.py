@@ -93,8 +93,20 @@ def fail(value: Any) -> None:
     raise kinds[code(value) // 7 % len(kinds)]
 
 
-FILTERS = ("all", "some", "fails on some")
-MAPS = ("same", "wrap", "none on some", "nan on some", "fails on some", "changes it", "large on some", "text")
+SEEING = "by what it sees"
+"""The behaviour of functions that get a context, too."""
+FILTERS = ("all", "some", "fails on some", SEEING)
+MAPS = (
+    "same",
+    "wrap",
+    "none on some",
+    "nan on some",
+    "fails on some",
+    "changes it",
+    "large on some",
+    "text",
+    SEEING,
+)
 FLAT_MAPS = (
     "same",
     "nothing on some",
@@ -104,8 +116,9 @@ FLAT_MAPS = (
     "no list on some",
     "large among them",
     "texts",
+    SEEING,
 )
-PEEKS = ("nothing", "returns something", "fails on some")
+PEEKS = ("nothing", "returns something", "fails on some", SEEING)
 HANDLERS = (
     "count",
     "several",
@@ -119,26 +132,37 @@ HANDLERS = (
     "long integer",
     "headers",
 )
-KEYS = ("code", "field", "fails on some", "none on some", "number on some")
+KEYS = ("code", "field", "fails on some", "none on some", "number on some", SEEING)
 
 
-def apply_filter(behaviour: str, value: Any) -> Any:
+def seen(ctx: Any) -> dict[str, Any]:
+    """What a function sees of a record besides its value. The driver knows no timestamp of 0."""
+    return {"key": ctx.key, "is dated": ctx.timestamp > 0, "headers": [name for name, _value in ctx.headers]}
+
+
+def apply_filter(behaviour: str, value: Any, ctx: Any = None) -> Any:
     """What the function of a filter returns."""
+    if behaviour == SEEING:
+        return seen(ctx)["key"] == "k" or chooses(value, 2)
     if behaviour == "fails on some" and chooses(value, 3):
         fail(value)
     return behaviour != "some" or chooses(value, 2)
 
 
-def apply_peek(behaviour: str, value: Any) -> Any:
+def apply_peek(behaviour: str, value: Any, ctx: Any = None) -> Any:
     """What the function of a peek returns."""
+    if behaviour == SEEING and len(seen(ctx)["headers"]) > 1:
+        fail(value)
     if behaviour == "fails on some" and chooses(value, 3):
         fail(value)
     return {"ignored": True} if behaviour == "returns something" else None
 
 
-def apply_map(behaviour: str, value: Any) -> Any:
+def apply_map(behaviour: str, value: Any, ctx: Any = None) -> Any:
     """What the function of a map returns."""
     match behaviour:
+        case "by what it sees":
+            return {"v": value, **seen(ctx)}
         case "wrap":
             return {"v": value, "n": 10**25}
         case "none on some" if chooses(value, 2):
@@ -156,9 +180,11 @@ def apply_map(behaviour: str, value: Any) -> Any:
     return value
 
 
-def apply_flat_map(behaviour: str, value: Any) -> Any:
+def apply_flat_map(behaviour: str, value: Any, ctx: Any = None) -> Any:
     """What the function of a flat_map returns."""
     match behaviour:
+        case "by what it sees":
+            return (seen(ctx)["key"] if number else value for number in range(2))
         case "nothing on some" if chooses(value, 2):
             return ()
         case "several":
@@ -191,8 +217,10 @@ def _failing_after_a_value(value: Any) -> Iterator[Any]:
     yield value
 
 
-def apply_key(behaviour: str, value: Any) -> Any:
+def apply_key(behaviour: str, value: Any, ctx: Any = None) -> Any:
     """What the function of a key_by returns."""
+    if behaviour == SEEING:
+        return f"{seen(ctx)['key']}/{code(value) % 3}"
     if behaviour == "fails on some" and chooses(value, 3):
         fail(value)
     if behaviour == "none on some" and chooses(value, 3):
@@ -259,9 +287,13 @@ def calls_first(steps: list[StepPlan]) -> tuple[StepPlan, ...]:
     return tuple(steps)
 
 
+calls_of_many = st.tuples(
+    st.builds(StepPlan, st.just("flat_map"), st.sampled_from(FLAT_MAPS), rules),
+    st.builds(StepPlan, st.just("map_async"), st.sampled_from(MAPS), rules),
+)
 chains = st.builds(
     ChainPlan,
-    st.lists(steps, max_size=3).map(calls_first),
+    st.lists(steps, max_size=3).map(calls_first) | calls_of_many,
     st.sampled_from(["to", "to", "key_by"]),
     st.sampled_from(KEYS),
     rules,

@@ -26,6 +26,7 @@ from fcluster.testing.shards import MemoryStore
 from fcluster.worker.core.model import Condemned
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
+    SEEING,
     SMALL_BYTES_MAX,
     Input,
     JobPlan,
@@ -85,19 +86,23 @@ def build(plan: JobPlan) -> Job:
     return job
 
 
+_APPLY: dict[str, Callable[..., Any]] = {
+    "filter": apply_filter,
+    "map": apply_map,
+    "flat_map": apply_flat_map,
+    "peek": apply_peek,
+    "key_by": apply_key,
+}
+
+
 def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., Any]:
-    if kind == "filter":
-        return lambda value: apply_filter(behaviour, value)
-    if kind == "map":
-        return lambda value: apply_map(behaviour, value)
     if kind == "map_async":
         return _async_map(behaviour)
-    if kind == "flat_map":
-        return lambda value: apply_flat_map(behaviour, value)
-    if kind == "peek":
-        return lambda value: apply_peek(behaviour, value)
-    if kind == "key_by":
-        return lambda value: apply_key(behaviour, value)
+    if kind in _APPLY:
+        apply = _APPLY[kind]
+        if behaviour == SEEING:
+            return lambda ctx, value: apply(behaviour, value, ctx)
+        return lambda value: apply(behaviour, value)
     if behaviour == "returns":
         return lambda ctx, value: returned_by_handler(behaviour, ctx, value)
 
@@ -108,9 +113,9 @@ def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., 
 
 
 def _async_map(behaviour: str) -> Callable[..., Any]:
-    async def call(_call: Any, value: Any) -> Any:
+    async def call(context: Any, value: Any) -> Any:
         await asyncio.sleep(0)
-        return apply_map(behaviour, value)
+        return apply_map(behaviour, value, context)
 
     return call
 

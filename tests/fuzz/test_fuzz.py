@@ -5,6 +5,7 @@ A fixed set of examples runs with the other tests. `make fuzz EXAMPLES=...` draw
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fcluster.engine import calling, runner
+from fcluster.engine import calling, runner, showing
 from fcluster.engine.operators import write
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from tests.fuzz.interpreter import interpret
@@ -177,14 +178,26 @@ def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def planted(self: FlatMapOperator, *rest: Any) -> Any:
         function = self._function  # pyright: ignore[reportPrivateUsage]
 
-        def collecting(value: Any) -> Any:
-            values = function(value)
+        @functools.wraps(function)
+        def collecting(*arguments: Any) -> Any:
+            values = function(*arguments)
             return list(values) if isinstance(values, Iterator) else values
 
         monkeypatch.setattr(self, "_function", collecting)
         return original(self, *rest)
 
     monkeypatch.setattr(FlatMapOperator, "compile", planted)
+
+
+def functions_see_the_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that gets a context sees what was shown to it first."""
+    original = showing.RecordContext.__setattr__
+
+    def planted(self: Any, name: str, value: Any) -> None:
+        if name != "_key" or getattr(self, "_key", None) is None:
+            original(self, name, value)
+
+    monkeypatch.setattr(showing.RecordContext, "__setattr__", planted)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +210,7 @@ def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
         skipped_are_not_counted,
         values_are_collected_first,
         results_of_calls_are_not_copied,
+        functions_see_the_first_record,
     ],
 )
 def test_planted_bug_is_found(

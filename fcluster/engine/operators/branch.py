@@ -6,6 +6,7 @@ from typing import Any
 
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.operators import Branch
 
@@ -23,13 +24,15 @@ class BranchOperator:
     keeps_value = True
 
     def __init__(self, node: Branch, number: int, chain: str) -> None:
-        self._before = node.functions[: node.number]
-        self._own = None if node.is_rest else node.functions[node.number]
+        self._functions = node.functions[: node.number + 1]
+        self._is_rest = node.is_rest
         self.place = place_of_function("branch", node.function, number, chain, node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        before, own, place, passing = self._before, self._own, self.place, surroundings.passing
+        functions, showing = of_values(surroundings.source, surroundings.partition, *self._functions)
+        before, own = (functions, None) if self._is_rest else (functions[:-1], functions[-1])
+        place, passing = self.place, surroundings.passing
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -49,4 +52,4 @@ class BranchOperator:
                     return
             following(record, key, value)
 
-        return step
+        return showing(step)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.operators import Filter
 
@@ -20,9 +21,10 @@ class FilterOperator:
         self._function = node.function
         self.place = place_of_function("filter", node.function, number, chain, node.on_error)
 
-    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  required by the protocol
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        function, place = self._function, self.place
+        (function,), showing = of_values(surroundings.source, surroundings.partition, self._function)
+        place = self.place
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -33,4 +35,4 @@ class FilterOperator:
                 return
             following(record, key, value)
 
-        return step
+        return showing(step)

@@ -9,6 +9,7 @@ from typing import Any
 from fcluster.common.failures import type_of
 from fcluster.engine.operators.base import Surroundings, close_generator, place_of_function
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import RecordError, Step, StepFailure
 from fcluster.graph.operators import FlatMap
 
@@ -34,7 +35,8 @@ class FlatMapOperator:
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        function, place, passing = self._function, self.place, surroundings.passing
+        (function,), showing = of_values(surroundings.source, surroundings.partition, self._function)
+        place, passing = self.place, surroundings.passing
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             values: Any = None
@@ -50,7 +52,7 @@ class FlatMapOperator:
             except BaseException as error:
                 raise StepFailure(place, error) from error
 
-        return step
+        return showing(step)
 
 
 def _check(values: Any) -> None:

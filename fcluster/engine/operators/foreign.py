@@ -21,6 +21,7 @@ from fcluster.engine.operators.base import Surroundings, present_field_of
 from fcluster.engine.ordered_keys import end_of_prefix, group_of_key
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord
 from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, row_of, time_of_row
+from fcluster.engine.showing import of_rows
 from fcluster.engine.steps import Place, Step, StepFailure, where_of_function
 from fcluster.engine.views import compile_lenient_lookup
 from fcluster.graph.changes import Change
@@ -67,6 +68,7 @@ class SubscribeOperator:
         links, count = (cast("EntryTable", surroundings.tables[store.name]) for store in node.stores)
         write = surroundings.record_writer(place, None)
         by = present_field_of(node.by, "join(on=)") if isinstance(node.by, str) else node.by
+        (target_of,), show = of_rows(surroundings.source.key, by)
         decode_target, encode_target = key_codec(node.topic.key)
         encode, shard, is_inner = _encode_of(node.value), surroundings.partition, node.how == "inner"
 
@@ -87,7 +89,9 @@ class SubscribeOperator:
                 before = None if found is ABSENT else decode_link(found)
                 now, raw = None, None
                 if change.new is not None:
-                    foreign = by(change.new)
+                    if show is not None:
+                        show(key)
+                    foreign = target_of(change.new)
                     target = None if foreign is None else encode_target(foreign)
                     if target is not None or not is_inner:
                         raw = encode(change.new)

@@ -12,6 +12,7 @@ from fcluster.engine.operators.base import Surroundings, present_field_of
 from fcluster.engine.operators.window import compile_fields, of_own_values
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.rows import AGGREGATES, AT_MS, MEMBERS, FollowedTable, RowChange, compile_group_value
+from fcluster.engine.showing import of_rows
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.engine.values import describing_fields
 from fcluster.graph.changes import Change
@@ -39,15 +40,17 @@ class RegroupOperator:
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("EntryTable", surroundings.tables[node.store.name])
         get, put, delete = table.get, table.put, table.delete
-        group_of = present_field_of(node.by, "group_by") if isinstance(node.by, str) else node.by
-        function, encode_group = node.function, key_codec(node.key)[1]
+        by = present_field_of(node.by, "group_by") if isinstance(node.by, str) else node.by
+        functions = (by,) if node.function is None else (by, node.function)
+        (group_of, *others), show = of_rows(surroundings.source.key, *functions)
+        contributed_by, encode_group = next(iter(others), None), key_codec(node.key)[1]
         encode = encode_json_without_models if node.value == "json" else value_codec(node.value)[1]
 
         def contribution_of(value: Any) -> tuple[bytes, bytes] | None:
             group = None if value is None else group_of(value)
             if group is None:
                 return None
-            contributed = value if function is None else function(value)
+            contributed = value if contributed_by is None else contributed_by(value)
             if contributed is None:
                 return None
             parts = encode_group(group), encode(contributed)
@@ -62,6 +65,8 @@ class RegroupOperator:
             try:
                 kept = get(key)
                 before = None if kept is ABSENT else parts_of_contribution(kept)
+                if show is not None:
+                    show(key)
                 now = contribution_of(change.new)
                 if now is not None:
                     put(key, contribution(*now))

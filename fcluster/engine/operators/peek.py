@@ -6,6 +6,7 @@ from typing import Any
 
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import Step, StepFailure
 from fcluster.graph.operators import Peek
 
@@ -20,9 +21,10 @@ class PeekOperator:
         self._function = node.function
         self.place = place_of_function("peek", node.function, number, chain, node.on_error)
 
-    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  required by the protocol
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        function, place = self._function, self.place
+        (function,), showing = of_values(surroundings.source, surroundings.partition, self._function)
+        place = self.place
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -31,4 +33,4 @@ class PeekOperator:
                 raise StepFailure(place, error) from error
             following(record, key, value)
 
-        return step
+        return showing(step)

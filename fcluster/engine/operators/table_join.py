@@ -9,6 +9,7 @@ from typing import Any
 from fcluster.engine.entries import ABSENT
 from fcluster.engine.operators.base import Surroundings, place_of_function, present_field_of
 from fcluster.engine.records import SourceRecord
+from fcluster.engine.showing import of_values
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure, where_of_function
 from fcluster.engine.views import compile_find, excusing
 from fcluster.graph.codecs import key_codec
@@ -35,7 +36,9 @@ class JoinTableOperator:
         if keeps_all:  # a row that is skipped is no row, since all records are passed on
             find = excusing(find, node.table, lambda rule: rule == "skip", ABSENT)
         if node.by is not None:
-            return _compile_join_on(node, place, passing, find, following)
+            by = present_field_of(node.by, "join(on=)") if isinstance(node.by, str) else node.by
+            (row_key_of,), showing = of_values(surroundings.source, surroundings.partition, by)
+            return showing(_compile_join_on(node, place, passing, row_key_of, find, following))
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -66,14 +69,13 @@ def _compile_join_on(
     node: JoinTable,
     place: Place,
     passing: tuple[type[BaseException], ...],
+    row_key_of: Callable[[Any], Any],
     find: Callable[[bytes, int | None], Any],
     following: Step,
 ) -> Step:
     """With a global table, where the value says which row belongs to it."""
-    by, function, keeps_all = node.by, node.function, node.how == "left"
-    assert by is not None
-    row_key_of = present_field_of(by, "join(on=)") if isinstance(by, str) else by
-    encode_key, key_place = key_codec(node.key)[1], replace(place, where=where_of_function(by))
+    function, keeps_all = node.function, node.how == "left"
+    encode_key, key_place = key_codec(node.key)[1], replace(place, where=where_of_function(node.by))
 
     def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
         try:

@@ -18,7 +18,7 @@ import orjson
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.common.ids import is_internal_topic
 from fcluster.engine.framing import ID_HEADERS, compile_parting, without_stale_ids
-from fcluster.engine.operators.base import WriteRecord, field_of, without_field
+from fcluster.engine.operators.base import WriteRecord, without_field
 from fcluster.engine.records import OUTPUT_TROUBLE, Headers, OutputPort, PassedRecord, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import (
@@ -128,18 +128,22 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
 
 
 def compile_rekeyed_write(
-    target: Target, source: TopicSpec, rekey: Rekey, rekey_place: Place, port: OutputPort
+    target: Target,
+    source: TopicSpec,
+    rekey: Rekey,
+    key_of: Callable[[Any], Any],
+    rekey_place: Place,
+    port: OutputPort,
 ) -> Step:
-    """Write with the key that `rekey` returns."""
+    """Write with the key that `key_of` returns, which is what `rekey` says."""
     sink, place = target.topic, target.place
     topic = sink.name
-    function = field_of(rekey, "key_by") if isinstance(rekey, str) else rekey
     encode_key, part = key_codec(sink.key)[1], compile_parting(sink)
     value_bytes = _value_bytes(target, source)
 
     def write(record: SourceRecord, _key: bytes | None, value: Any) -> None:
         try:
-            new_key = function(value)
+            new_key = key_of(value)
             if new_key is None:
                 raise _no_key(rekey, value)
             key = encode_key(new_key)

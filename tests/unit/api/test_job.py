@@ -326,9 +326,13 @@ def test_functions_with_the_wrong_parameters_are_refused() -> None:
 
     job = Job("j")
     stream = job.stream(job.topic("a"))
+
+    def three(ctx: Any, value: Any, more: Any) -> Any:
+        return value, more
+
     assert "one(ctx, value)" in refused(lambda: stream.process(one)).remedy
-    refused(lambda: stream.map(count))
-    refused(lambda: stream.key_by(count))
+    assert "three(value), or as three(ctx, value)" in refused(lambda: stream.map(three)).remedy
+    refused(lambda: stream.key_by(three))
     refused(lambda: stream.process("count"))  # type: ignore[arg-type]
 
 

@@ -22,8 +22,8 @@ from typing import Any, assert_type
 import msgspec
 
 from fcluster import (
-    CallContext, Change, Codec, Context, GlobalTable, GroupedTable, Job, Record, Stream, Table, Topic,
-    Tumbling, ValueState, Watermark, count, sum_, top_n,
+    CallContext, Change, Codec, Context, GlobalTable, GroupedTable, Job, Record, RecordContext, RowContext,
+    Stream, Table, Topic, Tumbling, ValueState, Watermark, count, sum_, top_n,
 )
 from fcluster.testing import Driver
 
@@ -63,11 +63,34 @@ assert_type(settled.branch(lambda p: p.amount > 5), tuple[Stream[str, Payment], 
 assert_type(settled.key_by("account"), Stream[str, Payment])
 assert_type(settled.key_by(lambda p: p.account), Stream[str, Payment])
 assert_type(settled.key_by(lambda p: p, key=Payment), Stream[Payment, Payment])
+
+
+def named(ctx: RecordContext[str], p: Payment) -> tuple[str, int]:
+    return ctx.key, ctx.timestamp + p.amount
+
+
+def is_big(ctx: RowContext[str], p: Payment) -> bool:
+    return p.amount > len(ctx.key)
+
+
+assert_type(settled.map(named), Stream[str, tuple[str, int]])
+assert_type(settled.map(lambda ctx, p: (ctx.key, p.amount)), Stream[str, tuple[str, int]])
+assert_type(settled.filter(lambda ctx, p: ctx.key == p.account), Stream[str, Payment])
+assert_type(settled.filter(is_big), Stream[str, Payment])
+assert_type(settled.flat_map(lambda ctx, p: [ctx.key, p.account]), Stream[str, str])
+assert_type(settled.peek(lambda ctx, p: print(ctx.timestamp, p.amount)), Stream[str, Payment])
+assert_type(settled.branch(lambda ctx, p: ctx.key == p.account), tuple[Stream[str, Payment], ...])
+assert_type(settled.key_by(lambda ctx, p: f"{ctx.key}/{p.status}"), Stream[str, Payment])
+assert_type(settled.key_by(lambda ctx, p: ctx.timestamp, key="int"), Stream[Any, Payment])
+by_payment = settled.key_by(lambda ctx, p: p, key=Payment)
+assert_type(by_payment.map(lambda ctx, p: ctx.key), Stream[Payment, Payment])
 settled.to(loose)
 
 accounts = job.table(payments)
 assert_type(accounts, Table[str, Payment])
 assert_type(accounts.filter(lambda p: p.amount > 5), Table[str, Payment])
+assert_type(accounts.filter(is_big), Table[str, Payment])
+assert_type(accounts.map(lambda ctx, p: (ctx.key, p.amount)), Table[str, tuple[str, int]])
 amounts = accounts.map(lambda p: p.amount)
 assert_type(amounts, Table[str, int])
 assert_type(amounts.to_stream(), Stream[str, int | None])
@@ -86,6 +109,8 @@ grouped = accounts.group_by(lambda p: p.status, name="by-status")
 assert_type(grouped, GroupedTable[str, Payment])
 assert_type(grouped.count(), Table[str, int])
 assert_type(grouped.aggregate(n=count()), Table[str, dict[str, Any]])
+by_letter = accounts.group_by(lambda ctx, p: ctx.key[:1], name="by-letter", value=lambda ctx, p: ctx.key)
+assert_type(by_letter, GroupedTable[str, str])
 by_amount = accounts.group_by("status", name="sums", value=lambda p: p.amount)
 assert_type(by_amount.reduce(lambda a, b: a + b, lambda a, b: a - b), Table[str, int])
 assert_type(settled.aggregate(n=count(), name="sums-2"), Table[str, dict[str, Any]])
@@ -168,6 +193,10 @@ def test_it() -> None:
 WRONG: dict[str, str] = {
     'job.stream(payments).filter(lambda p: p.statsu == "settled")': 'attribute "statsu" for class "Payment"',
     "settled.map(lambda p: p.amount).map(lambda n: n.account)": 'attribute "account" for class "int"',
+    "settled.map(lambda ctx, p: ctx.kye)": 'attribute "kye" for class "RecordContext[str]"',
+    "settled.filter(lambda ctx, p: p.acount)": 'attribute "acount" for class "Payment"',
+    "settled.key_by(lambda ctx, p: ctx.timestamp)": '"int" is not assignable to "str"',
+    "accounts.filter(lambda ctx, p: ctx.timestamp)": 'attribute "timestamp" for class "RowContext[str]"',
     "settled.key_by(lambda p: p.acount)": 'attribute "acount" for class "Payment"',
     "settled.join(rows, lambda p, total: total.amnt)": 'attribute "amnt" for class "Total"',
     "settled.join(rows, lambda p, t: t.amount, how='left')": '"amount" is not a known attribute of "None"',

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fcluster import Circuit, CircuitOpenError, Retry
 from fcluster.common.errors import JobError
 from fcluster.engine.call_scheduler import NEVER_MS, CallScheduler
-from fcluster.engine.calling import Call, RecordContext
+from fcluster.engine.calling import Call, CallContext
 from fcluster.engine.steps import Place
 from fcluster.graph.operators import MapAsync
 from tests.unit.worker.processing_bench import FakeMessage
@@ -39,7 +39,7 @@ class Bench:
 
     def add(self, node: MapAsync, value: Any, turn: Any = None, owner: object = OWNER) -> Call:
         message: Any = FakeMessage(b"1")
-        context = RecordContext(message, bytes.decode, None)
+        context = CallContext(message, bytes.decode, None)
 
         def on_done(call: Call) -> list[Call]:
             self.ended.append((call.value, call.error if call.error is not None else call.result))

@@ -54,14 +54,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Computed:
-    """A table whose row is a function of the rows below it; None for no row."""
+    """A table whose row is a function of its key and the rows below it; None for no row."""
 
     below: tuple[Any, ...]
     function: Callable[..., int | None]
 
     def row(self, rows: Rows, key: str) -> Row | None:
         found = [one.row(rows, key) for one in self.below]
-        value = self.function(*(None if row is None else row[0] for row in found))
+        value = self.function(key, *(None if row is None else row[0] for row in found))
         return None if value is None else (value, max(row[1] for row in found if row is not None))
 
     def is_reached(self, before: Rows, after: Rows, key: str, sources: Sources) -> bool:
@@ -107,24 +107,41 @@ def combined(left: int | None, right: int | None) -> int | None:
     return None if mixed % 11 == 0 else mixed % 1_000
 
 
+def differing(key: str, value: int) -> int:
+    """What a function makes of a value that sees the key, too."""
+    return value + ord(key)
+
+
 def random_table(chance: random.Random, kept: list[tuple[Table, Model]], depth: int) -> tuple[Table, Model]:
     """A table, and its model."""
     kind = chance.choice(["kept", "filter", "map", "join", "join", "join"]) if depth else "kept"
     if kind == "kept":
         return chance.choice(kept)
     table, model = random_table(chance, kept, depth - 1)
+    sees_keys = chance.random() < 0.5
     if kind == "filter":
         keep = keeps(chance.choice([2, 3]))
+        if sees_keys:
+            return table.filter(lambda ctx, value: keep(differing(ctx.key, value))), Computed(
+                (model,),
+                lambda key, value: value if value is not None and keep(differing(key, value)) else None,
+            )
         return table.filter(keep), Computed(
-            (model,), lambda value: value if value is not None and keep(value) else None
+            (model,), lambda _key, value: value if value is not None and keep(value) else None
         )
     if kind == "map":
         change = changed(chance.choice([2, 3]))
-        return table.map(change), Computed((model,), lambda value: None if value is None else change(value))
+        if sees_keys:
+            return table.map(lambda ctx, value: change(differing(ctx.key, value))), Computed(
+                (model,), lambda key, value: None if value is None else change(differing(key, value))
+            )
+        return table.map(change), Computed(
+            (model,), lambda _key, value: None if value is None else change(value)
+        )
     other, other_model = random_table(chance, kept, depth - 1)
     how: Any = chance.choice(["inner", "left", "outer"])
 
-    def joined(left: int | None, right: int | None) -> int | None:
+    def joined(_key: str, left: int | None, right: int | None) -> int | None:
         has_row = {
             "inner": left is not None and right is not None,
             "left": left is not None,
@@ -196,18 +213,19 @@ def contributed(value: int) -> int | None:
     return None if value % 7 == 6 else value % 100
 
 
-def parts_of(row: Row | None) -> tuple[str | None, int | None]:
+def parts_of(sees_keys: bool, key: str, row: Row | None) -> tuple[str | None, int | None]:
     """The group of a row, and what it contributes."""
-    group = None if row is None else group_of(row[0])
-    value = None if row is None or group is None else contributed(row[0])
+    seen = None if row is None else differing(key, row[0]) if sees_keys else row[0]
+    group = None if seen is None else group_of(seen)
+    value = None if seen is None or group is None else contributed(seen)
     return (None, None) if value is None else (group, value)
 
 
-def count_up(model: Model, rows: Rows) -> dict[str | None, dict[str, Any]]:
+def count_up(sees_keys: bool, model: Model, rows: Rows) -> dict[str | None, dict[str, Any]]:
     """All groups that have rows, counted anew."""
     found: dict[str | None, list[int]] = {}
     for key in KEYS:
-        group, value = parts_of(model.row(rows, key))
+        group, value = parts_of(sees_keys, key, model.row(rows, key))
         if value is not None:
             found.setdefault(group, []).append(value)
     return {group: {"n": len(all_), "sum": sum(all_), "all": sorted(all_)} for group, all_ in found.items()}
@@ -225,7 +243,10 @@ def check_groups(seed: int) -> None:
         table.to_stream().to(job.topic("used"))
     table, model = random_table(chance, kept, 2)
     drops = seed % 2 == 0
-    grouped = table.group_by(group_of, name="g", value=contributed, drop_empty=drops)
+    sees_keys = chance.random() < 0.5
+    by: Any = (lambda ctx, value: group_of(differing(ctx.key, value))) if sees_keys else group_of
+    of: Any = (lambda ctx, value: contributed(differing(ctx.key, value))) if sees_keys else contributed
+    grouped = table.group_by(by, name="g", value=of, drop_empty=drops)
     groups = grouped.aggregate(n=count(), sum=sum_(), all=collect())
     groups.to_stream().map(lambda row: row and {**row, "all": sorted(row["all"])}).to(job.topic("out"))
     rows: Rows = {}
@@ -246,9 +267,9 @@ def check_groups(seed: int) -> None:
                 rows[topic, key] = (value, number + 1)
             if not model.is_reached(before, rows, key, (topic,)):
                 continue
-            left, _value = parts_of(model.row(before, key))
-            entered, _value = parts_of(model.row(rows, key))
-            now = count_up(model, rows)
+            left, _value = parts_of(sees_keys, key, model.row(before, key))
+            entered, _value = parts_of(sees_keys, key, model.row(rows, key))
+            now = count_up(sees_keys, model, rows)
             for group in dict.fromkeys((left, entered)):
                 if group is not None:
                     seen.add(group)
@@ -261,7 +282,7 @@ def check_groups(seed: int) -> None:
         assert found == expected
         final = {group: {**row, "all": sorted(row["all"])} for group, row in driver.table(groups).items()}
         empty: dict[str | None, Any] = {} if drops else dict.fromkeys(seen, _EMPTY)
-        assert final == empty | count_up(model, rows)
+        assert final == empty | count_up(sees_keys, model, rows)
 
 
 def check_running(seed: int) -> None:

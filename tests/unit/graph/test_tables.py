@@ -240,7 +240,7 @@ def test_mistakes_in_groups_are_told() -> None:
 
     assert "The table 'g' is not used" in group()
     assert "group_by got an empty field name" in group("")
-    assert "is called with 1 argument" in group(refused_pair)
+    assert "is called with 1 argument" in group(refused_three)
     assert "version=1.5 of group_by is neither text nor a number" in group(version=1.5)
     assert "The name of the groups 'a/b' isn't valid" in group(name="a/b")
     assert "aggregate() of the groups 'g' got nothing to compute" in group(fields={})
@@ -374,11 +374,11 @@ def test_join_of_tables_needs_a_table_and_a_function_of_two_values() -> None:
     assert "got the table 't' of the job 'other'" in join(table)
     assert "is called with 2 arguments" in join(table, len_of)
     assert "how='both' of the join with 't' is unknown" in join(table, how="both")
-    assert "is called with 1 argument" in refused(lambda job: job.table(job.topic("t")).map(refused_pair))
+    assert "is called with 1 argument" in refused(lambda job: job.table(job.topic("t")).map(refused_three))
 
 
-def refused_pair(left: Any, right: Any) -> Any:
-    return left, right
+def refused_three(left: Any, right: Any, third: Any) -> Any:
+    return left, right, third
 
 
 def test_join_needs_a_table_and_a_function_of_two_values() -> None:
