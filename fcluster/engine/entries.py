@@ -39,6 +39,7 @@ from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.memory import MeanBytes
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
 from fcluster.engine.values import UnkeptError
+from fcluster.graph.typed import TYPED, TYPES_TEXT
 
 DELETED = b""
 SCAN_CHUNK_MIN = 16
@@ -67,7 +68,7 @@ ABSENT: Final = Mark.ABSENT
 """There is no such entry."""
 _UNKNOWN: Final = Mark.UNKNOWN
 
-_UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark})
+_UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark, *TYPED})
 """Values of these types can't be changed in place."""
 _REBUILT_AT = 64
 """A list of keys is rebuilt when more than one key in this many is removed."""
@@ -552,8 +553,8 @@ class EntryTable:
 
 _OF_STATES = "Convert such values before you put them into the state, or give the state another codec."
 _OF_AGGREGATES = (
-    "What an aggregate keeps is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and "
-    "None. Let its functions return that, or give the step an on_error."
+    "What an aggregate keeps is saved as JSON: numbers, text, lists, dicts with text as keys, booleans, "
+    f"None, and {TYPES_TEXT}. Let its functions return that, or give the step an on_error."
 )
 
 

@@ -23,9 +23,11 @@ from fcluster.common.failures import bounded_repr, describe_exception, place_of,
 from fcluster.engine.entries import ABSENT, DELETED, TIMED, VALUE_AT, EntryTable
 from fcluster.engine.ordered_keys import decode_time
 from fcluster.engine.steps import RecordError
+from fcluster.engine.values import encode_values
 from fcluster.graph.codecs import Decode, Kind, ModelCodec, value_codec
 from fcluster.graph.models import is_model, model_codec
 from fcluster.graph.states import Migration
+from fcluster.graph.typed import holds_typed
 
 PLAIN_VERSIONED = b"\x02"
 TIMED_VERSIONED = b"\x03"
@@ -98,6 +100,8 @@ def _encoded(kind: Kind, value: Any) -> bytes:
     model = cast("type[Any]", type(value))
     if kind == "json" and is_model(model):
         kind = model_codec(model)
+    if kind == "json" and holds_typed(value):
+        return encode_values([value])[0]
     return value_codec(kind)[1](value)
 
 

@@ -20,6 +20,7 @@ from fcluster.engine.entries import ABSENT, DELETED, PLAIN, TIMED, EntryTable
 from fcluster.engine.ordered_keys import TIME_BYTES
 from fcluster.engine.records import NO_TIMESTAMP_MS, SourceRecord, origin_of
 from fcluster.graph.operators import GroupTable
+from fcluster.graph.typed import TYPED
 
 _TIME = Struct(">q")
 _WITHOUT_TIME = _TIME.pack(NO_TIMESTAMP_MS)
@@ -29,7 +30,7 @@ VALUE_AT = TIME_BYTES
 
 AT_MS, MEMBERS, AGGREGATES = 0, 1, 2
 """The elements of a group's row."""
-_UNCHANGING = frozenset({int, float, str, bool, type(None)})
+_UNCHANGING = frozenset({int, float, str, bool, type(None), *TYPED})
 
 
 def row_of(time_ms: int, raw: bytes) -> bytes:

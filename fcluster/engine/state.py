@@ -54,7 +54,15 @@ from fcluster.engine.kinds import (
 from fcluster.engine.memory import MeanBytes, StateMemory
 from fcluster.engine.migrating import PLAIN_VERSIONED, VERSION_BYTES, Migrations
 from fcluster.engine.steps import RecordError
-from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
+from fcluster.engine.values import (
+    KEPT,
+    TYPED_MARK,
+    State,
+    UnkeptError,
+    decode_state,
+    describe_unkept,
+    encode_states,
+)
 from fcluster.graph.joins import PairStore
 from fcluster.graph.stages import AnyStore
 from fcluster.graph.states import DocumentState, StateStore
@@ -317,7 +325,7 @@ class StateTable:
         for key, image in images.items():
             state = self.touched[key]
             state.clear()
-            state.update(marshal.loads(image))
+            state.update(decode_state(image) if image.startswith(TYPED_MARK) else marshal.loads(image))
         images.clear()
 
     def end_undo(self) -> None:
@@ -429,6 +437,10 @@ class StateTable:
             # marshal keeps what JSON would change, so a tuple that was there before is still noticed later.
             return marshal.dumps(state)
         except ValueError:
+            pass  # it can't hold Decimals and times
+        try:
+            return encode_states([state])[0]
+        except UnkeptError:
             raise self._unkept(key, state) from None
 
     def _raise_first_unkept(self, touched: Mapping[bytes, State]) -> NoReturn:

@@ -1,8 +1,8 @@
 """What a window computes from its records: counts, sums and so on, and any fold of the user's.
 
 Responsible for: `Aggregate`, and the aggregates that come with fcluster. An aggregate is three functions over
-what is kept while the window is open. That is state: it is stored as JSON, so it can hold what JSON can hold.
-Pure.
+what is kept while the window is open. That is state: it is stored as JSON, so it can hold what JSON can hold,
+and the values of `typed`. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from bisect import bisect_left, bisect_right, insort, insort_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from enum import Enum
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -19,10 +21,12 @@ import msgspec
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.graph.codecs import decode_json, encode_json
-from fcluster.graph.exact import exact, quotient, rounded, shifted, squared, sum_of_squared_distances
+from fcluster.graph.decimals import divided, joined, mixed, plus, spread, square
+from fcluster.graph.exact import mean_of, rounded, shifted, squared, variance_of
 from fcluster.graph.generics import T, V, V_contra
 from fcluster.graph.models import is_model, model_codec
 from fcluster.graph.signatures import counted_arguments, declared_otherwise, does_yield, is_async, name_of
+from fcluster.graph.typed import TYPED, in_part, of_part, with_fixed_offset
 
 _R_co = TypeVar("_R_co", covariant=True)
 
@@ -36,7 +40,7 @@ def _same(kept: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """`value`, for aggregates that keep it: an object of a model as what its JSON holds, a tuple as a list,
-    and dicts and lists as copies, which nobody else changes.
+    an enum as its value, and dicts and lists as copies, which nobody else changes.
     """
     kind = cast("type[object]", type(value))
     if kind in _UNCHANGING_TYPES:
@@ -46,6 +50,10 @@ def plain(value: Any) -> Any:
         return {name: item if type(item) in _UNCHANGING_TYPES else plain(item) for name, item in items}
     if kind is list or isinstance(value, tuple):
         return [plain(item) for item in cast("Sequence[Any]", value)]
+    if kind in TYPED:
+        return with_fixed_offset(value)
+    if isinstance(value, Enum):
+        return plain(value.value)
     return decode_json(encode_json(value)) if is_model(kind) else value
 
 
@@ -60,10 +68,14 @@ def unshared(value: Any) -> Any:
 
 
 def _compared(value: Any) -> Any:
-    """`value`, for aggregates that compare it: a tuple as a list, which is compared in the same way."""
+    """`value`, for aggregates that compare it: a tuple as a list, which is compared in the same way, and an
+    enum as its value.
+    """
+    if type(value) in _UNCHANGING_TYPES:
+        return value
     if isinstance(value, tuple | list):
         return [_compared(item) for item in cast("Sequence[Any]", value)]
-    return value
+    return _compared(value.value) if isinstance(value, Enum) else with_fixed_offset(value)
 
 
 def _of_model(value: Any) -> Any:
@@ -102,7 +114,8 @@ class Aggregate(Generic[_R_co, V_contra]):
             change. False: they get the value itself. That is faster, and right if what is kept contains no
             dicts and lists of values.
 
-    What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
+    What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None; Decimals,
+    datetimes, dates, times, timedeltas, UUIDs and bytes come back as such.
 
     Raises:
         JobError: the name isn't valid, or something isn't a function.
@@ -150,13 +163,18 @@ def count() -> Aggregate[int]:
 
 
 def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
-    """The sum of `of(value)`; of the values themselves by default. For groups of a table it is exact,
-    rounded once.
+    """The sum of `of(value)`; of the values themselves by default. That of ints, Decimals and timedeltas is
+    exact. For groups of a table that of floats is, too, and rounded once.
     """
     check_of("sum_()", of)
 
     def add(kept: Any, value: Any) -> Any:
-        return kept + of(value)
+        new = of(value)
+        try:
+            total = kept + new
+        except _NOT_ADDED:
+            return plus(kept, new)
+        return total if type(total) is not Decimal else plus(kept, new)
 
     def put(kept: Any, value: Any) -> Any:
         return shifted(kept, of(value), 1)
@@ -165,7 +183,7 @@ def sum_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
         return shifted(kept, of(value), -1)
 
     changing = Aggregate("sum", int, put, rounded, subtract=subtract, takes_copies=False)
-    return Aggregate("sum", int, add, merge=operator.add, for_groups=changing, takes_copies=False)
+    return Aggregate("sum", int, add, merge=joined, for_groups=changing, takes_copies=False)
 
 
 def min_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
@@ -180,14 +198,22 @@ def max_(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
     return _chosen("max", of, max, -1)
 
 
-def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
-    """The arithmetic mean of `of(value)`. That of a group of a table is exact, rounded once; None for one
-    without rows.
+def mean(of: Callable[[V], Any] = _same) -> Aggregate[Any, V]:
+    """The arithmetic mean of `of(value)`: a Decimal of Decimals, a timedelta of timedeltas, otherwise a
+    float. That of Decimals, and of a group of a table, is exact, rounded once; None for a group without rows.
     """
     check_of("mean()", of)
 
     def add(kept: list[Any], value: Any) -> list[Any]:
-        kept[0] += of(value)
+        new = of(value)
+        try:
+            total = kept[0] + new
+        except _NOT_ADDED:
+            total = plus(kept[0], new)
+        else:
+            if type(total) is Decimal:
+                total = plus(kept[0], new)
+        kept[0] = total
         kept[1] += 1
         return kept
 
@@ -198,10 +224,10 @@ def mean(of: Callable[[V], Any] = _same) -> Aggregate[float, V]:
         return [shifted(kept[0], of(value), -1), kept[1] - 1]
 
     def result(kept: list[Any]) -> Any:
-        return kept[0] / kept[1]
+        return divided(kept[0], kept[1])
 
     def result_of_group(kept: list[Any]) -> Any:
-        return quotient(exact(kept[0]), kept[1]) if kept[1] else None
+        return mean_of(kept[0], kept[1]) if kept[1] else None
 
     return Aggregate(
         "mean",
@@ -329,7 +355,7 @@ def _kept_as(model: type[Any]) -> tuple[Callable[[Any], Any], Callable[[Any], An
     return (lambda value: decode_json(codec.encode(value))), (lambda kept: codec.decode(encode_json(kept)))
 
 
-def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggregate[float | None, V]:
+def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggregate[Any, V]:
     """The variance of `of(value)`.
 
     Args:
@@ -337,25 +363,37 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         sample: whether the records are a sample: then the sum is divided by n - 1, and the result is None if
             there is only one record.
 
-    That of a group of a table is exact, rounded once.
+    That of Decimals is a Decimal. It is exact, rounded once, as that of a group of a table is.
     """
     check_of("variance()", of)
 
-    # Welford's algorithm: the difference of two large sums would lose all digits.
+    # Welford's algorithm: the difference of two large sums would lose all digits. Sums of Decimals don't.
     def add(kept: list[Any], value: Any) -> list[Any]:
         number, average, squares = kept
         new = of(value)
-        shifted = average + (new - average) / (number + 1)
-        return [number + 1, shifted, squares + (new - average) * (new - shifted)]
+        try:
+            shifted = average + (new - average) / (number + 1)
+            return [number + 1, shifted, squares + (new - average) * (new - shifted)]
+        except TypeError:
+            if not isinstance(new, Decimal) and not _has_decimals(kept):
+                raise
+        return _with_decimal(kept, new)
 
     def merge(kept: list[Any], later: list[Any]) -> list[Any]:
+        have_decimals = _has_decimals(kept), _has_decimals(later)
+        if all(have_decimals):
+            return [kept[0] + later[0], _added(kept[1], later[1]), 0]
+        if any(have_decimals):
+            raise mixed("other")
         number, apart = kept[0] + later[0], later[1] - kept[1]
         average = kept[1] + apart * later[0] / number
         return [number, average, kept[2] + later[2] + apart * apart * kept[0] * later[0] / number]
 
-    def result(kept: list[Any]) -> float | None:
+    def result(kept: list[Any]) -> Any:
         divisor = kept[0] - 1 if sample else kept[0]
-        return kept[2] / divisor if divisor > 0 else None
+        if divisor <= 0:
+            return None
+        return spread(kept[0], kept[1][0], kept[1][1], divisor) if _has_decimals(kept) else kept[2] / divisor
 
     def put(kept: list[Any], value: Any) -> list[Any]:
         new = of(value)
@@ -365,10 +403,9 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         gone = of(value)
         return [kept[0] - 1, shifted(kept[1], gone, -1), squared(kept[2], gone, -1)]
 
-    def result_of_group(kept: list[Any]) -> float | None:
-        number = kept[0]
-        divisor = number * (number - 1 if sample else number)
-        return quotient(sum_of_squared_distances(*kept), divisor) if divisor > 0 else None
+    def result_of_group(kept: list[Any]) -> Any:
+        divisor = kept[0] - 1 if sample else kept[0]
+        return variance_of(kept[0], kept[1], kept[2], divisor) if divisor > 0 else None
 
     return Aggregate(
         "variance",
@@ -381,6 +418,23 @@ def variance(of: Callable[[V], Any] = _same, *, sample: bool = False) -> Aggrega
         ),
         takes_copies=False,
     )
+
+
+def _with_decimal(kept: list[Any], new: Any) -> list[Any]:
+    """What `variance` keeps of Decimals: how many, [their sum, the sum of their squares], and nothing."""
+    if not isinstance(new, Decimal):
+        raise mixed(type_of(new))
+    number, total, squares = kept[0], 0, 0
+    if number:
+        if not _has_decimals(kept):
+            raise mixed("other")
+        total, squares = kept[1]
+    return [number + 1, [plus(total, new), joined(squares, square(new))], 0]
+
+
+def _has_decimals(kept: list[Any]) -> bool:
+    """Whether `variance` keeps what `_with_decimal` returns."""
+    return type(kept[1]) is list
 
 
 def top_n(n: int, by: Callable[[V], Any], of: Callable[[V], T] = _same) -> Aggregate[list[T], V]:
@@ -446,8 +500,8 @@ def count_distinct(of: Callable[[V], Any] = _same) -> Aggregate[int, V]:
     """How many different `of(value)` there are, counted exactly: all of them are kept until the window
     closes.
 
-    Two values are the same if their JSON is the same: 1 and 1.0 are different, and the order of a dict's keys
-    doesn't matter.
+    Two values are the same if their JSON is the same: 1 and 1.0 are different, as are the Decimals 1.0 and
+    1.00, and the order of a dict's keys doesn't matter.
     """
     check_of("count_distinct()", of)
 
@@ -563,7 +617,7 @@ def _checked_aggregate(what: str, name: str, aggregate: object) -> Aggregate[Any
 
 def parted(fields: Fields) -> Fields:
     """The aggregates of a part of a window's records. The results are what `gathered` takes."""
-    return tuple((name, replace(aggregate, result=_same)) for name, aggregate in fields)
+    return tuple((name, replace(aggregate, result=in_part)) for name, aggregate in fields)
 
 
 def gathered(fields: Fields) -> Fields:
@@ -574,7 +628,8 @@ def gathered(fields: Fields) -> Fields:
         assert merge is not None
 
         def add(kept: list[Any], part: Any) -> list[Any]:
-            return [merge(kept[0], part[name]) if kept else part[name]]
+            gained = of_part(part[name])
+            return [merge(kept[0], gained) if kept else gained]
 
         result = aggregate.result
         return Aggregate(aggregate.name, list, add, lambda kept: result(kept[0]), takes_copies=False)
@@ -582,6 +637,8 @@ def gathered(fields: Fields) -> Fields:
     return tuple((name, gather(name, aggregate)) for name, aggregate in fields)
 
 
+_NOT_ADDED = (TypeError, ArithmeticError)
+"""What Python raises for sums that `plus` may know, or explains."""
 RESULT_FIELDS = ("key", "start", "end")
 """The fields of each result of a window besides its aggregates."""
 WITHDRAWN = "withdrawn"
@@ -660,8 +717,8 @@ def _place_of(kept: Sequence[Any], begin: int, end: int, gone: Any) -> int:
     Raises:
         ValueError: it isn't there.
     """
-    text = text_of(gone)
-    at = next((at for at in range(begin, end) if text_of(kept[at]) == text), None)
+    text, kind = text_of(gone), cast("type[object]", type(gone))
+    at = next((at for at in range(begin, end) if type(kept[at]) is kind and text_of(kept[at]) == text), None)
     if at is None:
         raise ValueError(f"{bounded_repr(gone)} isn't among the values of the group; has `of` changed?")
     return at
@@ -676,7 +733,7 @@ def _second(pair: list[Any]) -> Any:
 
 
 def _added(kept: list[Any], later: list[Any]) -> list[Any]:
-    return [one + other for one, other in zip(kept, later, strict=True)]
+    return [joined(one, other) for one, other in zip(kept, later, strict=True)]
 
 
 def check_of(what: str, function: Any, parameters: Sequence[str] = ("value",)) -> None:

@@ -22,6 +22,8 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -44,6 +46,7 @@ decode_json: Decode = msgspec.json.Decoder().decode
 decode_msgpack: Decode = msgspec.msgpack.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
 _BITS_64_MIN, _BITS_64_MAX = -(2**63), 2**64 - 1
+_AS_TEXT = Decimal | timedelta
 _TOO_LONG = "Integer exceeds 64-bit range"
 """orjson's message for integers that it refuses although they are valid JSON."""
 
@@ -62,7 +65,8 @@ def _encode_bytes(value: Any) -> bytes:
 
 
 def encode_json(value: Any) -> bytes:
-    """`value` as JSON. It may be a model, or contain some.
+    """`value` as JSON. It may be a model, or contain some. Decimals and timedeltas are the text that a model
+    writes.
 
     Raises:
         TypeError: something in it isn't JSON. The message says where and what.
@@ -103,10 +107,11 @@ def _with_all_digits(
 
 
 def encode_json_without_models(value: Any) -> bytes:
-    """Like `encode_json`, for what the job itself reads again: a model would be a dict then.
+    """Like `encode_json`, for what the job itself reads again: a model would be a dict then, and a Decimal
+    text, which is compared and added up in another way.
 
     Raises:
-        TypeError: it is a model.
+        TypeError: it is a model, or holds a Decimal or a timedelta.
     """
     try:
         encoded = orjson.dumps(value, None, orjson.OPT_PASSTHROUGH_DATACLASS)
@@ -117,10 +122,35 @@ def encode_json_without_models(value: Any) -> bytes:
                 f"{bounded_repr(value)} would be read as a dict behind it: name its model, "
                 f"key_by(..., value={kind}), or let the map return a dict"
             ) from error
+        place = None
+        with suppress(RecursionError):  # it contains itself, which `encode_json` says
+            place = _find_text(value, "the value")
+        if place is not None:
+            raise TypeError(
+                f"{place}, which would be text behind it: let a map return an object of a model with such a "
+                "field, and name the model, key_by(..., value=Model); or write str(...) of it"
+            ) from error
         return encode_json(value)
     if b"null" in encoded:
         check_finite(value)
     return encoded
+
+
+def _find_text(value: Any, path: str) -> str | None:
+    """Where something is that `encode_json` would write as text without a way back, and of which type."""
+    if isinstance(value, _AS_TEXT):
+        return f"{path} is of type {type_of(value)}"
+    found: Iterable[str | None] = ()
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        found = (_find_text(item, f"{path}[{bounded_repr(key, 40)}]") for key, item in items)
+    elif isinstance(value, list | tuple):
+        parts = enumerate(cast("Iterable[Any]", value))
+        found = (_find_text(item, f"{path}[{number}]") for number, item in parts)
+    elif dataclasses.is_dataclass(value):
+        names = _attributes_of(value)
+        found = (_find_text(getattr(value, name, None), f"{path}.{name}") for name in names)
+    return next((one for one in found if one), None)
 
 
 def _serializer_of(value: object) -> Any:
@@ -129,12 +159,12 @@ def _serializer_of(value: object) -> Any:
 
 
 def _of_model(value: Any) -> orjson.Fragment:
-    """What orjson doesn't know: a Struct or a pydantic model. Dataclasses it knows.
+    """What orjson doesn't know: a Struct, a pydantic model, a Decimal or a timedelta. Dataclasses it knows.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is none of them.
     """
-    if isinstance(value, msgspec.Struct):
+    if isinstance(value, msgspec.Struct | _AS_TEXT):
         return orjson.Fragment(msgspec.json.encode(value))
     serializer = _serializer_of(value)
     if serializer is None:

@@ -6,11 +6,16 @@ number divided by a power of two, and so is any sum of floats. Pure.
     5          a sum of ints
     [11, 2]    a sum with floats: 11 / 2**2
     2.75       a sum with floats, of an older version
+
+A sum with Decimals is that of `decimals`.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, cast
+
+from fcluster.graph import decimals
 
 Exact = tuple[int, int]
 """A number: a whole number, and the power of two by which it is divided."""
@@ -37,7 +42,7 @@ def exact(number: Any) -> Exact:
 def shifted(total: Any, number: Any, sign: int) -> Any:
     """The sum `total` with `number` added, or taken away if `sign` is -1.
 
-    Numbers of other types, such as Decimal, are added as Python does it.
+    What isn't a number is added as Python does it.
 
     Raises:
         TypeError: the number can't be added.
@@ -46,7 +51,9 @@ def shifted(total: Any, number: Any, sign: int) -> Any:
     if isinstance(number, int) and isinstance(total, int):
         return total + sign * number
     if not isinstance(number, int | float) or not isinstance(total, int | float | list):
-        return total + number if sign > 0 else total - number
+        if isinstance(number, Decimal) or isinstance(total, dict):
+            return decimals.shifted(total, number, sign)
+        return decimals.plus(total, number if sign > 0 else -number)
     return _kept(_added(exact(total), exact(number), sign))
 
 
@@ -54,17 +61,49 @@ def squared(total: Any, number: Any, sign: int) -> Any:
     """Like `shifted`, with the square of the number."""
     if isinstance(number, int) and isinstance(total, int):
         return total + sign * number * number
+    if isinstance(number, Decimal) or isinstance(total, dict):
+        return decimals.shifted(total, number, sign, squares=True)
     above, power = exact(number)
     return _kept(_added(exact(total), (above * above, 2 * power), sign))
 
 
 def rounded(total: Any) -> Any:
-    """The sum as a number: an int if all numbers were ints, otherwise the nearest float.
+    """The sum as a number: an int if all numbers were ints, a Decimal if there are some, otherwise the
+    nearest float.
 
     Raises:
         OverflowError: it is too large for a float.
     """
+    if isinstance(total, dict):
+        return decimals.sum_of(cast("dict[str, Any]", total))
     return quotient(exact(total), 1) if isinstance(total, list) else total
+
+
+def mean_of(total: Any, number: int) -> Any:
+    """The mean of that many numbers with this sum: a Decimal of Decimals, otherwise a float.
+
+    Raises:
+        OverflowError: it is too large for a float.
+    """
+    if isinstance(total, int | float | list):
+        return quotient(exact(total), number)
+    return decimals.divided(rounded(total), number)
+
+
+def variance_of(number: int, total: Any, squares: Any, divisor: int) -> Any:
+    """The variance of that many numbers: a Decimal of Decimals, otherwise a float.
+
+    Args:
+        total: their sum.
+        squares: the sum of their squares.
+        divisor: by which the sum of their squared distances from their mean is divided.
+
+    Raises:
+        OverflowError: it is too large for a float.
+    """
+    if isinstance(total, dict) or isinstance(squares, dict):
+        return decimals.spread(number, rounded(total), rounded(squares), divisor)
+    return quotient(sum_of_squared_distances(number, total, squares), number * divisor)
 
 
 def quotient(total: Exact, divisor: int) -> float:

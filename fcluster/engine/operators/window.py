@@ -19,9 +19,10 @@ from fcluster.graph.aggregates import Aggregate, unshared
 from fcluster.graph.codecs import key_codec
 from fcluster.graph.operators import GroupTable, JoinStreams, Window
 from fcluster.graph.record import Record
+from fcluster.graph.typed import TYPED
 from fcluster.graph.windows import InTime
 
-_UNCHANGING = frozenset({int, float, str, bool, type(None)})
+_UNCHANGING = frozenset({int, float, str, bool, type(None), *TYPED})
 """Values of these types can't be changed in place. A look at the type saves most copies."""
 _OF_VALUES: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What functions raise that get a value they don't expect."""
