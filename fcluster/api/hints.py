@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import re
+import traceback
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final
@@ -179,7 +180,15 @@ def hint(error: BaseException) -> str:
                 ".map(lambda value: value['cents']), .filter(lambda value: value['cents'] > 5)."
             )
         return _hint_of_call(found[1], text) if found else ""
+    if isinstance(error, ValueError) and "values to unpack" in text and ".branch(" in _line(error):
+        return "branch() gives one more stream than functions: the last one has all other records."
     return ""
+
+
+def _line(error: BaseException) -> str:
+    """The line of code that failed."""
+    lines = traceback.extract_tb(error.__traceback__, -1)
+    return (lines[-1].line or "") if lines else ""
 
 
 def _visible(trace: TracebackType | None) -> list[str]:

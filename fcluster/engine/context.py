@@ -272,17 +272,17 @@ class HandlerContext(RecordContext):
         Raises:
             LookupError: the handler declares no such state.
         """
-        return self._declared(state)
+        return self._declared(state, "value")
 
     def map(self, state: MapState[_K, _V]) -> MapAccess[_K, _V]:
         """Like `value`, for a map."""
-        return self._declared(state)
+        return self._declared(state, "map")
 
     def list(self, state: ListState[_V]) -> ListAccess[_V]:
         """Like `value`, for a list."""
-        return self._declared(state)
+        return self._declared(state, "list")
 
-    def _declared(self, state: State) -> Any:
+    def _declared(self, state: State, kind: str) -> Any:
         try:
             declared, access = self._access.get(state.name, (None, None))
         except AttributeError:
@@ -295,6 +295,8 @@ class HandlerContext(RecordContext):
                 f"the handler {self._name!r} declares no {state.kind} {state.name!r}; "
                 "name it in the handler's states=[...]"
             )
+        if state.kind != kind:
+            raise TypeError(f"ctx.{kind} got the {state.kind} {state.name!r}; use ctx.{state.kind}")
         return access
 
     def timer(self, name: str, *, at: int, clock: TimerClock = "event") -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import Any, Protocol, cast, overload
+from typing import Any, Final, Protocol, cast, overload
 
 from fcluster.common.failures import bounded_repr, bounded_text, describe_exception, type_name
 from fcluster.engine.entries import ABSENT, Clock, EntryTable, Expiry, Layers, ValueCodec
@@ -361,6 +361,31 @@ def make_access(
     return ValueOfKey(entries, here)
 
 
+_VALUE, _MAP, _LIST = "ctx.value(STATE)", "ctx.map(STATE)", "ctx.list(STATE)"
+_CALLED_HERE: Final = {
+    _VALUE: {"delete": "clear()", "put": "set(value)", "update": "set(value)", "value": "get()"},
+    _MAP: {
+        "contains": "key in it",
+        "delete": "del it[key]",
+        "entries": "scan()",
+        "put": "it[key] = value",
+        "range": "scan(start, stop)",
+        "remove": "del it[key]",
+        "set": "it[key] = value",
+    },
+    _LIST: {"add": "append(value)", "add_all": "extend(values)", "get": "it[0], or list(it)"},
+}
+"""What states of other libraries have, and what it is here."""
+
+
+def _hint(what: str, kind: type[object], name: str) -> str:
+    """What to say to a handler that has asked a state of this kind for something that it doesn't have."""
+    here = _CALLED_HERE[what].get(name)
+    if here:
+        return f"{what} has no {name!r}; here it is {here}"
+    return f"{what} has no {name!r}; it has {', '.join(one for one in dir(kind) if not one.startswith('_'))}"
+
+
 def _key_here(here: Here) -> bytes:
     key = here._key  # pyright: ignore[reportPrivateUsage]  a method call would cost time
     if key is None:
@@ -376,6 +401,11 @@ class ValueOfKey(ValueAccess[Any]):
     def __init__(self, entries: EntryTable, here: Here) -> None:
         self._entries = entries
         self._here = here
+
+    @staticmethod
+    def hint_for(name: str) -> str:
+        """See `steps.HasHints`."""
+        return _hint(_VALUE, ValueAccess, name)
 
     def get(self, default: Any = None) -> Any:
         """See `ValueAccess`."""
@@ -407,6 +437,11 @@ class MapOfKey(MapAccess[Any, Any]):
         self._here = here
         self._encode = encode
         self._decode = decode
+
+    @staticmethod
+    def hint_for(name: str) -> str:
+        """See `steps.HasHints`."""
+        return _hint(_MAP, MapAccess, name)
 
     def __getitem__(self, key: Any) -> Any:
         value = self._entries.get(self._entry(key))
@@ -476,6 +511,11 @@ class ListOfKey(ListAccess[Any]):
         self._bounds = bounds
         self._here = here
         self._can_expire = can_expire
+
+    @staticmethod
+    def hint_for(name: str) -> str:
+        """See `steps.HasHints`."""
+        return _hint(_LIST, ListAccess, name)
 
     def append(self, value: Any) -> None:
         """See `ListAccess`."""
