@@ -68,7 +68,7 @@ from fcluster.schema_registry.writers import (
     frame_bytes,
     id_title,
     is_decimal,
-    writer_schema,
+    written_with,
 )
 
 _T = TypeVar("_T")
@@ -233,11 +233,12 @@ class RegistryFormat(Codec[_T]):
     def check_value(self, value: Any) -> None:
         """Raise TypeError for a value that the serializer would write wrongly."""
 
-    def check_writer(self, schema: Any, frame: bytes) -> None:
+    def check_writer(self, schema: Any, texts: Mapping[str, str], frame: bytes) -> None:
         """Raise ModelError for a schema with which other values are written, which would be read wrongly.
 
         Args:
             schema: as confluent-kafka's client gives it.
+            texts: those to which it refers, by name.
             frame: what stands in front of such data.
         """
 
@@ -445,9 +446,9 @@ class Avro(_TextFormat[_T]):
         """See `RegistryFormat`."""
         self._convert.check(value)
 
-    def check_writer(self, schema: Any, frame: bytes) -> None:  # noqa: ARG002  for formats that need it
+    def check_writer(self, schema: Any, texts: Mapping[str, str], frame: bytes) -> None:  # noqa: ARG002  for formats that need it
         """See `RegistryFormat`."""
-        check_avro(schema, self._checked)
+        check_avro(schema, texts, self._checked)
 
     def why_unreadable(self, registry: Registry, schema: Any) -> str | None:
         """See `RegistryFormat`."""
@@ -617,9 +618,12 @@ class Protobuf(RegistryFormat[_T]):
         read: Callable[..., Any] = library.ProtobufDeserializer(self._message, self._conf(), client)
 
         def deserialize(raw: bytes, context: Any) -> Any:
-            message = read(raw, context)
+            try:
+                message = read(raw, context)
+            except TypeError as error:  # no descriptors can be made of the writer's schema
+                raise ModelError(f"that can't be read ({error})") from error
             if not message.IsInitialized():  # it is no error to Protobuf until it is written
-                raise ValueError(f"it lacks {', '.join(message.FindInitializationErrors())}")
+                raise ModelError(f"it lacks {', '.join(message.FindInitializationErrors())}")
             return message
 
         return library.ProtobufSerializer(self._message, client, self._writing_conf(registry)), deserialize
@@ -632,7 +636,7 @@ class Protobuf(RegistryFormat[_T]):
         also = ", another class of that name" if name == declared else ""
         raise TypeError(f"{bounded_repr(value)} is of type {name}, but {declared}{also} is declared there")
 
-    def check_writer(self, schema: Any, frame: bytes) -> None:
+    def check_writer(self, schema: Any, texts: Mapping[str, str], frame: bytes) -> None:  # noqa: ARG002  for formats that need them
         """See `RegistryFormat`."""
         check_message(schema, frame, self._descriptor)
 
@@ -758,7 +762,13 @@ class _Conversion:
             )
         if model is not None and not hasattr(model, "model_validate"):
             # What msgspec knows about a class has to be there before any thread converts (decision 0086).
-            msgspec.json.Decoder(model)
+            try:
+                msgspec.json.Decoder(model)
+            except TypeError as error:  # what msgspec can't tell apart, for example
+                raise JobError(
+                    f"model={model.__name__} of {format_name} can't be used: {describe_exception(error)}.",
+                    remedy="Correct the type of that field, or leave model= out: then values are dicts.",
+                ) from error
         return _Conversion(model)
 
     @property
@@ -865,7 +875,7 @@ def _decoder(
         schema_id = id_title(frame)
         try:
             if frame not in known:
-                kind.check_writer(writer_schema(registry, kind.kind, frame, asked_under), frame)
+                kind.check_writer(*written_with(registry, kind.kind, frame, asked_under), frame)
                 known.add(frame)
             return call(deserialize, raw, context, subject)
         except FormatUnusable:

@@ -12,12 +12,13 @@ import binascii
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from fcluster.common.errors import FormatUnusable
+from fcluster.common.failures import describe_exception
 from fcluster.graph.codecs import ModelError
-from fcluster.schema_registry.references import texts_of_writer
+from fcluster.schema_registry.references import avro_schema, texts_of_writer
 from fcluster.schema_registry.registry import Registry
 
 PROTOBUF: Final = "PROTOBUF"
@@ -59,8 +60,11 @@ def _read_frame(raw: bytes) -> tuple[Any, int]:
     return found, buffer.tell()
 
 
-def writer_schema(registry: Registry, kind: str, frame: bytes, subject: str | None) -> Any:
-    """The schema with which data was written, as confluent-kafka's client gives it.
+def written_with(
+    registry: Registry, kind: str, frame: bytes, subject: str | None
+) -> tuple[Any, Mapping[str, str]]:
+    """The schema with which data was written, as confluent-kafka's client gives it, and the texts of those to
+    which it refers, by name.
 
     Args:
         registry: the registry. The deserializers ask for the same, and find it in the client then.
@@ -88,8 +92,7 @@ def writer_schema(registry: Registry, kind: str, frame: bytes, subject: str | No
                 remedy="Use a registry that has both, or read the topic as 'bytes'.",
             )
     # The deserializers ask for these, too, and would go in circles.
-    texts_of_writer(registry, found, _form(kind))
-    return found
+    return found, texts_of_writer(registry, found, _form(kind))
 
 
 def _kind_of(schema: Any, kind: str) -> str:
@@ -179,20 +182,27 @@ def check_message(schema: Any, frame: bytes, descriptor: Any) -> None:
 # --- Avro -------------------------------------------------------------------------------------------------
 
 
-def check_avro(schema: Any, declared: Any) -> None:
+def check_avro(schema: Any, texts: Mapping[str, str], declared: Any) -> None:
     """Check what the deserializer doesn't, or says in a way that shows its own data.
 
     Args:
         schema: the one with which data was written.
+        texts: those to which it refers, by name.
         declared: the job's, parsed by fastavro.
 
     Raises:
         ModelError: they don't fit.
     """
+    from fastavro.schema import UnknownType
+
     try:
         written = json.loads(schema.schema_str)
-    except ValueError as error:
-        raise ModelError(f"that isn't JSON ({error})") from error
+        avro_schema(written, texts)
+    except UnknownType as error:
+        name = cast("Any", error).name
+        raise ModelError(f"that has the type {name!r}, which it doesn't know") from error
+    except Exception as error:  # what fastavro raises
+        raise ModelError(f"that isn't Avro ({describe_exception(error)})") from error
     if _type_of(written) == "bytes":
         # The deserializer gives all that follows as bytes then, whatever the job declares.
         if is_decimal(written) or not any(map(_is_bytes, _branches(declared))):

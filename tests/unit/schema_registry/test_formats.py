@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -363,6 +363,18 @@ def test_avro_writes_what_fits(kind: Any, value: Any) -> None:
 def test_object_of_another_class_is_refused(kind: Any, value: Any) -> None:
     with pytest.raises(TypeError, match="but Payment is declared there"):
         value_codec(opened(kind))[1](value)
+
+
+def test_model_that_can_not_be_told_from_another_is_refused_when_it_is_declared() -> None:
+    @dataclass
+    class Other:
+        cents: int
+
+    with pytest.raises(
+        JobError, match=r"model=Either of Avro can't be used: TypeError: Type unions"
+    ) as caught:
+        Avro(PAYMENT, model=make_dataclass("Either", [("one", Payment | Other)]))
+    assert "leave model= out" in caught.value.remedy
 
 
 def test_object_that_does_not_fit_its_model_is_named() -> None:

@@ -142,7 +142,7 @@ def test_required_field_that_is_missing_is_named() -> None:
     with pytest.raises(ModelError, match="missing required fields: id"):
         codec.encode(Required())
     frame = codec.encode(Required(id="x"))[:6]
-    with pytest.raises(ModelError, match="ValueError: it lacks id"):
+    with pytest.raises(ModelError, match="declares: it lacks id"):
         codec.decode(frame)
 
 

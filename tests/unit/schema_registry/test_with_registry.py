@@ -27,6 +27,8 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufDeserializer, ProtobufSerializer
 from confluent_kafka.serialization import SerializationContext
+from google.protobuf import text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from fcluster import CodecUse, Job, ValueState
 from fcluster.common.errors import FormatUnavailable, FormatUnusable, JobError
@@ -413,6 +415,54 @@ def test_references_in_a_circle_are_the_fault_of_the_record(kind: str) -> None:
         driver.send_raw(source, b"\0" + number.to_bytes(4, "big") + b"\0\x02\x02")
         (letter,) = driver.dead_letters()
         assert "it refers to version 1 of 'rings', which refers to itself" in letter.error
+
+
+def serialized(text: str) -> str:
+    """A file of Protobuf as a registry gives it."""
+    return b64encode(text_format.Parse(text, FileDescriptorProto()).SerializeToString()).decode()
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_schema_that_can_not_be_read_is_the_fault_of_the_record(kind: Any) -> None:
+    # Texts that a registry has as schemas, and what is said about records with them.
+    hostile: dict[Any, list[tuple[str, str]]] = {
+        Avro: [
+            ("{", "that isn't Avro (JSONDecodeError"),
+            ("null", "that isn't Avro"),
+            ('{"type": {"type": 5}}', "that isn't Avro"),
+            ('{"type": "record", "name": 5, "fields": []}', "that isn't Avro"),
+            (
+                json.dumps({**PAYMENT, "fields": [{"name": "a", "type": "Gone"}]}),
+                "has the type 'Gone', which it",
+            ),
+            ("[" * 5_000 + "]" * 5_000, "that isn't Avro (RecursionError"),
+        ],
+        JsonSchema: [("{", "JSONDecodeError"), ("[" * 5_000 + "]" * 5_000, "depth limit")],
+        Protobuf: [
+            ("", "that has no message at [1]"),
+            ("////", "that can't be read"),
+            (
+                serialized(
+                    'dependency: "gone.proto" message_type { name: "A" } message_type { name: "Payment" }'
+                ),
+                "that can't be read (Couldn't build proto file into descriptor pool: Depends on file 'gone",
+            ),
+            (
+                serialized('message_type { name: "Payment" } message_type { name: "Payment" }'),
+                "duplicate symbol 'Payment'",
+            ),
+        ],
+    }
+    job, source, out = copying(kind)
+    with LocalRegistry() as server, running(job, server) as driver:
+        good, _headers = Other(server).write(kind, FORMATS_BY_KIND[kind], "in")
+        for text, message in hostile[kind]:
+            number = server.put_unread(kind.kind, text)
+            driver.send_raw(source, b"\0" + number.to_bytes(4, "big") + good[5:])
+            assert message in driver.dead_letters()[-1].error
+        driver.send_raw(source, good)
+        assert len(driver.dead_letters()) == len(hostile[kind])
+        assert len(driver.records(out)) == 1
 
 
 # --- how schemas are found --------------------------------------------------------------------------------
