@@ -191,13 +191,14 @@ def _in_double(value: Any, path: str) -> Any:
     return value
 
 
-def _is_uuid(value: Any, path: str) -> Any:
-    if isinstance(value, str):
-        try:
-            UUID(value)
-        except ValueError as error:
-            raise ValueError(f"{path} is {value!r}: {error}") from error
-    return value
+def _as_uuid(value: Any, path: str) -> Any:
+    """Text in the form that a UUID is written in, so that equal keys have equal bytes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return str(UUID(value))
+    except ValueError as error:
+        raise ValueError(f"{path} is {value!r}: {error}") from error
 
 
 _PLAIN: Final[Mapping[str, Any]] = {"string": str, "bytes": bytes, "fixed": bytes, "int": int, "long": int}
@@ -212,7 +213,7 @@ _LOGICAL: Final[Mapping[tuple[str, str], tuple[Any, Check | None]]] = {
     ("int", "date"): ((date, int), _without_hours),
     ("bytes", "decimal"): ((Decimal, bytes), _is_finite),
     ("fixed", "decimal"): ((Decimal, bytes), _is_finite),
-    ("string", "uuid"): ((UUID, str), _is_uuid),
+    ("string", "uuid"): ((UUID, str), _as_uuid),
 }
 
 

@@ -777,7 +777,10 @@ class _Conversion:
         if self.model is None:
             return None
         if hasattr(self.model, "model_dump"):
-            return lambda value, _context: value.model_dump(by_alias=True)
+            # The dump still has enums.
+            return lambda value, _context: msgspec.to_builtins(
+                value.model_dump(by_alias=True), builtin_types=_NATIVE
+            )
         return lambda value, _context: msgspec.to_builtins(value, builtin_types=_NATIVE)
 
     @property

@@ -6,12 +6,14 @@ import copy
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from io import BytesIO
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 import fastavro
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -363,3 +365,61 @@ def test_renamed_record_and_field_have_aliases() -> None:
     without = {**renamed, "aliases": []}
     with pytest.raises(ModelError, match=r"it is of the type R, not of the type shop\.New"):
         opened(without).decode(raw)
+
+
+class Color(Enum):
+    RED = "RED"
+
+
+@dataclass
+class AsDataclass:
+    id: UUID
+    at: datetime
+    day: date
+    price: Decimal
+    tag: bytes
+    color: Color
+    by_name: dict[str, int]
+
+
+class AsPydantic(pydantic.BaseModel):
+    id: UUID
+    at: datetime
+    day: date
+    price: Decimal
+    tag: bytes
+    color: Color
+    by_name: dict[str, int]
+
+
+@pytest.mark.parametrize("model", [AsDataclass, AsPydantic])
+def test_models_have_all_types_of_fields(model: Any) -> None:
+    color = {"type": "enum", "name": "Color", "symbols": ["RED"]}
+    kinds = [UUID_TEXT, TIME, DAY, MONEY, "bytes", color, {"type": "map", "values": "int"}]
+    names = ("id", "at", "day", "price", "tag", "color", "by_name")
+    fields = [{"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)]
+    codec = opened({"type": "record", "name": "All", "fields": fields}, model=model)
+    value = model(
+        id=UUID(int=5),
+        at=EPOCH,
+        day=date(2026, 1, 1),
+        price=Decimal("1.50"),
+        tag=b"\xff",
+        color=Color.RED,
+        by_name={"a": 1},
+    )
+    assert codec.decode(codec.encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (UUID_TEXT, [UUID(int=10), str(UUID(int=10)), str(UUID(int=10)).upper(), UUID(int=10).hex]),
+        (MONEY, [Decimal("1.5"), Decimal("1.50"), Decimal("15E-1")]),
+        (TIME, [EPOCH, EPOCH.astimezone(ZONE), 0]),
+    ],
+)
+def test_equal_keys_have_equal_bytes_however_they_are_given(kind: Any, values: list[Any]) -> None:
+    use = CodecUse("t", "key", MappingProxyType({"schema.registry.url": "mock://test"}))
+    codec: Any = bound_codec(Avro(record(("k", kind))), use)
+    assert len({codec.encode({"a": 1, "k": value}) for value in values}) == 1
