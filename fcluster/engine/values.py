@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from fcluster.common.failures import bounded_repr, bounded_text, type_name, type_of
-from fcluster.graph.typed import TYPED, TYPES_TEXT, tagged, untagged, why_unkept
+from fcluster.graph.typed import TYPED, TYPES_TEXT, holds_typed, tagged, untagged, why_unkept
 
 State = dict[str, Any]
 """The state of one key in one store."""
@@ -109,7 +109,7 @@ def encode_values(values: Collection[Any]) -> list[bytes]:
 
 
 def _encoded_with_types(values: Collection[Any], encoded: Sequence[bytes]) -> list[bytes]:
-    """Like `encode_values`, for values of which some hold what JSON lacks. Takes 2 us for a small one.
+    """Like `encode_values`, for values of which some hold what JSON lacks, one by one.
 
     Args:
         encoded: the values as JSON, which is right for those that don't.
@@ -117,16 +117,15 @@ def _encoded_with_types(values: Collection[Any], encoded: Sequence[bytes]) -> li
     found: list[bytes] = []
     for value, raw in zip(values, encoded, strict=True):
         try:
-            floats = _check_types_below([value], _types_in([[value]], ()))
-        except UnkeptError:
-            try:
+            if holds_typed(value):
                 found.append(TYPED_MARK + _encode(tagged(value)))
-            except (TypeError, ValueError, RecursionError) as error:
-                raise UnkeptError(str(error)) from error
-        else:
-            if floats and b"null" in raw:
-                _check_floats([value], [raw])
-            found.append(raw)
+                continue
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UnkeptError(str(error)) from error
+        floats = _check_types_below([value], _types_in([[value]], ()))
+        if floats and b"null" in raw:
+            _check_floats([value], [raw])
+        found.append(raw)
     return found
 
 

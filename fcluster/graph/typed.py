@@ -114,7 +114,7 @@ def tagged(value: Any) -> Any:
             raise ValueError(f"{value} can't be encoded")
         return value
     if kind is list:
-        return [tagged(item) for item in value]
+        return [item if type(item) in _UNCHANGED else tagged(item) for item in value]
     if kind is dict:
         return _tagged_dict(value)
     typed = _KINDS.get(kind)
@@ -131,7 +131,7 @@ def _tagged_dict(value: dict[Any, Any]) -> dict[str, Any]:
     for name, item in value.items():
         if type(name) is not str:
             raise TypeError(f"the key {bounded_repr(name)} is a {type_of(name)}")
-        found[name] = tagged(item)
+        found[name] = item if type(item) in _UNCHANGED else tagged(item)
     return {_ESCAPE: found} if len(found) == 1 and next(iter(found)).startswith("$") else found
 
 
