@@ -111,7 +111,7 @@ class Epochs:
     """A running shard of a job, fed record by record, with a barrier every `epoch_records` records.
 
     Args:
-        job: with one stage.
+        job: its first stage is run.
         stores: where its state is.
         cache_entries_max: see `Case`.
 
@@ -126,7 +126,7 @@ class Epochs:
         cache_entries_max: int = 200_000,
         epoch_records: int = EPOCH_RECORDS,
     ) -> None:
-        (stage,) = job.build(Settings()).stages
+        stage = job.build(Settings()).stages[0]
         store = stores.open(ShardId(stage.name, 0))
         self._state = ShardState(store, stage.all_stores, _room_for(cache_entries_max))
         port = OutputPort()

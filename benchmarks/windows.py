@@ -1,11 +1,14 @@
 """What windows cost, without Kafka: the real runner, state layers and RocksDB.
 
     python -m benchmarks.windows [--rounds 9]             the cost of a record
+    python -m benchmarks.windows --only session           the same of the jobs with this in their names
     python -m benchmarks.windows --close 1000000          how long others wait while so many windows close
 
 *The cost of a record.* A running count of each key, and windows with a count of each key, take the same
 records in turns, in one process; each processor time is the best of all rounds. Windows close on the way:
-each of the 1,000 keys has a new one every 20 records.
+each of the 1,000 keys has a new one every 20 records. Results at intervals come every 10 records of a key,
+and when windows close. Of windows of all records, it is the shards that compute parts; the one that puts
+them together has a record for each shard and interval, and not for each record.
 
 *Closing.* One shard has a window of each key in RocksDB, and a record makes all of them due. After that,
 records of other keys and due windows take turns as in a worker: about 5 ms each. There is a commit every 100
@@ -31,16 +34,18 @@ from typing import Any
 import orjson
 from confluent_kafka import Message
 
-from benchmarks.engine import Epochs
+from benchmarks.engine import EPOCH_RECORDS, Epochs
 from fcluster import Counted, Cumulative, Hopping, Job, Session, Sliding, Tumbling, count
 from fcluster.common import garbage
 from fcluster.storage.store import StoreDirectory
 
 RECORDS = 60_000
 KEYS = 1_000
+CHUNK_RECORDS = 500
 BEGIN_MS = 1_700_000_000_000
 STEP_MS = 1
 _MS = timedelta(milliseconds=1)
+_S = timedelta(seconds=1)
 LENGTH = 20_000 * _MS  # of event time: 20 records of each key
 TURN_S = 0.005
 COMMIT_S = 0.1
@@ -77,6 +82,14 @@ def windowed_count(windows: Any, emit: Any = "close", clock: Any = "event") -> J
     return job
 
 
+def count_of_all(windows: Any, emit: Any = "close") -> Job:
+    """A count in windows of all records."""
+    job = Job("windows")
+    stream = job.stream(job.topic("in")).window_all(windows, name="w", emit=emit)
+    stream.aggregate(n=count()).to(job.topic("out"))
+    return job
+
+
 def make_messages(numbers: Sequence[int], keys: int, step_ms: int = STEP_MS) -> list[Message]:
     """Records of the keys in turns. Event time moves by `step_ms` with each."""
     return [
@@ -92,6 +105,19 @@ def make_messages(numbers: Sequence[int], keys: int, step_ms: int = STEP_MS) -> 
     ]
 
 
+def run_in_turns(epochs: Epochs, messages: Sequence[Message]) -> None:
+    """Process the records, and commit. As in a worker, what is due and has waited fires between chunks."""
+    runner, timers = epochs.shard.inputs[0], epochs.shard.timers
+    for begin in range(0, len(messages), EPOCH_RECORDS):
+        for at in range(begin, begin + EPOCH_RECORDS, CHUNK_RECORDS):
+            for message in messages[at : at + CHUNK_RECORDS]:
+                runner.handle(message)
+                runner.last = message
+            if timers is not None and timers.behind:
+                timers.fire_due(len(messages))
+        epochs.commit()
+
+
 def cpu_us(job: Job, messages: Sequence[Message]) -> float:
     """Microseconds of processor time for a record."""
     directory = Path(tempfile.mkdtemp(prefix="fcluster-windows-"))
@@ -100,19 +126,29 @@ def cpu_us(job: Job, messages: Sequence[Message]) -> float:
         epochs = Epochs(job, stores)
         gc.collect()
         began_s = time.process_time()
-        epochs.run(messages)
+        run_in_turns(epochs, messages)
         return (time.process_time() - began_s) / len(messages) * 1e6
     finally:
         stores.close_all()
         shutil.rmtree(directory)
 
 
-def compare(rounds: int) -> dict[str, float]:
-    """The best processor time of each job, by its name; "count" is the running count."""
+def compare(rounds: int, only: str = "") -> dict[str, float]:
+    """The best processor time of each job, by its name; "count" is the running count.
+
+    Args:
+        rounds: how many.
+        only: a part of the names of the jobs. The running count is always measured.
+    """
     messages = make_messages(range(RECORDS), KEYS)
-    jobs = {"count": running_count(), **{name: windowed_count(kind) for name, kind in KINDS.items()}}
+    jobs = {name: windowed_count(kind) for name, kind in KINDS.items()}
     jobs["tumbling, each update"] = windowed_count(KINDS["tumbling"], "update")
     jobs["tumbling, in processing time"] = windowed_count(KINDS["tumbling"], clock="processing")
+    jobs["all records"] = count_of_all(KINDS["tumbling"])
+    for name, kind in KINDS.items():
+        jobs[f"{name}, at intervals"] = windowed_count(kind, 10 * _S)
+    jobs["all records, at intervals"] = count_of_all(KINDS["tumbling"], 10 * _S)
+    jobs = {"count": running_count(), **{name: job for name, job in jobs.items() if only in name}}
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name, job in jobs.items():
@@ -216,15 +252,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", metavar="PART", help="jobs with this in their names")
     parser.add_argument("--close", type=int, metavar="WINDOWS")
     parser.add_argument("--limit-s", type=float, default=600, help="Processor time for closing.")
     chosen = parser.parse_args()
     if chosen.close:
         print(close_many(chosen.close, chosen.limit_s))
         return
-    best = compare(chosen.rounds)
+    best = compare(chosen.rounds, chosen.only)
     for name, us in best.items():
-        print(f"{name:24} {us:6.2f} us per record, {us / best['count']:.2f} times the running count")
+        print(f"{name:33} {us:6.2f} us per record, {us / best['count']:.2f} times the running count")
 
 
 if __name__ == "__main__":

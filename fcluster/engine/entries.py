@@ -297,6 +297,8 @@ class EntryTable:
         """Raise ProcessingError if something that the record changed since `begin_undo` can't be stored."""
         images = self._images or ()
         live = {key: value for key in images if (value := self._open.get(key, ABSENT)) is not ABSENT}
+        if not live:
+            return  # most timers delete what they touch, and encoding nothing isn't free
         try:
             self._codec.encode_all(live.values())
         except UnkeptError:

@@ -33,16 +33,13 @@ class OpenPartsAtIntervals(OpenWindowsAtIntervals):
 
     def changing(self, key: bytes, end_ms: int, kept: list[Any]) -> None:
         """See `OpenWindowsAtIntervals`. A part that is due is kept apart, and begins anew."""
-        at_ms = kept[NOTED]
-        if self._notes.is_due(at_ms):
-            parts = self._notes.get(key, at_ms)
-            parts[parts.index(end_ms)] = [end_ms, kept[:NOTED]]
-            kept[:] = [*(init() for init in self._inits), 0]
+        parts = self._notes.get(key, kept[NOTED])
+        parts[parts.index(end_ms)] = [end_ms, kept[:NOTED]]
+        kept[:] = [*(init() for init in self._inits), 0]
 
     def changed(self, key: bytes, end_ms: int, kept: list[Any], timestamp_ms: int) -> None:  # noqa: ARG002
         """See `OpenWindowsAtIntervals`. While event time isn't known, the window's start counts."""
-        if not kept[NOTED]:
-            super().changed(key, end_ms, kept, self._start_of(end_ms))
+        super().changed(key, end_ms, kept, self._start_of(end_ms))
 
     def take_noted(self, key: bytes, at_ms: int) -> list[tuple[int, list[Any]]]:
         """See `OpenWindowsAtIntervals`. The parts begin anew."""

@@ -8,7 +8,7 @@ operator (`operators.window`) passes the results on. See `interval_notes` for wh
                                                        each, or [end, what each aggregate kept] if a record
                                                        has changed it since
 
-A window keeps 0 if no result is noted.
+A window keeps 0 if no result is noted, also because it closes before the next interval.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ class OpenWindowsAtIntervals(OpenWindows):
         self.notes = self._notes = IntervalNotes(step, self._forget)
 
     def changing(self, key: bytes, end_ms: int, kept: list[Any]) -> None:
-        """A record is about to change the window. A result that is due is kept apart."""
-        at_ms = kept[NOTED]
-        if self._notes.is_due(at_ms):
-            windows = self._notes.get(key, at_ms)
-            windows[windows.index(end_ms)] = [end_ms, deepcopy(kept[:NOTED])]
-            kept[NOTED] = 0
+        """A record is about to change the window, whose result is due. That is kept apart."""
+        windows = self._notes.get(key, kept[NOTED])
+        windows[windows.index(end_ms)] = [end_ms, deepcopy(kept[:NOTED])]
+        kept[NOTED] = 0
 
     def changed(self, key: bytes, end_ms: int, kept: list[Any], timestamp_ms: int) -> None:
-        """A record of that time has changed the window."""
-        if kept[NOTED]:
-            return
-        at_ms = kept[NOTED] = self._notes.next_ms(self._start_of(end_ms), timestamp_ms)
+        """A record of that time has changed the window, whose result isn't noted."""
+        at_ms = self._notes.next_ms(self._start_of(end_ms), timestamp_ms)
+        if at_ms >= end_ms + self._closes_after_ms:
+            return  # it closes before: the note would only be removed then
+        kept[NOTED] = at_ms
         windows = self._notes.get(key, at_ms)
         if windows is ABSENT:
             self._notes.note(key, at_ms, [end_ms])

@@ -90,8 +90,10 @@ class WindowsAtIntervalsModel(WindowsModel):
         for end in taking:
             window = state.setdefault((end, key), _Window())
             window.rows.append((came_ms, at_ms, value))
-            if all(noted_ms <= came_ms for noted_ms in window.noted):
-                window.noted.append(self._due_ms(self._start(end), at_ms, now_ms))
+            due_ms = self._due_ms(self._start(end), at_ms, now_ms)
+            closes_first = due_ms >= end + self.closes_after_ms
+            if not closes_first and all(noted_ms <= came_ms for noted_ms in window.noted):
+                window.noted.append(due_ms)
         return [] if taking else [Expected(LATE, read.written.name, value)]
 
     def _due_ms(self, start_ms: int, at_ms: int, now_ms: int | None) -> int:
@@ -197,8 +199,8 @@ class PartsModel(WindowsAtIntervalsModel):
         for (end, _), window in sorted(state.items(), key=lambda item: item[0]):
             apart = [at_ms for at_ms in window.noted if window.is_apart(at_ms)]
             own = [row for row in window.rows if row[0] >= max(apart, default=-1)]
-            (pending_ms,) = set(window.noted) - set(apart)
-            windows[end, ""] = [*kept_of([row[1:] for row in own]), pending_ms]
+            pending = [at_ms for at_ms in window.noted if at_ms not in apart]
+            windows[end, ""] = [*kept_of([row[1:] for row in own]), *(pending or [0])]
             from_ms = -1
             for at_ms in sorted(window.noted):
                 part = [end, kept_of([row[1:] for row in window.rows if from_ms <= row[0] < at_ms])]

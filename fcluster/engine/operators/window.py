@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.interval_notes import RESULT
-from fcluster.engine.interval_windows import OpenWindowsAtIntervals
+from fcluster.engine.interval_windows import NOTED, OpenWindowsAtIntervals
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import LaterRecord, OutputPort, SourceRecord, TimerRecord
@@ -32,7 +32,7 @@ ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
 """Returns the result of a window, given its key, start and end, and its aggregates."""
 
 
-_After = Callable[[SourceRecord, "bytes | None", bytes, int, list[Any]], None]
+_Update = Callable[[SourceRecord, "bytes | None", bytes, int, list[Any]], None]
 """Called with a record, its key, and the key, end and aggregates of a window."""
 
 
@@ -96,9 +96,15 @@ class WindowOperator(OfWindow):
         ends_of = node.windows.ends_of()
         grace_ms, floor_ms, keyed = node.windows.grace_ms, windows.floor_ms, not node.keyless
         inits, add_all = compile_fields(node)
-        after = self._compile_after(surroundings, windows, following)
-        noting = () if node.emit != "interval" else (0,)
-        changing = windows.changing if isinstance(windows, OpenWindowsAtIntervals) else None
+        update = self._compile_update(surroundings, following) if node.emit == "update" else None
+        noting = windows if isinstance(windows, OpenWindowsAtIntervals) else None
+        if noting is not None:
+            results_at = self._compile_results(surroundings, noting)
+            surroundings.fire[node.name, RESULT] = (
+                place,
+                self.passing_on(surroundings, following, results_at),
+            )
+        nothing_yet = () if noting is None else (0,)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             timestamp_ms = record.timestamp()[1]
@@ -119,14 +125,17 @@ class WindowOperator(OfWindow):
                     kept = get(entry)
                     if kept is ABSENT:
                         kept = [init() for init in inits]
-                        kept += noting
+                        kept += nothing_yet
                         put(entry, kept)
                         opened(own, end_ms)
-                    elif changing is not None:
-                        changing(own, end_ms, kept)
+                    elif noting is not None and now_ms is not None and 0 < kept[NOTED] <= now_ms:
+                        noting.changing(own, end_ms, kept)
                     add_all(kept, value, timestamp_ms)
-                    if after is not None:
-                        after(record, key, own, end_ms, kept)
+                    if noting is not None:
+                        if not kept[NOTED]:  # asked here, as most records find it noted
+                            noting.changed(own, end_ms, kept, timestamp_ms)
+                    elif update is not None:
+                        update(record, key, own, end_ms, kept)
                 if is_late:
                     late(record, key, value)
             except passing:
@@ -136,14 +145,10 @@ class WindowOperator(OfWindow):
 
         return step
 
-    def _compile_after(
-        self, surroundings: Surroundings, windows: OpenWindows, following: Step
-    ) -> _After | None:
-        """What happens when a record has changed a window. None: nothing."""
+    def _compile_update(self, surroundings: Surroundings, following: Step) -> _Update:
+        """What passes on the result of a window that a record has changed."""
         node = self._node
         assert isinstance(node.windows, InTime)
-        if node.emit == "close":
-            return None
         start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
         keyed = not node.keyless
 
@@ -151,8 +156,15 @@ class WindowOperator(OfWindow):
             result = apart(result_of(own, start_of(end_ms), end_ms, kept))
             following(record, key if keyed else None, result)
 
-        def note(record: SourceRecord, _key: bytes | None, own: bytes, end_ms: int, kept: list[Any]) -> None:
-            noting.changed(own, end_ms, kept, record.timestamp()[1])
+        return update
+
+    def _compile_results(
+        self, surroundings: Surroundings, noting: OpenWindowsAtIntervals
+    ) -> Callable[[bytes, int], list[dict[str, Any]]]:
+        """What is passed on at an interval."""
+        node = self._node
+        assert isinstance(node.windows, InTime)
+        start_of, result_of = node.windows.start_of(), compile_result(node, surroundings)
 
         def results_at(key: bytes, at_ms: int) -> list[dict[str, Any]]:
             return [
@@ -160,14 +172,7 @@ class WindowOperator(OfWindow):
                 for end_ms, kept in noting.take_noted(key, at_ms)
             ]
 
-        if node.emit == "update":
-            return update
-        noting = cast("OpenWindowsAtIntervals", windows)
-        surroundings.fire[node.name, RESULT] = (
-            self.place,
-            self.passing_on(surroundings, following, results_at),
-        )
-        return note
+        return results_at
 
     def _compile_close(
         self, surroundings: Surroundings, windows: OpenWindows, following: Step

@@ -81,6 +81,19 @@ def test_several_windows_of_a_key_are_passed_on_in_the_order_of_their_ends() -> 
     assert [one[1:3] for one in results(bench.values(), "values")] == [(0, 40), (20, 60)]
 
 
+def test_nothing_is_noted_of_a_window_that_closes_before_the_next_interval() -> None:
+    bench = TimersBench(at_intervals())
+    bench.run(95, 95)
+    bench.barrier()
+    assert list(bench.store.keys_of("w//due")) == []
+    bench.run(203, 203)
+    assert written(bench) == [(99, [95])]
+    waiting = TimersBench(at_intervals(Tumbling(100 * MS, grace=50 * MS)))
+    waiting.run(95, 95)
+    waiting.run(120, 120)
+    assert written(waiting) == [(100, [95]), (110, [120])]
+
+
 def test_nothing_remains_in_the_store() -> None:
     bench = TimersBench(at_intervals())
     for at in (3, 12, 55, 101, 203):
