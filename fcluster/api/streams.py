@@ -26,6 +26,7 @@ from fcluster.api.tables import (
     Table,
     check_of_job,
     checked_history,
+    checked_ttl,
     described_table,
     key_of_global,
     looked_up,
@@ -769,6 +770,7 @@ class Stream(Generic[K_co, V_co]):
         name: str,
         value: ValueKind | type[Any] | None = None,
         history: timedelta | None = None,
+        ttl: timedelta | None = None,
         on_error: OnError | None = None,
     ) -> Table[_K, _V]:
         """The newest value of each key of this stream, as a table.
@@ -781,6 +783,9 @@ class Stream(Generic[K_co, V_co]):
             value: how rows are kept. Default: as in the topic that was read, or "json" after a map or a
                 handler.
             history: for how long former rows are kept; see `Job.table`.
+            ttl: a row is forgotten this long after the time of its record, in event time: that isn't told,
+                groups keep what it has contributed, and the next value of its key begins anew. For rows that
+                don't change any more by then, such as results of windows. Default: rows are kept for good.
             on_error: what to do with a record that has no key, or whose value can't be kept. Default: that of
                 the job.
         """
@@ -792,7 +797,11 @@ class Stream(Generic[K_co, V_co]):
             given = self._declared.bound(value, name, "state")
             kind, is_unchanged = given, is_unchanged and given == kind
         history_ms = checked_history(name, history)
-        return self._kept(KeepTable(name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms))
+        ttl_ms = checked_ttl(name, ttl, history)
+        kept = KeepTable(
+            name, kind, rule, is_unchanged, none_deletes=True, history_ms=history_ms, ttl_ms=ttl_ms
+        )
+        return self._kept(kept)
 
     def aggregate(
         self, /, *, name: str, on_error: OnError | None = None, **fields: Aggregate[Any, V_co]

@@ -22,7 +22,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
 from fcluster.graph.aggregates import Aggregate, check_group_aggregates, count, reduce
 from fcluster.graph.changes import Change
-from fcluster.graph.durations import DURATION_MAX
+from fcluster.graph.durations import DURATION_MAX, MILLISECOND, check_duration
 from fcluster.graph.foreign import ANSWERS, LEFT_ROWS, SUBSCRIPTIONS, KeyOf, Pair
 from fcluster.graph.generics import K_co, V_co
 from fcluster.graph.groups import GroupOf, halves_codec
@@ -47,6 +47,7 @@ from fcluster.graph.operators import (
     TellChanges,
     TopicSpec,
     ValueKind,
+    kept_in,
     rows_below,
     rules_of_table,
     title_of_table,
@@ -268,6 +269,8 @@ class Table(Generic[K_co, V_co]):
                 remedy="Use how='inner', how='left' or how='outer'.",
             )
         right, _nodes = other._of(self._declared)
+        for table in (self, other):
+            table._check_kept_for_good()
         if on is not None:
             return self._join_on(other, with_ or pair, on, name, how, version, on_error)
         if name is not None or version is not None:
@@ -341,9 +344,24 @@ class Table(Generic[K_co, V_co]):
         combine.__name__ = getattr(with_, "__name__", type(with_).__name__)
         return self._with(MappedTable(kept, combine, rule), {name: node})
 
+    def _check_kept_for_good(self) -> None:
+        for kept in kept_in(self._table):
+            if isinstance(kept, KeepTable) and kept.ttl_ms is not None:
+                raise JobError(
+                    f"The table {kept.name!r} has a ttl=, and is joined with another table. When its rows "
+                    "are forgotten, those of the join would stay behind.",
+                    remedy="Leave out ttl=, or join the streams in front of the table: "
+                    "stream.join(other, within=..., name=...).",
+                )
+
     def _key_kind(self) -> KeyKind:
         """The kind of the table's keys."""
         return key_of(next(iter(self._nodes.values())))
+
+    def _ttl(self) -> tuple[int | None, str]:
+        """After how long its rows are forgotten, and by the clock of which table."""
+        kept = kept_in(self._table)[0]  # a table that is joined has none
+        return (kept.ttl_ms, kept.name) if isinstance(kept, KeepTable) else (None, "")
 
     def _known_kind(self) -> ValueKind | None:
         """The kind of the table's values. None if it isn't known, because they are computed."""
@@ -452,7 +470,9 @@ class Table(Generic[K_co, V_co]):
 
         def table(fields: tuple[tuple[str, Aggregate[Any]], ...], is_single: bool) -> Table[Any, Any]:
             self._declared.complete(what)
-            regroup = told.add(Regroup(f"{name}-members", name, by, key, value, kind, fields, rule))
+            regroup = told.add(
+                Regroup(f"{name}-members", name, by, key, value, kind, fields, rule, *self._ttl())
+            )
             keyed = regroup.add(KeyBy(GroupOf(by, key), name, key, halves_codec(kind), rule, said))
             groups = GroupTable(name, fields, is_single, drop_empty)
             return self._with(groups, {name: keyed.add(groups)})
@@ -645,6 +665,23 @@ def checked_history(name: str, history: object) -> int | None:
             remedy="Use history=timedelta(days=7), from Python's datetime.",
         )
     return -(-history // timedelta(milliseconds=1))
+
+
+def checked_ttl(name: str, ttl: timedelta | None, history: timedelta | None) -> int | None:
+    """The `ttl=` of a table, in milliseconds.
+
+    Raises:
+        JobError: it isn't a timedelta of whole milliseconds, or out of range, or the table has a history.
+    """
+    if ttl is None:
+        return None
+    check_duration(f"the table {name!r}", "ttl", ttl, MILLISECOND)
+    if history is not None:
+        raise JobError(
+            f"The table {name!r} got history= and ttl=: its former rows would be kept longer than its rows.",
+            remedy="Leave out one of them.",
+        )
+    return ttl // MILLISECOND
 
 
 def pair(left: Any, right: Any) -> dict[str, Any]:

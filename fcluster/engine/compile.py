@@ -13,7 +13,14 @@ from fcluster.engine.call_results import CallResults
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
-from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord, field_of
+from fcluster.engine.operators.base import (
+    EventMs,
+    Surroundings,
+    TimerStep,
+    WriteRecord,
+    field_of,
+    no_event_ms,
+)
 from fcluster.engine.operators.map_async import MapAsyncOperator
 from fcluster.engine.operators.write import (
     Target,
@@ -67,6 +74,7 @@ def compile_chain(
     held: HeldOutputs | None,
     timers: Mapping[str, KeyTimers | AnyOpen],
     results: CallResults,
+    event_ms: EventMs = no_event_ms,
 ) -> CompiledChain:
     """Compile the chain for the shard `partition` of `stage`.
 
@@ -78,6 +86,7 @@ def compile_chain(
         timers: the timers of the shard's handlers that set some, and its open windows, by the step's name.
         results: what has come of the calls of records. The steps in front of the last `map_async` run when
             these calls are made, and not here.
+        event_ms: returns the shard's event time.
     """
     operators = [
         operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)
@@ -115,6 +124,7 @@ def compile_chain(
         port.stage_sizes,
         results,
         timers,
+        event_ms=event_ms,
     )
     step: Step = discard
     if chain.sink is not None:

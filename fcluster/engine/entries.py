@@ -228,6 +228,12 @@ class EntryTable:
         if self._ttl is not None:
             self._times[key] = self._ttl.now_ms()
 
+    def put_at(self, key: bytes, value: Any, time_ms: int) -> None:
+        """Like `put`, with this time if it is later than the present one."""
+        self.put(key, value)
+        if self._ttl is not None:
+            self._times[key] = max(time_ms, self._times[key])
+
     def put_new(self, key: bytes, value: Any) -> None:
         """Like `put`, for a `key` that is known to have no entry. If it is deleted in the same epoch, nothing
         of it is written.

@@ -557,6 +557,7 @@ class TimerRunner:
                 HeldOutputs(self._refusals),
                 self.steps,
                 CallResults(),  # no calls follow a step with timers
+                self._event_ms,
             )
         return handler.chain
 

@@ -44,7 +44,7 @@ from fcluster.engine.ordered_keys import (
     key_of_group,
     ordered_key,
 )
-from fcluster.engine.rows import FollowedTable, RowTable
+from fcluster.engine.rows import ExpiringRowTable, FollowedTable, RowTable
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
 from fcluster.graph.codecs import Kind, ModelCodec, codec_name, decode_msgpack, value_codec
@@ -247,16 +247,51 @@ def make_window_tables(
     ]
 
 
-def make_kept_table(store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes]) -> list[EntryTable]:
-    """The rows of a table, or what is kept for its groups, history or joins; see `engine.rows`."""
+def make_kept_table(
+    store: TableStore, layers: Layers, prefix_of: Callable[[str], bytes], known: Mapping[str, EntryTable]
+) -> list[EntryTable]:
+    """The rows of a table, or what is kept for its groups, history or joins; see `engine.rows`. If it has a
+    TTL: also its notes, and its clock. Nothing if it is in `known` already.
+    """
+    if store.name in known:
+        return []
+    if store.ttl_ms is not None:
+        return _make_expiring_table(store, store.ttl_ms, layers, prefix_of, known)
     parts = store.name, prefix_of(store.name), store.table, layers
     if store.of == "groups":
         return [FollowedTable(*parts, state_codec("json"))]
     if store.of == "rows":
         return [RowTable(*parts, state_codec("bytes"))]
-    groups = {"versions": group_of_entry, "due": _one_group, "subscribers": group_of_entry}
+    groups = {
+        "versions": group_of_entry,
+        "due": _one_group,
+        "times": _one_group,
+        "subscribers": group_of_entry,
+    }
     codec = state_codec("int" if store.of in ("clock", "count", "seen", "loaded") else "bytes")
     return [EntryTable(*parts, codec, groups.get(store.of))]
+
+
+def _make_expiring_table(
+    store: TableStore,
+    ttl_ms: int,
+    layers: Layers,
+    prefix_of: Callable[[str], bytes],
+    known: Mapping[str, EntryTable],
+) -> list[EntryTable]:
+    made: list[EntryTable] = []
+
+    def further(of: TableStore) -> EntryTable:
+        if of.name in known:
+            return known[of.name]
+        made.extend(make_kept_table(of, layers, prefix_of, known))
+        return made[-1]
+
+    kind = ExpiringRowTable if store.of == "rows" else EntryTable
+    entries = kind(store.name, prefix_of(store.name), store.table, layers, state_codec("bytes"))
+    notes, clock = further(TableStore(store.table, "times")), further(TableStore(store.clock, "clock"))
+    entries.expire_with(Expiry(ttl_ms, Clock(clock), entries, notes))
+    return [entries, *made]
 
 
 class _RecordsCodec:

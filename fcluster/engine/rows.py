@@ -122,6 +122,24 @@ class RowTable(FollowedTable):
         return _WITHOUT_TIME + raw[1:] if raw[:1] == PLAIN else raw[1:]
 
 
+class ExpiringRowTable(RowTable):
+    """Rows with a TTL, which begins with the time of their record, or with event time if that is later. Like
+    other entries with a TTL, each has a time of its own in front.
+    """
+
+    __slots__ = ()
+
+    mark = EntryTable.mark
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Make `value` the row of `key`."""
+        super().put(key, value)
+        self._times[key] = max(time_of_row(value), self._times[key])
+
+    def _take(self, key: bytes, raw: bytes | None) -> Any:
+        return EntryTable._take(self, key, raw)
+
+
 def compile_group_value(table: GroupTable) -> Callable[[list[Any]], Any]:
     """The function that gives the value of a group's row. It shares nothing with the row."""
     results = tuple((name, at, one.result) for at, (name, one) in enumerate(table.fields))

@@ -34,6 +34,7 @@ from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.framing import compile_framing
 from fcluster.engine.letter_limit import ShardLetters
+from fcluster.engine.operators.base import EventMs
 from fcluster.engine.pairs import AnyOpen
 from fcluster.engine.records import (
     NO_TIMESTAMP_MS,
@@ -222,12 +223,16 @@ class StageRunner:
                 self._timed_steps,
                 self._stamper,
                 self._results,
+                self._event_ms,
             )
         self._careful.run(record, self._condemned[record.offset()])
 
     @property
     def _timed_steps(self) -> Mapping[str, KeyTimers | AnyOpen]:
         return {} if self._timers is None else self._timers.steps
+
+    def _event_ms(self) -> int | None:
+        return None if self.clock is None else self.clock.now_ms
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -280,6 +285,7 @@ class StageRunner:
                 held,
                 self._timed_steps,
                 results,
+                self._event_ms,
             )
             runs.append(
                 _stopping(compiled, self._passing)
@@ -620,6 +626,7 @@ class _CarefulRun:
         timers: Mapping[str, KeyTimers | AnyOpen],
         stamper: Stamper | None,
         results: CallResults,
+        event_ms: EventMs,
     ) -> None:
         self._source = stage.inputs[number]
         self._stamper = stamper
@@ -633,7 +640,16 @@ class _CarefulRun:
         self._decode = value_codec(self._source.topic.value)[0]
         self._chains = [
             compile_chain(
-                chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals), timers, results
+                chain,
+                stage,
+                partition,
+                tables,
+                port,
+                passing,
+                HeldOutputs(self._refusals),
+                timers,
+                results,
+                event_ms,
             )
             for chain in stage.chains_of(number)
         ]

@@ -498,7 +498,7 @@ class ShardState:
             elif isinstance(wanted, WindowStore):
                 made = make_window_tables(wanted, self, store_prefix)
             elif isinstance(wanted, TableStore):
-                made = make_kept_table(wanted, self, store_prefix)
+                made = make_kept_table(wanted, self, store_prefix, self._entry_tables)
             elif isinstance(wanted, PairStore):
                 made = make_pair_tables(wanted, self, store_prefix)
             else:

@@ -302,6 +302,12 @@ def _changed_tables(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
                 f"{title} had a history, and now has none: its former rows would stay for ever. "
                 "(Keep history=, with a shorter time.)"
             )
+        if before.get("ttl") != now.get("ttl"):
+            had, has = ("no ttl=", "one") if now.get("ttl") else ("a ttl=", "none")
+            return (
+                f"{title} had {had}, and now has {has}: its rows are kept in another form. (Keep it as it "
+                "was, and declare another table beside it.)"
+            )
         if any(before.get(part) != now.get(part) for part in ("key", "value")):
             kinds = [_kinds_text(described) for described in (before, now)]
             way_out = "(Declare a table of another name, over another topic declaration.)"

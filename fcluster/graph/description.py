@@ -134,6 +134,7 @@ def _describe_table(stage: Stage, table: KeptTable) -> dict[str, Any]:
     }
     if isinstance(table, KeepTable):
         history = {} if table.history_ms is None else {"history": True}
+        history |= {} if table.ttl_ms is None else {"ttl": True}
         copy_of = {"copy_of": table.copy_of} if table.copy_of else {}
         computes = {} if table.reduce is None else {"computes": "what reduce() makes of all values"}
         return {**described, "value": codec_name(table.value), **history, **copy_of, **computes}

@@ -260,6 +260,7 @@ class KeepTable:
             tombstone) does.
         is_followed: the changes of each record are noted, for the steps that follow them (`TellChanges`).
         history_ms: for how long former rows are kept. None: they aren't.
+        ttl_ms: how long a row is kept in event time. None: for good.
         copy_of: the global table of which each shard of a stage has this copy. Empty: it is no copy.
         reduce: called as `reduce(former, value)`; the row is what it returns, and None deletes it. A key's
             first value is its row. None: the newest value is the row.
@@ -274,16 +275,19 @@ class KeepTable:
     history_ms: int | None = None
     copy_of: str = ""
     reduce: Callable[[Any, Any], Any] | None = None
+    ttl_ms: int | None = None
 
     @property
     def store(self) -> TableStore:
         """Where its rows are kept."""
-        return TableStore(self.name)
+        return TableStore(self.name, ttl_ms=self.ttl_ms, clock=self.name)
 
     @property
     def stores(self) -> tuple[TableStore, ...]:
-        """Where its rows and their history are kept, and whether a copy is loaded."""
+        """Where its rows and their history are kept, when they expire, and whether a copy is loaded."""
         stores = [self.store]
+        if self.ttl_ms is not None:
+            stores += [TableStore(self.name, "times"), TableStore(self.name, "clock")]
         if self.history_ms is not None:
             stores += [TableStore(self.name, part) for part in ("versions", "due", "clock")]
         return (*stores, self.loading) if self.copy_of else tuple(stores)
@@ -307,6 +311,8 @@ class Regroup:
         function: gives what a row contributes; None: nothing. If it is None: the row's value.
         value: the codec of what rows contribute.
         fields: the aggregates of the groups, which have to take what is contributed.
+        ttl_ms: for how long it remembers what a row contributes. None: for good.
+        clock: with that, the name of the kept table by whose clock it forgets.
         on_error: what to do with a record for whose row a function or an aggregate fails.
     """
 
@@ -318,11 +324,18 @@ class Regroup:
     value: ValueKind
     fields: tuple[tuple[str, Aggregate[Any]], ...] = ()
     on_error: OnError = "stop"
+    ttl_ms: int | None = None
+    clock: str = ""
 
     @property
     def store(self) -> TableStore:
         """Where it remembers that."""
-        return TableStore(self.name, "members")
+        return TableStore(self.name, "members", self.ttl_ms, self.clock)
+
+    @property
+    def stores(self) -> tuple[TableStore, ...]:
+        """Where it remembers that, and when it forgets it."""
+        return (self.store,) if self.ttl_ms is None else (self.store, TableStore(self.name, "times"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,6 +249,8 @@ def _step(step: Operator) -> StepOutline:
         name, state = step.name, (step.name,)
         if step.copy_of:
             details["copy_of"] = step.copy_of
+        if step.ttl_ms is not None:
+            details["ttl_ms"] = str(step.ttl_ms)
         if step.reduce is not None:
             details["computes"] = f"reduce={getattr(step.reduce, '__name__', type(step.reduce).__name__)}"
     elif isinstance(step, Broadcast):

@@ -31,8 +31,8 @@ _REPEATABLE: Final = frozenset({"min", "max", "first", "last", "count_distinct",
 """The aggregates that mean the same if results that are replaced by later ones count, too."""
 _REMEDY: Final = (
     "leave out emit=, so that each window has one result. Or keep the newest result of each window in a "
-    "table, and let table.group_by() take away what is replaced (docs/windows.md, Results that are added "
-    "up). If it is meant, nothing is wrong."
+    "table, .table(name=..., ttl=...), and let table.group_by() take away what is replaced (docs/windows.md, "
+    "Results that are added up). If it is meant, nothing is wrong."
 )
 
 

@@ -177,7 +177,10 @@ class Stage:
     @property
     def needs_time(self) -> bool:
         """Whether something in it may depend on event time."""
-        return bool(self.timed_steps)
+        expiring = (
+            table for table in self.tables if isinstance(table, KeepTable) and table.ttl_ms is not None
+        )
+        return bool(self.timed_steps) or any(expiring)
 
     @property
     def precedence(self) -> tuple[int, ...]:
@@ -239,7 +242,7 @@ class Stage:
         timers = (one for process in self.timed_processes if (one := process.timer_store) is not None)
         windows = (window.store for window in self.windows)
         tables = (store for table in self.tables for store in table.stores)
-        members = (step.store for step in self.regroups)
+        members = (store for step in self.regroups for store in step.stores)
         links = (store for step in self.foreign_joins for store in step.stores)
         joins = (join.store for join in self.joins)
         return (*self.stores, *self.state_stores, *timers, *windows, *tables, *members, *links, *joins)

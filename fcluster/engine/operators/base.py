@@ -20,8 +20,14 @@ from fcluster.graph.operators import OnError, TopicSpec
 from fcluster.graph.record import Record
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
+EventMs = Callable[[], int | None]
 TimerStep = tuple[Place, Callable[[TimerRecord, bytes], None]]
 """Calls a timer's function and passes on its outputs; and the place of the timer's own failures."""
+
+
+def no_event_ms() -> int | None:
+    """The event time where nothing depends on it."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Surroundings:
         timers: the timers of the handlers that set some, and what is open in windows and joins, by the step's
             name.
         fire: collects what to call when a timer is due, by the names of step and timer.
+        event_ms: returns the shard's event time. None: before the first record, or the job doesn't use it.
     """
 
     source: TopicSpec
@@ -56,6 +63,7 @@ class Surroundings:
     results: CallResults
     timers: Mapping[str, KeyTimers | AnyOpen] = field(default_factory=dict[str, KeyTimers | AnyOpen])
     fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])
+    event_ms: EventMs = no_event_ms
 
 
 class CompiledOperator(Protocol):

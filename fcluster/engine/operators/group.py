@@ -32,14 +32,15 @@ class RegroupOperator:
 
     def __init__(self, node: Regroup) -> None:
         self._node = node
-        self.stores = (node.store.name,)
+        self.stores = tuple(store.name for store in node.stores)
         self.place = Place(node.name, f"in group_by() for the table {node.table!r}", node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
         node, place, passing = self._node, self.place, surroundings.passing
         table = cast("EntryTable", surroundings.tables[node.store.name])
-        get, put, delete = table.get, table.put, table.delete
+        get, put, put_at, delete = table.get, table.put, table.put_at, table.delete
+        expires = node.ttl_ms is not None
         by = present_field_of(node.by, "group_by") if isinstance(node.by, str) else node.by
         functions = (by,) if node.function is None else (by, node.function)
         (group_of, *others), show = of_rows(surroundings.source.key, *functions)
@@ -69,7 +70,10 @@ class RegroupOperator:
                     show(key)
                 now = contribution_of(change.new)
                 if now is not None:
-                    put(key, contribution(*now))
+                    if expires:
+                        put_at(key, contribution(*now), record.timestamp()[1])
+                    else:
+                        put(key, contribution(*now))
                 elif before is not None:
                     delete(key)
             except passing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.history import history_of
 from fcluster.engine.loading import Loading
 from fcluster.engine.operators.base import Surroundings, compile_raw
@@ -16,6 +17,7 @@ from fcluster.engine.rows import VALUE_AT, RowChange, RowTable, row_of, time_of_
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
 from fcluster.graph.codecs import value_codec
 from fcluster.graph.operators import KeepTable
+from fcluster.graph.tables import TableStore
 
 
 class KeepTableOperator:
@@ -40,6 +42,7 @@ class KeepTableOperator:
         reduce, decode = node.reduce, value_codec(node.value)[0]
         needs_before = is_followed or reduce is not None
         loading = Loading(surroundings.tables[node.loading.name]) if node.copy_of else None
+        advance = _compile_advance(node, surroundings)
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
@@ -47,6 +50,8 @@ class KeepTableOperator:
                     if loading is not None and loading.note(record):
                         return
                     raise RecordError("the record has no key, so it is no row of a table")
+                if advance is not None:
+                    advance()
                 at_ms = record.timestamp()[1]
                 before = row_before(key) if needs_before else None
                 if reduce is not None and before is not None:
@@ -62,6 +67,23 @@ class KeepTableOperator:
                 raise StepFailure(place, error) from error
 
         return step
+
+
+def _compile_advance(node: KeepTable, surroundings: Surroundings) -> Callable[[], None] | None:
+    """Lets the clock by which rows expire follow event time. It is state, so that what has expired depends on
+    nothing but what the table has read. None: rows don't expire.
+    """
+    if node.ttl_ms is None:
+        return None
+    clock = Clock(cast("EntryTable", surroundings.tables[TableStore(node.name, "clock").name]))
+    event_ms = surroundings.event_ms
+
+    def advance() -> None:
+        now_ms = event_ms()
+        if now_ms is not None:
+            clock.advance(now_ms)
+
+    return advance
 
 
 def _compile_keep(node: KeepTable, surroundings: Surroundings) -> Callable[[bytes, bytes | None, int], bool]:
