@@ -34,7 +34,7 @@ from fcluster.kafka.asking import (
     unavailable,
     untyped,
 )
-from fcluster.kafka.durability import Replication, replications
+from fcluster.kafka.durability import Replication, broker_settings, replications
 from fcluster.kafka.missing import missing_topic
 from fcluster.kafka.topic_ids import reset_remedy
 
@@ -109,8 +109,14 @@ def check_creation(admin: AdminClient, plan: TopicPlan, settings: Settings) -> N
 
 # Data that only we read may never expire by time; we delete processed records by offset.
 _KEPT_CONFIG: Final = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+_AHEAD: Final = "message.timestamp.after.max.ms"
+_ANY_TIMES: Final = {_AHEAD: str(2**63 - 1)}
+"""Kafka 4 refuses timestamps that are more than an hour ahead, unless the topic says otherwise. What a source
+has accepted must be accepted on the way through the job, too.
+"""
 _REPARTITION_CONFIG: Final = {
     **_KEPT_CONFIG,
+    **_ANY_TIMES,
     "message.timestamp.type": "CreateTime",  # records keep their timestamps
     "segment.bytes": str(64 * 1024 * 1024),
 }
@@ -177,7 +183,7 @@ class TopicPlan:
             else:
                 self.want(sink.name, count, {})
         for topic in stage.dead_letter_topics:
-            self.want(topic.name, count, {})
+            self.want(topic.name, count, _ANY_TIMES)
 
     def _merged_count(self, topic: str, feeding: int) -> int:
         """How many partitions a repartition topic gets. If it is merged with other topics: as many as those
@@ -243,10 +249,18 @@ def _create_topics(
     with asking(settings, "listing the brokers"):
         ways = replications(admin, settings.replication_factor)
     left = dict(missing)
+    if any(_AHEAD in config for _, config in missing.values()):
+        with asking(settings, "describing a broker"):
+            if f"log.{_AHEAD}" not in broker_settings(admin):  # before Kafka 3.6, or we may not see it
+                left = {name: (count, _without_times(config)) for name, (count, config) in missing.items()}
     for number, way in enumerate(ways, 1):
         left = _try_to_create(admin, left, way, settings, last=number == len(ways), only_ask=only_ask)
     if not only_ask:
         _wait_for_leaders(admin, settings, list(missing))
+
+
+def _without_times(config: Mapping[str, str]) -> Mapping[str, str]:
+    return {name: value for name, value in config.items() if name != _AHEAD}
 
 
 def _try_to_create(

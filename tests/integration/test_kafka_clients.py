@@ -15,6 +15,7 @@ from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.graph.topology import Topology
+from fcluster.kafka import topics
 from fcluster.kafka.asking import cause_of
 from fcluster.kafka.brokers import connect_or_raise
 from fcluster.kafka.clients import Admin, make_admin, make_consumer, make_producer, serve_rest
@@ -168,6 +169,21 @@ def test_topics_are_created_with_the_sources_partition_count_and_never_expire(
         assert (config["cleanup.policy"], config["retention.ms"]) == ("delete", "-1")
     assert config_of(admin, f"{job}-journal")["cleanup.policy"] == "compact"
     assert ensure_internal_topics(admin, topology(topic_prefix), settings) == counts
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_topics_between_stages_take_all_timestamps_if_brokers_know_the_setting(
+    admin: Admin, settings: Settings, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Kafka 4 refuses those an hour ahead by default. A source with other settings may have them."""
+    create(admin, f"{topic_prefix}source", 1)
+    if not is_known:
+        monkeypatch.setattr(topics, "broker_settings", lambda _admin: {"log.retention.ms": "1"})
+    counts = ensure_internal_topics(admin, topology(topic_prefix), settings)
+    limits = {name: config_of(admin, name)["message.timestamp.after.max.ms"] for name in counts}
+    between = {repartition_topic(f"{topic_prefix}job", "second"), f"{topic_prefix}letters"}
+    unlimited = between if is_known else set[str]()
+    assert limits == {name: str(2**63 - 1) if name in unlimited else "3600000" for name in counts}
 
 
 def test_two_processes_creating_the_topics_at_once_both_succeed(
