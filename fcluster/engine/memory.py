@@ -21,14 +21,15 @@ from typing import Any, Final, Protocol, cast
 SLOTS_BYTES: Final = 150
 """What the tables' own dicts take for an entry, measured: the slots of the key in two or three of them."""
 _BREADTH: Final = 16
+_DEPTH: Final = 20
 _STEPS: Final = 8
 _WEIGHT: Final = 1 / 16
 """How much a new sample counts against the mean so far."""
 
 
-def estimate_bytes(value: Any, breadth: int = _BREADTH) -> int:
+def estimate_bytes(value: Any, breadth: int = _BREADTH, depth: int = _DEPTH) -> int:
     """Roughly what a decoded value takes, with what it contains. Takes a few microseconds however large the
-    value is: of a large dict or list, only the first elements are looked at.
+    value is: of a large dict or list, only the first elements are looked at, and only so many levels.
 
     Keys of dicts aren't counted, since all entries share them. Nesting makes it look at fewer elements.
     """
@@ -39,9 +40,10 @@ def estimate_bytes(value: Any, breadth: int = _BREADTH) -> int:
         elements = cast("Collection[Any]", value)
     else:
         return size
-    if not elements:
+    if not elements or not depth:
         return size
-    seen = [estimate_bytes(element, max(1, breadth // 4)) for element in islice(elements, breadth)]
+    narrower = max(1, breadth // 4)
+    seen = [estimate_bytes(element, narrower, depth - 1) for element in islice(elements, breadth)]
     return size + sum(seen) * len(elements) // len(seen)
 
 

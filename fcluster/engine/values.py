@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -60,6 +60,9 @@ def decode_value(raw: bytes) -> Any:
         if not raw.startswith(TYPED_MARK):
             raise
         return untagged(_decode(raw[len(TYPED_MARK) :]))
+
+
+_TOO_DEEP: Final = "is nested too deeply to be kept: flatten it"
 
 
 def encode_states(states: Collection[State]) -> list[bytes]:
@@ -139,12 +142,15 @@ def describe_unkept(state: object, title: str = "state") -> str | None:
     """Where in `state` the value is that can't be kept, and why. None if all of it can. `title` is what
     `state` is called there.
     """
-    problem = _find_unkept(state, title, frozenset())
-    if problem is None:
-        try:
+    try:
+        problem = _find_unkept(state, title, frozenset())
+        if problem is None:
             _encode_lines([state])
-        except (TypeError, ValueError, RecursionError) as error:
-            problem = f"{title} can't be encoded: {error}"
+    except RecursionError:
+        problem = f"{title} {_TOO_DEEP}"
+    except (TypeError, ValueError) as error:
+        is_deep = "ecursion limit" in str(error)  # orjson's own
+        problem = f"{title} {_TOO_DEEP}" if is_deep else f"{title} can't be encoded: {error}"
     return None if problem is None else bounded_text(problem, 1_000)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr
-from fcluster.graph.durations import MILLISECOND, check_duration
+from fcluster.graph.durations import MILLISECOND, check_duration, shown
 
 CONCURRENCY_MAX: Final = 10_000
 ATTEMPTS_MAX: Final = 1_000
@@ -42,6 +42,12 @@ class Retry:
         check_count("attempts", self.attempts, "Retry", ATTEMPTS_MAX)
         check_duration("Retry", "backoff", self.backoff, timedelta())
         check_duration("Retry", "max_backoff", self.max_backoff, timedelta())
+        if self.backoff > self.max_backoff:
+            raise JobError(
+                f"Retry got backoff={shown(self.backoff)}, and max_backoff={shown(self.max_backoff)}: no "
+                "pause would be as long as the first one.",
+                remedy="Set max_backoff= to the longest pause. (It is 10 s if it isn't given.)",
+            )
         given: Any = self.on
         kinds = cast("tuple[Any, ...]", given if isinstance(given, tuple) else (given,))
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):

@@ -204,12 +204,17 @@ def _find_not_finite(value: Any, path: str) -> None:
             _find_not_finite(getattr(value, name, None), f"{path}.{name}")
 
 
+_TOO_DEEP: Final = "the value is nested more than 254 levels deep, or contains itself"
+
+
 def _unencodable(value: Any, error: TypeError) -> TypeError:
     """The error to show for a value that orjson refuses. `error` itself if nothing more is known."""
     try:
         trouble = _find_unencodable(value, "the value", frozenset())
     except RecursionError:
-        trouble = "the value is nested more than 254 levels deep, or contains itself"
+        trouble = _TOO_DEEP
+    if trouble is None and "ecursion limit" in str(error):  # orjson's own
+        trouble = _TOO_DEEP
     return error if trouble is None else TypeError(trouble)
 
 

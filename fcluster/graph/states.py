@@ -20,6 +20,7 @@ from fcluster.common.failures import bounded_repr
 from fcluster.graph.codecs import Codec, Kind, ModelCodec, codec_name
 from fcluster.graph.models import declared_kind
 from fcluster.graph.shapes import Shape, shape_of
+from fcluster.graph.signatures import declared_otherwise, name_of
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -166,6 +167,12 @@ def _migration(state: State, former: int, given: Any) -> Migration:
             f"{what} is {bounded_repr(function)}, not a function.",
             remedy="Give a function that takes a value as it was and returns it as it is in the next "
             "version; or a pair of the former kind of values and that function, such as ('int', function).",
+        )
+    declared = declared_otherwise(function, ("value",))
+    if declared is not None:
+        raise JobError(
+            f"{what} is declared as {declared}, but is called with 1 argument.",
+            remedy=f"Declare it as {name_of(function)}(value). It returns the value of the next version.",
         )
     return Migration(declared_kind(kind, what), function)
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from fcluster.engine.memory import StateMemory, estimate_bytes
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
+from fcluster.engine.values import describe_unkept
+from fcluster.graph.codecs import encode_json
 from tests.unit.engine.test_entries import MemoryStore
 
 
@@ -134,3 +136,23 @@ def test_state_of_many_keys_stays_within_the_bound_and_keeps_the_latest_keys() -
     store.values.clear()  # what is read from now on comes from memory
     assert table.get(b"key-40-49") == {"n": 49}
     assert table.get(b"key-1-0") == {}
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900, 1_100, 5_000])
+def test_nesting_of_any_depth_is_kept_or_said(depth: int) -> None:
+    """Python gives up at about 1,000 levels, and its error says nothing of the state."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    assert estimate_bytes(value) > 0
+    trouble = describe_unkept({"a": value})
+    assert trouble is None or "is nested too deeply to be kept: flatten it" in trouble
+    assert (trouble is None) == (depth < 1_000)
+
+
+def test_output_that_is_nested_too_deeply_is_named() -> None:
+    value: Any = 1
+    for _ in range(300):
+        value = [value]
+    with pytest.raises(TypeError, match="nested more than 254 levels deep"):
+        encode_json(value)
