@@ -796,7 +796,9 @@ class SimWorker(Process):
                 return
         elif fetched.end is not None and runner.merge is None:
             one = runner.inputs[fetched.number]
-            one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
+            # One that was held back may come after newer ones, unlike those of a real reader.
+            if fetched.position >= one.read_position:
+                one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
         if runner.merge is not None and not runner.taken:
             for one in runner.inputs:
                 if not runner.merge.count(one.number):
