@@ -394,7 +394,7 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
     """
     from confluent_kafka.cimpl import KafkaError, NewTopic
 
-    from fcluster.kafka.durability import replications
+    from fcluster.kafka.durability import broker_settings, replications
 
     topics = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
     existing = topics.get(topic)
@@ -413,7 +413,7 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
                 remedy="Leave out --partitions to write to the existing topic.",
             )
         return
-    ways = replications(admin, -1)
+    ways = replications(admin, -1, broker_settings(admin))
     for number, way in enumerate(ways, 1):
         new = NewTopic(topic, partitions, way.factor, config=dict(way.config))
         try:

@@ -49,7 +49,7 @@ class Replication:
     config: Mapping[str, str]
 
 
-def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
+def replications(admin: AdminClient, factor: int, defaults: Mapping[str, str]) -> Sequence[Replication]:
     """Ways to create topics, best first. If the brokers refuse one because there are too few of them, the
     next one is tried.
 
@@ -57,12 +57,12 @@ def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
         admin: a connected client.
         factor: the setting `replication.factor`, -1 if it isn't given. Then it is 3, or the brokers' default
             if that is higher, on a cluster with three brokers.
+        defaults: the settings of the brokers; see `broker_settings`.
 
     Raises:
         KafkaException: the brokers don't answer.
     """
     brokers = len(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers)
-    defaults = broker_settings(admin)
     if factor >= 0:
         return [_with_in_sync(Replication(factor, {}), defaults)]
     default = _number(defaults, "default.replication.factor", 1)

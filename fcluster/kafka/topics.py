@@ -247,12 +247,11 @@ def _create_topics(
     if not missing:
         return
     with asking(settings, "listing the brokers"):
-        ways = replications(admin, settings.replication_factor)
+        defaults = broker_settings(admin)
+        ways = replications(admin, settings.replication_factor, defaults)
     left = dict(missing)
-    if any(_AHEAD in config for _, config in missing.values()):
-        with asking(settings, "describing a broker"):
-            if f"log.{_AHEAD}" not in broker_settings(admin):  # before Kafka 3.6, or we may not see it
-                left = {name: (count, _without_times(config)) for name, (count, config) in missing.items()}
+    if f"log.{_AHEAD}" not in defaults:  # before Kafka 3.6, or we may not see it
+        left = {name: (count, _without_times(config)) for name, (count, config) in missing.items()}
     for number, way in enumerate(ways, 1):
         left = _try_to_create(admin, left, way, settings, last=number == len(ways), only_ask=only_ask)
     if not only_ask:

@@ -71,6 +71,8 @@ def flush(
     Raises:
         KafkaException: it can no longer send anything.
     """
+    if unacknowledged is not None and not unacknowledged():
+        return 0  # others may still be on their way
     begun_s = time.monotonic()
     deadline_s = begun_s + timeout_s
     pulse_s, pause_s = PULSE_S, PAUSE_S

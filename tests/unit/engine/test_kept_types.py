@@ -27,6 +27,7 @@ from fcluster import (
     MapState,
     Session,
     Sliding,
+    Topic,
     Tumbling,
     ValueState,
     collect,
@@ -163,6 +164,27 @@ plans = st.lists(
 )
 
 
+def play(
+    job: Job, paid: Topic[Any, Payment], plan: Any, seed: int, key: str | None, partitions: int
+) -> list[Payment]:
+    """Send the payments of a plan, with barriers and crashes anywhere, and return them."""
+    chance, at_s, sent = random.Random(seed), 0, list[Payment]()
+    with Driver(job, partitions=partitions, auto_barrier=False) as driver:
+        for number, (further, amount, took) in enumerate(plan):
+            at_s += further
+            one = payment(str(amount), at_s, took=timedelta(seconds=took), id=UUID(int=number))
+            sent.append(one)
+            partition, timestamp_ms = chance.randrange(partitions), BEGIN_MS + at_s * 1_000
+            driver.send(paid, one, key=key, timestamp=timestamp_ms, partition=partition)
+            if chance.random() < 0.4:
+                driver.barrier()
+            elif chance.random() < 0.3:
+                driver.crash()
+        driver.settle()
+        driver.finish()
+    return sent
+
+
 @pytest.mark.parametrize("emit", ["close", "update", "interval"])
 @pytest.mark.parametrize("name", sorted(WINDOWS))
 @settings(max_examples=12)
@@ -174,19 +196,7 @@ def test_windows_compute_with_what_json_lacks(name: str, emit: Any, plan: Any, s
     seen: list[Any] = []
     window = job.stream(paid).window(WINDOWS[name], name="w", emit=seconds(2) if emit == "interval" else emit)
     window.aggregate(**AGGREGATES, **TIMED).map(went(seen)).to("out")
-    chance, at_s, sent = random.Random(seed), 0, []
-    with Driver(job, partitions=1, auto_barrier=False) as driver:
-        for number, (further, amount, took) in enumerate(plan):
-            at_s += further
-            one = payment(str(amount), at_s, took=timedelta(seconds=took), id=UUID(int=number))
-            sent.append(one)
-            driver.send(paid, one, key="k", timestamp=BEGIN_MS + at_s * 1_000)
-            if chance.random() < 0.4:
-                driver.barrier()
-            elif chance.random() < 0.3:
-                driver.crash()
-        driver.settle()
-        driver.finish()
+    sent = play(job, paid, plan, seed, key="k", partitions=1)
     for result in seen:
         if result.get("withdrawn") or not isinstance(WINDOWS[name], Tumbling | Sliding | Session):
             continue
@@ -209,19 +219,7 @@ def test_parts_of_all_records_are_put_together_exactly(emit: Any, plan: Any, see
         Tumbling(seconds(100)), name="w", emit=seconds(2) if emit == "interval" else emit
     )
     window.aggregate(**AGGREGATES, **TIMED).map(went(seen)).to("out")
-    chance, at_s, sent = random.Random(seed), 0, []
-    with Driver(job, partitions=2, auto_barrier=False) as driver:
-        for number, (further, amount, took) in enumerate(plan):
-            at_s += further
-            one = payment(str(amount), at_s, took=timedelta(seconds=took), id=UUID(int=number))
-            sent.append(one)
-            driver.send(paid, one, timestamp=BEGIN_MS + at_s * 1_000, partition=chance.randrange(2))
-            if chance.random() < 0.3:
-                driver.barrier()
-            elif chance.random() < 0.3:
-                driver.crash()
-        driver.settle()
-        driver.finish()
+    sent = play(job, paid, plan, seed, key=None, partitions=2)
     most = max(seen, key=lambda result: len(result["all"]))
     assert computed(most) == expected(sent)
     assert most["first"] == time(9)

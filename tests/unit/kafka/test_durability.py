@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.kafka.durability import Replication, TopicCare, look_for_risks, replications, risks
+from fcluster.kafka.durability import (
+    Replication,
+    TopicCare,
+    broker_settings,
+    look_for_risks,
+    replications,
+    risks,
+)
 
 WELL = TopicCare(3, 2, False)
 
@@ -70,7 +77,7 @@ def test_replication_factor_is_what_the_brokers_allow(
     brokers: int, settings: dict[str, str] | None, factor: int, expected: list[Replication]
 ) -> None:
     admin: Any = Brokers(brokers, settings)
-    assert list(replications(admin, factor)) == expected
+    assert list(replications(admin, factor, broker_settings(admin))) == expected
 
 
 def test_single_broker_gets_no_warning() -> None:

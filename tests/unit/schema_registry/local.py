@@ -11,23 +11,21 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import md5
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
 from confluent_kafka.schema_registry import SchemaRegistryClient
 
-Answer = tuple[int, Any]
-"""Status and document."""
+from tests.unit.schema_registry.stub import Answer, RegistryServer
+
 AS_TEXT = 'syntax = "proto3"; message AsText {}'
 """What stands for the text of a Protobuf schema: nobody here reads it."""
 
 
-class LocalRegistry:
-    """Use it in a `with` block.
+class LocalRegistry(RegistryServer):
+    """Use it in a `with` block. See `RegistryServer`.
 
     Args:
         user_info: NAME:PASSWORD that clients have to give.
@@ -36,8 +34,6 @@ class LocalRegistry:
         tls: a context with a certificate.
 
     Attributes:
-        url: where it listens.
-        requests: method and path of what was asked.
         refuses: called with a subject and the text of a new schema. True: it isn't compatible.
         pause_s: how long each answer takes.
         answers_with_schemas: whether the answer to a registration has the schema, as it has if the registry
@@ -53,7 +49,7 @@ class LocalRegistry:
         serializes: bool = True,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.requests: list[tuple[str, str]] = []
+        super().__init__(tls=tls)
         self.refuses: Callable[[str, str], bool] = lambda _subject, _text: False
         self.pause_s = 0.0
         self.answers_with_schemas = False
@@ -65,48 +61,11 @@ class LocalRegistry:
         self._subjects: dict[str, list[dict[str, Any]]] = {}
         self._clients: list[SchemaRegistryClient] = []
         self._lock = threading.Lock()
-        registry = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer(None)
-
-            def do_POST(self) -> None:
-                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-            def handle(self) -> None:
-                with suppress(ConnectionError):  # the client has waited long enough
-                    super().handle()
-
-            def _answer(self, document: Any) -> None:
-                status, found = registry._answer(
-                    self.command, self.path, document, self.headers.get("Authorization")
-                )
-                body = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"http{'s' if tls else ''}://localhost:{self._server.server_port}"
-
-    def __enter__(self) -> LocalRegistry:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for client in self._clients:
             client.close()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__exit__(*error)
 
     def client(self) -> SchemaRegistryClient:
         """A client of another program. It is closed with the registry."""
@@ -129,7 +88,6 @@ class LocalRegistry:
         return sorted(self._subjects)
 
     def _answer(self, method: str, path: str, document: Any, authorization: str | None) -> Answer:
-        self.requests.append((method, path))
         time.sleep(self.pause_s)
         if self.troubles:
             return self.troubles.pop(0)

@@ -56,6 +56,12 @@ def test_producer_is_flushed_for_a_small_part_of_the_wait(wait: Any, answer_at_s
     assert producer.flushed_s <= pulses * sending.PULSE_S + 1e-9
 
 
+def test_nothing_is_waited_for_if_only_records_of_others_are_on_their_way() -> None:
+    producer: Any = Producer(answer_at_s=0.02)
+    assert sending.flush(producer, 30.0, unacknowledged=lambda: 0) == 0
+    assert (producer.now_s, producer.flushed_s) == (0.0, 0.0)
+
+
 def test_brokers_that_take_long_are_asked_less_often(wait: Any) -> None:
     left, producer = wait(8.0, 30.0)
     assert left == 0
