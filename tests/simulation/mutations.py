@@ -1233,7 +1233,7 @@ MUTATIONS = [
         coordinator_class=JournalLast,
     ),
     STALE_TERM,
-    Mutation("journal unfenced", 12, "has its slot", coordinator_class=JournalUnfenced),
+    Mutation("journal unfenced", 1, "has its slot", coordinator_class=JournalUnfenced),
     Mutation(
         "epoch numbers not reserved",
         61,
@@ -1457,7 +1457,7 @@ MUTATIONS = [
         GuessesCommittedWhenMoved,
     ),
     # Combined, where one rule prevents the harm that the breach of the other does.
-    _both(NO_FENCE, UNSETTLED, 36, "the outputs should be []"),
+    _both(NO_FENCE, UNSETTLED, 132, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 13, "the outputs should be"),
     _both(BEFORE_FENCE, UNSETTLED, 522, "the outputs should be []"),
     _both(APPLIED_EARLY, LOCAL_TRUSTED, 44, "was restored at", AppliesBeforeCommitAndTrusts),

@@ -521,7 +521,7 @@ class SimWorker(Process):
             case events.ResumeReading():
                 self._reading_paused = False
                 held, self._held_batches = self._held_batches, []
-                self.inbox.extend(held)
+                self.inbox.extendleft(reversed(held))  # in front of what was fetched after them
             case events.OpenProducers():
                 self._open_producers(effect)
             case events.DestroyProducers():
@@ -796,9 +796,7 @@ class SimWorker(Process):
                 return
         elif fetched.end is not None and runner.merge is None:
             one = runner.inputs[fetched.number]
-            # One that was held back may come after newer ones, unlike those of a real reader.
-            if fetched.position >= one.read_position:
-                one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
+            one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
         if runner.merge is not None and not runner.taken:
             for one in runner.inputs:
                 if not runner.merge.count(one.number):
